@@ -1,0 +1,195 @@
+"""From a training batch to its answers: documents in packed rows, assistant turns, answer tokens, content keys.
+
+All of it runs on the host, on copies of the batch's integer tensors.
+
+Words: a *document* is one training sequence, alone in a padded row or one of several in a packed row. An *answer* is
+the supervised part of one assistant turn. An *answer token* is a supervised token of an answer; the hidden state that
+predicts it stands one column to its left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pact_plugins.chat_format import ChatFormat
+from pact_plugins.errors import PactError
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+IGNORE_INDEX = -100
+"""The label that means "not supervised" in transformers, TRL and Axolotl."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One training sequence and where it stands in its batch.
+
+    Attributes:
+        input_ids: [L] token ids.
+        supervised: [L] True where the token is a target of cross-entropy. The first is always False: nothing predicts
+            it, and packing and padding collators disagree about its label.
+        row, start: the batch coordinates of its first token.
+    """
+
+    input_ids: Ints
+    supervised: Bools
+    row: int = 0
+    start: int = 0
+
+    @cached_property
+    def key(self) -> bytes:
+        """16 bytes that name the content, whatever the packing, padding, order, epoch or rank."""
+        content = self.input_ids.tobytes() + np.packbits(self.supervised).tobytes()
+        return hashlib.blake2b(content, digest_size=16).digest()
+
+    def answers(self, chat: ChatFormat) -> list[tuple[int, int]]:
+        """[start, stop) of every answer, in order.
+
+        A run of supervised tokens after unsupervised ones is an answer. Where labels alone do not separate turns
+        (training on inputs), answers are what follows a header of the chat template, up to the end of the turn.
+
+        Raises:
+            PactError: turns have to be located by the header, and the template has none.
+        """
+        answers: list[tuple[int, int]] = []
+        for start, stop in _runs(self.supervised):
+            headers = _find(self.input_ids[start:stop], chat.header)
+            if start > 1 and not headers:
+                answers.append((start, stop))
+                continue
+            header = chat.require_header("tell the answers from the prompts, since both are trained on")
+            for offset in _find(self.input_ids[:stop], header):
+                first = offset + len(header)
+                if start <= first < stop:
+                    ends = np.flatnonzero(self.input_ids[first:stop] == chat.end)
+                    answers.append((first, first + int(ends[0]) + 1 if len(ends) else stop))
+        return answers
+
+
+@dataclass(frozen=True)
+class AnswerTokens:
+    """The N answer tokens of a batch, document by document, answer by answer.
+
+    Attributes:
+        documents: the documents that hold at least one answer token, in batch order.
+        counts: [D] number of answer tokens of each.
+        row, column: [N] batch coordinates of the hidden state that predicts each token.
+        label: [N] id of each token.
+        position: [N] index of each token in its own answer, 0 at the first.
+        answer: [N] number of the answer it belongs to, counted through the batch.
+    """
+
+    documents: list[Document]
+    counts: Ints
+    row: Ints
+    column: Ints
+    label: Ints
+    position: Ints
+    answer: Ints
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    @classmethod
+    def of(cls, documents: list[Document], chat: ChatFormat) -> AnswerTokens:
+        """Locates the answer tokens of `documents`."""
+        kept: list[Document] = []
+        counts: list[int] = []
+        parts: list[tuple[Ints, ...]] = []
+        for document in documents:
+            count = 0
+            for start, stop in document.answers(chat):
+                column = np.arange(start, stop, dtype=np.int64)
+                parts.append(
+                    (
+                        np.full(stop - start, document.row, np.int64),
+                        column + document.start - 1,
+                        document.input_ids[start:stop],
+                        column - start,
+                        np.full(stop - start, len(parts), np.int64),
+                    )
+                )
+                count += stop - start
+            if count:
+                kept.append(document)
+                counts.append(count)
+        empty = (np.empty(0, np.int64),) * 5
+        columns = [np.concatenate(c) for c in zip(*(parts or [empty]), strict=True)]
+        return cls(kept, np.asarray(counts, np.int64), *columns)
+
+
+def split_documents(inputs: Mapping[str, Any]) -> list[Document]:
+    """The documents of a batch that have at least one supervised token.
+
+    A row is cut where `position_ids` do not continue by one and where `attention_mask` changes: that serves padded
+    batches, TRL's packed and padding-free ones, and Axolotl's sample packing.
+
+    Args:
+        inputs: `input_ids` and `labels` [B, L], and where present `position_ids` and `attention_mask` [B, L].
+
+    Raises:
+        PactError: the batch has no labels, or a mask that is not one value per token.
+    """
+    if "labels" not in inputs or "input_ids" not in inputs:
+        raise PactError(
+            expected="a training batch with `input_ids` and `labels`",
+            got=f"the keys {sorted(inputs)}",
+            consequence="PACT could not tell which tokens are trained on.",
+            remedy="Use the trainer's own data collator for language modelling.",
+        )
+    input_ids, labels = host(inputs["input_ids"]), host(inputs["labels"])
+    breaks = np.zeros(input_ids.shape, bool)
+    breaks[:, 0] = True
+    if inputs.get("position_ids") is not None:
+        position_ids = np.broadcast_to(host(inputs["position_ids"]), input_ids.shape)
+        breaks[:, 1:] |= position_ids[:, 1:] != position_ids[:, :-1] + 1
+    if inputs.get("attention_mask") is not None:
+        mask = host(inputs["attention_mask"])
+        if mask.shape != input_ids.shape:
+            raise PactError(
+                expected=f"an attention mask of one value per token, {input_ids.shape}",
+                got=f"one of shape {mask.shape}",
+                consequence="Documents of a packed row could not be told apart.",
+                remedy="Use a collator that gives a 2-dimensional mask or `position_ids`.",
+            )
+        breaks[:, 1:] |= mask[:, 1:] != mask[:, :-1]
+    return list(_cut(input_ids, labels, breaks))
+
+
+def host(values: Any) -> Ints:
+    """An integer tensor, array or nested list as a numpy array on the host."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()
+    return np.atleast_2d(np.asarray(values, dtype=np.int64))
+
+
+def _cut(input_ids: Ints, labels: Ints, breaks: Bools) -> Iterator[Document]:
+    for row in range(len(input_ids)):
+        starts = np.flatnonzero(breaks[row])
+        for start, stop in zip(starts, [*starts[1:], input_ids.shape[1]], strict=True):
+            supervised = labels[row, start:stop] != IGNORE_INDEX
+            supervised[0] = False
+            if supervised.any():
+                yield Document(input_ids[row, start:stop].copy(), supervised, row, int(start))
+
+
+def _runs(mask: Bools) -> list[tuple[int, int]]:
+    """[start, stop) of each maximal run of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+
+
+def _find(values: Ints, pattern: tuple[int, ...]) -> list[int]:
+    """Every offset at which `pattern` occurs in `values`; none for an empty pattern."""
+    if not pattern or len(values) < len(pattern):
+        return []
+    windows = np.lib.stride_tricks.sliding_window_view(values, len(pattern))
+    return [int(i) for i in np.flatnonzero((windows == np.asarray(pattern)).all(-1))]

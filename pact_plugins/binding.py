@@ -1,0 +1,198 @@
+"""The only file that touches a trainer: binds PACT to one trainer instance, and can be undone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pact_plugins.answers import Document, split_documents
+from pact_plugins.config import PactConfig
+from pact_plugins.errors import PactError
+from pact_plugins.objective import Targets, Terms
+from pact_plugins.preparation import Preparation, prepare, print_summary, save_run
+from pact_plugins.subset_head import check_supported
+
+logger = logging.getLogger(__name__)
+
+_ATTRIBUTE = "pact_binding"
+
+
+class Binding:
+    """PACT on one trainer (transformers' `Trainer` or any trainer derived from it).
+
+    Wraps `compute_loss` and `log` of the instance, so it composes with any trainer class. Evaluation passes through
+    untouched.
+
+    Args:
+        trainer: the trainer, not yet training.
+        config: the run's settings.
+
+    Raises:
+        PactError: the trainer already has PACT, or its model or settings cannot be served.
+    """
+
+    def __init__(self, trainer: Any, config: PactConfig) -> None:
+        if getattr(trainer, _ATTRIBUTE, None) is not None:
+            raise PactError(
+                expected="one PACT per trainer",
+                got="a trainer that has PACT already",
+                consequence="The safety term would count twice.",
+                remedy="Add the callback once, or call `remove()` on the first.",
+            )
+        self.trainer, self.config = trainer, config
+        self.preparation: Preparation | None = None
+        self._sums: dict[str, Tensor] = {}
+        self._compute_loss, self._log = trainer.compute_loss, trainer.log
+        check_trainer(trainer, config)
+        trainer.compute_loss, trainer.log = self.compute_loss, self.log
+        setattr(trainer, _ATTRIBUTE, self)
+
+    def remove(self) -> None:
+        """Gives the trainer its own methods back."""
+        if self.preparation is not None:
+            self.preparation.objective.head.remove()
+        # The wrapped methods hide the class's own; deleting them from the instance shows those again.
+        del self.trainer.compute_loss, self.trainer.log
+        setattr(self.trainer, _ATTRIBUTE, None)
+
+    def prepare(self) -> Preparation:
+        """Finds the tokens and the reference. Call it when training begins, before the first step.
+
+        A second call does nothing: by then the weights may be trained, and the reference stays what it was.
+        """
+        if self.preparation is None:
+            trainer = self.trainer
+            output_dir = Path(trainer.args.output_dir)
+            self.preparation = prepare(
+                trainer.accelerator.unwrap_model(trainer.model),
+                trainer.processing_class,
+                list(training_documents(trainer)),
+                self.config,
+                resumed_from=output_dir if trainer.state.global_step > 0 else None,
+                autocast=trainer.accelerator.autocast,
+                show_progress=trainer.is_world_process_zero(),
+            )
+            if trainer.is_world_process_zero():
+                save_run(self.preparation, output_dir)
+                print_summary(self.preparation)
+        return self.preparation
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+        **kw: Any,
+    ) -> Any:
+        """The trainer's own loss, plus weight * KL - damped cross-entropy, normalised like its cross-entropy."""
+        if not (model.training and torch.is_grad_enabled()):
+            return self._compute_loss(model, inputs, return_outputs, num_items_in_batch, **kw)
+        if self.preparation is None:
+            raise PactError(
+                expected="PACT to be prepared before the first training step",
+                got="a training step",
+                consequence="The run would train without PACT.",
+                remedy="Start it with `trainer.train()`, which tells the callbacks that training begins.",
+            )
+        objective = self.preparation.objective
+        # Before the trainer's own loss: trainers take keys out of the inputs.
+        targets = objective.targets(inputs)
+        with objective.watch(targets) as captured:
+            result = self._compute_loss(model, inputs, return_outputs, num_items_in_batch, **kw)
+        terms = objective.terms(captured, targets)
+        own, *outputs = result if return_outputs else (result,)
+        loss = own + (terms.total(self.config.weight) * self._scale(targets, num_items_in_batch)).to(own.device)
+        self._count(terms, targets)
+        return (loss, *outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kw: Any) -> None:
+        """Adds PACT's metrics to the trainer's own where it logs the training loss."""
+        if "loss" in logs and self._sums:
+            logs = {**logs, **self._metrics()}
+        self._log(logs, *args, **kw)
+
+    def _scale(self, targets: Targets, num_items_in_batch: Any) -> Any:
+        """What turns a sum over tokens into the trainer's loss: exactly what it does to its cross-entropy."""
+        if num_items_in_batch is None:
+            return 1 / targets.supervised
+        across = self.trainer.args.average_tokens_across_devices
+        return (self.trainer.accelerator.num_processes if across else 1) / num_items_in_batch
+
+    def _count(self, terms: Terms, targets: Targets) -> None:
+        counts = {"answer_tokens": terms.count, "cache_hits": targets.documents}
+        device = terms.kl.device
+        sums = {**terms.statistics, **{k: torch.tensor(float(v)).to(device) for k, v in counts.items()}}
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, 0) + value.float()
+
+    def _metrics(self) -> dict[str, float]:
+        names = sorted(self._sums)
+        sums = self.trainer.accelerator.reduce(torch.stack([self._sums[n] for n in names]), reduction="sum").tolist()
+        self._sums = {}
+        total = dict(zip(names, sums, strict=True))
+        counts = {name: total.pop(name) for name in ("answer_tokens", "cache_hits")}
+        means = {name: value / max(counts["answer_tokens"], 1.0) for name, value in total.items()}
+        return {f"pact/{name}": value for name, value in {**means, **counts}.items()}
+
+
+def check_trainer(trainer: Any, config: PactConfig) -> None:
+    """Refuses trainers on which the safety term would be wrong."""
+
+    def refuse(got: str, consequence: str, remedy: str) -> None:
+        raise PactError(
+            expected="a trainer for supervised fine-tuning", got=got, consequence=consequence, remedy=remedy
+        )
+
+    args = trainer.args
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    check_supported(model, model.get_base_model() if hasattr(model, "get_base_model") else model)
+    if args.n_gpu > 1:
+        refuse(
+            f"torch.nn.DataParallel over {args.n_gpu} GPUs",
+            "Its replicas run in threads that PACT cannot follow.",
+            "Start the run with torchrun or `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU.",
+        )
+    parallelism = getattr(trainer.accelerator, "parallelism_config", None)
+    if parallelism is not None and (parallelism.cp_enabled or getattr(parallelism, "sp_enabled", False)):
+        refuse("context parallelism", "Answers would be cut between processes.", "Set the context-parallel size to 1.")
+    if config.damps and (args.label_smoothing_factor > 0 or getattr(args, "loss_type", "nll") == "dft"):
+        refuse(
+            "label smoothing or the `dft` loss together with `pact.conflict: damp`",
+            "Damping subtracts plain cross-entropy, which is not what this trainer computes.",
+            "Set `pact.conflict: keep`, or use plain cross-entropy.",
+        )
+    if trainer.train_dataset is not None and not hasattr(trainer.train_dataset, "__len__"):
+        refuse(
+            "a streaming data set",
+            "Its sequences are not known before the first step, and the reference is computed then.",
+            "Load the data set whole (`streaming: false`).",
+        )
+
+
+def training_documents(trainer: Any) -> Iterator[Document]:
+    """Every sequence of the training set, as the trainer's batches will hold it."""
+    dataset = trainer.train_dataset
+    columns = set(getattr(dataset, "column_names", None) or ())
+    # Rows that hold their labels need no collator, unless they are packed: then only it knows the boundaries.
+    if {"input_ids", "labels"} <= columns and "seq_lengths" not in columns:
+        wanted = [c for c in ("input_ids", "labels", "position_ids") if c in columns]
+        for row in dataset.select_columns(wanted).with_format(None):
+            yield from split_documents(row)
+        return
+    # One row at a time, so that no collator option (shuffling, dropping the last batch) can leave one out.
+    for i in range(len(dataset)):
+        batch: Mapping[str, Any] = trainer.data_collator([_collatable(trainer, dataset[i])])
+        yield from split_documents(batch)
+
+
+def _collatable(trainer: Any, row: dict[str, Any]) -> dict[str, Any]:
+    """A row without the columns that the trainer takes out before collating."""
+    trainer._set_signature_columns_if_needed()
+    kept = trainer._signature_columns
+    return {k: v for k, v in row.items() if k in kept} if trainer.args.remove_unused_columns else row

@@ -1,0 +1,48 @@
+"""`PactCallback`: PACT for any transformers-based trainer, TRL's and Axolotl's among them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from transformers import TrainerCallback
+
+from pact_plugins.binding import Binding
+from pact_plugins.config import PactConfig
+
+logger = logging.getLogger(__name__)
+
+
+class PactCallback(TrainerCallback):
+    """Switches PACT on for one trainer: `trainer.add_callback(PactCallback(trainer))`.
+
+    Making the callback checks the trainer and wraps its loss; when training begins, the safety tokens and the
+    reference are found. The trainer's logger receives, averaged over the logging interval:
+
+    | metric | meaning |
+    |---|---|
+    | `pact/kl` | divergence from the reference, per answer token, before the weight |
+    | `pact/gate` | mean gate, if it is on |
+    | `pact/safety_mass` | the model's probability on the held tokens (only `confidence` computes it) |
+    | `pact/reference_mass` | the reference's probability on them |
+    | `pact/damped` | share of cross-entropy's weight that was taken away |
+    | `pact/answer_tokens` | answer tokens constrained |
+    | `pact/cache_hits` | sequences whose reference was looked up |
+
+    Args:
+        trainer: the trainer that the callback is added to.
+        config: a `PactConfig`, or what a `pact:` key may hold. `False` is an explicit off.
+
+    Raises:
+        PactError: the config breaks the schema, or the trainer cannot be served.
+    """
+
+    def __init__(self, trainer: Any, config: PactConfig | dict[str, Any] | bool = True) -> None:
+        parsed = PactConfig.parse(config)
+        self.binding = Binding(trainer, parsed) if parsed else None
+        if self.binding is None:
+            logger.warning("PACT is switched off (`pact: false`): this run does not protect the model's refusals.")
+
+    def on_train_begin(self, *_args: Any, **_kw: Any) -> None:
+        if self.binding is not None:
+            self.binding.prepare()

@@ -1,0 +1,137 @@
+"""`PactConfig`: the single schema behind the `pact:` block of a YAML file, the Python API and the documentation."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pact_plugins.errors import PactError
+
+Objective = Literal["paper", "confidence"]
+Conflict = Literal["damp", "keep"]
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class GateConfig(_Block):
+    """When the reference without the prompt replaces the reference with it (arXiv 2603.07445; see `loss.gate`)."""
+
+    mass: float = Field(0.9, gt=0, lt=1, description="Probability mass whose token count measures certainty.")
+    slope: float = Field(2.0, gt=0, description="Slope (alpha) of the sigmoid over the difference of counts.")
+    bias: float = Field(0.0, description="Offset subtracted from the difference of counts.")
+    temperature: float = Field(1.0, gt=0, description="Softmax temperature of the counts.")
+    hold: int = Field(8, ge=0, description="Answer tokens (N) before the gate starts to fade.")
+    decay: float = Field(8.0, gt=0, description="Answer tokens (tau) in which the gate fades by a factor e.")
+    boost: float = Field(1.0, ge=0, le=1, description="Upper bound of the gate.")
+
+
+class PactConfig(_Block):
+    """What PACT does in a run. Every key has a default: `pact: true` is `PactConfig()`."""
+
+    objective: Objective = Field(
+        "confidence",
+        description="`paper`: the formula of the authors' code. `confidence`: absolute probabilities, zero at equality.",
+    )
+    weight: float = Field(1.0, gt=0, le=1000, description="Weight (lambda) of the safety term beside cross-entropy.")
+    conflict: Conflict | None = Field(
+        None,
+        description="`damp` lowers the cross-entropy of answers that the reference would refuse, `keep` leaves it. "
+        "Default: `damp` for `confidence`, `keep` for `paper`.",
+    )
+    conflict_threshold: float = Field(
+        0.1, ge=0, le=1, description="Answers whose conflict (a probability) is not above this are left untouched."
+    )
+    gate: GateConfig | bool | None = Field(
+        None,
+        description="The answer-only gate: `true`, `false` or a block. Default: on for `paper`, off for `confidence`.",
+    )
+    temperature: float = Field(2.0, gt=0, description="Softmax temperature T of `paper`; `confidence` has none.")
+    safety_tokens: Path | list[int | str] | Literal["auto"] = Field(
+        "auto", description="`auto` finds them; a file made by `pact tokens`; or a list of token ids and token texts."
+    )
+    base_model: str | None = Field(
+        None, description="The model before alignment: finds the safety tokens by the paper's contrast."
+    )
+    top_k: int = Field(50, ge=1, le=4096, description="Number of candidate safety tokens, |S|.")
+    cache_dir: Path | None = Field(
+        None, description="Where reference caches live. Default: `$PACT_CACHE_DIR`, else `~/.cache/pact_plugins`."
+    )
+
+    @model_validator(mode="after")
+    def _tokens_have_one_source(self) -> PactConfig:
+        if self.base_model is not None and self.safety_tokens != "auto":
+            raise ValueError(
+                "`base_model` finds the safety tokens, and `safety_tokens` names them: both are set, so one of them "
+                "would be ignored. Remove one"
+            )
+        return self
+
+    @property
+    def damps(self) -> bool:
+        """Whether conflicting answers are damped (`conflict`, with its default resolved)."""
+        return (self.conflict or ("damp" if self.objective == "confidence" else "keep")) == "damp"
+
+    @property
+    def active_gate(self) -> GateConfig | None:
+        """The gate's settings, or None when it is off (`gate`, with its default resolved)."""
+        if isinstance(self.gate, GateConfig):
+            return self.gate
+        on = self.objective == "paper" if self.gate is None else self.gate
+        return GateConfig() if on else None
+
+    @classmethod
+    def parse(cls, value: Any) -> PactConfig | None:
+        """Reads the value of a `pact:` key; None means an explicit off (`pact: false`).
+
+        Raises:
+            PactError: the value is no boolean, block or `PactConfig`, or the block breaks the schema.
+        """
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, bool):
+            return cls() if value else None
+        if not isinstance(value, dict):
+            raise PactError(
+                expected="`pact:` to be `true`, `false` or a block of settings",
+                got=repr(value),
+                consequence="The run's safety settings would be unknown.",
+                remedy="Write `pact: true` for the defaults.",
+            )
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            raise _explain(error) from error
+
+
+def _explain(error: ValidationError) -> PactError:
+    """Turns pydantic's report into ours; a misspelt key gets the nearest valid one."""
+    expected, got, remedy = [], [], ["Correct the `pact:` block."]
+    for item in error.errors():
+        # Union members add their own names to the location; the key path is what the user wrote.
+        path = [str(part) for part in item["loc"]]
+        if item["type"] == "extra_forbidden":
+            known = GateConfig.model_fields if path[0] == "gate" else PactConfig.model_fields
+            expected.append(f"keys among {', '.join(known)}")
+            got.append(f"the unknown key `pact.{'.'.join(_user_path(path))}`")
+            close = difflib.get_close_matches(path[-1], known, n=1)
+            remedy += [f"Did you mean `{close[0]}`?"] if close else []
+        else:
+            where = ".".join(["pact", *_user_path(path)])
+            expected.append(f"`{where}`: {item['msg'].removeprefix('Value error, ')}")
+            got.append(f"{item['input']!r}" if not isinstance(item["input"], dict) else "the block as written")
+    return PactError(
+        expected="; ".join(dict.fromkeys(expected)),
+        got="; ".join(dict.fromkeys(got)),
+        consequence="The run would train with other safety settings than the ones you meant.",
+        remedy=" ".join(remedy),
+    )
+
+
+def _user_path(path: list[str]) -> list[str]:
+    fields = {*PactConfig.model_fields, *GateConfig.model_fields}
+    return [part for i, part in enumerate(path) if i == 0 or part in fields or (i == len(path) - 1 and part.islower())]

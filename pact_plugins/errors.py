@@ -1,0 +1,28 @@
+"""The one exception type of the package: it says what was expected, what was found, what follows, what to do."""
+
+from __future__ import annotations
+
+
+class PactError(Exception):
+    """A condition under which training must not go on.
+
+    Args:
+        expected: what the check requires.
+        got: what it found.
+        consequence: what would have happened, had the run gone on.
+        remedy: what the user can do about it.
+    """
+
+    def __init__(self, *, expected: str, got: str, consequence: str, remedy: str) -> None:
+        self.expected, self.got, self.consequence, self.remedy = expected, got, consequence, remedy
+        super().__init__(f"Expected {expected}; got {got}. {consequence} {remedy}")
+
+
+def missing_extra(package: str, extra: str, purpose: str) -> PactError:
+    """The error for an optional dependency that is not installed, with the exact command that installs it."""
+    return PactError(
+        expected=f"the package `{package}`, which {purpose} needs",
+        got="no such package in this environment",
+        consequence=f"{purpose.capitalize()} cannot run.",
+        remedy=f'Run `pip install "pact-plugins[{extra}]"`.',
+    )

@@ -1,0 +1,66 @@
+"""Identities of models, tokenizers and data: equal fingerprints mean that a stored reference still holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_SAMPLES = 4096
+"""Bytes of each parameter that are hashed in place; the rest enters through an exact checksum."""
+
+
+def digest(content: Any) -> str:
+    """32 hexadecimal digits for anything that JSON can express."""
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Identity of a tokenizer's vocabulary: the same ids mean the same tokens."""
+    return digest(sorted(tokenizer.get_vocab().items()))
+
+
+def keys_fingerprint(keys: Iterable[bytes]) -> str:
+    """Identity of a set of documents, given their content keys in any order."""
+    return hashlib.blake2b(b"".join(sorted(set(keys))), digest_size=16).hexdigest()
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """Identity of the function that the model computes before its first step.
+
+    Every parameter enters with its name, shape, dtype, an exact sum of its bytes and a strided sample of them. A LoRA
+    pair whose B is zero adds nothing to the function, and its random A would make every run a new model: it is left out.
+    """
+    parameters = dict(model.named_parameters())
+    content = [
+        (_canonical(name), str(p.dtype), list(p.shape), *_checksum(p.detach()))
+        for name, p in parameters.items()
+        if not _is_idle_lora(name, parameters)
+    ]
+    return digest(sorted(content))
+
+
+def _is_idle_lora(name: str, parameters: dict[str, nn.Parameter]) -> bool:
+    for a, b in (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")):
+        if f".{a}." in name or f".{b}." in name:
+            partner = parameters.get(name.replace(f".{a}.", f".{b}."))
+            return partner is not None and not bool(partner.detach().any())
+    return False
+
+
+def _canonical(name: str) -> str:
+    """A parameter's name without the wrappers that PEFT puts around an unchanged layer."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def _checksum(values: Tensor) -> tuple[int, str]:
+    """Exact integer sum of the bytes' 16-bit words (order cannot change it), and a hash of a strided sample."""
+    flat = values.contiguous().reshape(-1).view(torch.uint8)
+    words = flat.view(torch.int16) if flat.numel() % 2 == 0 else flat
+    stride = max(1, words.numel() // (_SAMPLES // words.element_size()))
+    sample = words[::stride].cpu().numpy().tobytes()
+    return int(words.sum(dtype=torch.int64)), hashlib.blake2b(sample, digest_size=8).hexdigest()

@@ -1,0 +1,67 @@
+"""Forward passes outside training: eval mode, padded batches of similar length, one progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+TOKENS_PER_BATCH = 4096
+"""Tokens, padding included, in one forward pass of discovery or cache building."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; each module returns to the mode it had.
+
+    bitsandbytes' 4-bit layers stay in train mode: on CPU their eval-mode forward repacks the weights for good, after
+    which LoRA gradients vanish silently.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    for module in modes:
+        if type(module).__name__ == "Linear4bit":
+            module.training = True
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def batches_by_length(lengths: Sequence[int], budget: int = TOKENS_PER_BATCH) -> list[list[int]]:
+    """Indices of sequences in batches of similar length, each of at most `budget` tokens after padding."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    batches: list[list[int]] = []
+    for i in order:
+        # The first of a batch is its longest, so it alone decides the padded width.
+        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > budget:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+def pad(sequences: Sequence[npt.NDArray[np.int64]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Right-padded ids and attention mask, both [B, L]. Padding ids are 0: nothing attends to them."""
+    width = max(len(s) for s in sequences)
+    ids = np.zeros((len(sequences), width), np.int64)
+    mask = np.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)], mask[row, : len(sequence)] = sequence, 1
+    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+
+
+def progress(items: Iterable[T], description: str, total: int, shown: bool = True) -> Iterator[T]:
+    """The items, with a progress bar."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not shown) as bar:
+        yield from bar.track(items, total=total, description=description)

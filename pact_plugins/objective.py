@@ -1,0 +1,175 @@
+"""`PactObjective`: the run-time object that turns a forward pass and the cached reference into loss and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pact_plugins import loss
+from pact_plugins.answers import IGNORE_INDEX, AnswerTokens, host, split_documents
+from pact_plugins.chat_format import ChatFormat
+from pact_plugins.config import PactConfig
+from pact_plugins.reference import ReferenceCache, log_probabilities
+from pact_plugins.safety_tokens import SafetyTokens
+from pact_plugins.subset_head import Capture, Request, SubsetHead
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Everything about a batch that is known before its forward pass, on the model's device.
+
+    Attributes:
+        request: what the subset head has to compute.
+        full, answer_only: [N, S] reference log-probabilities.
+        position: [N] index of each answer token in its answer.
+        conflict: [M] conflict of each token whose cross-entropy is damped (`request.labelled`).
+        documents: number of documents looked up.
+        supervised: number of tokens that the batch's cross-entropy is the mean of.
+    """
+
+    request: Request
+    full: Tensor
+    answer_only: Tensor | None
+    position: Tensor
+    conflict: Tensor
+    documents: int
+    supervised: int
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What PACT adds to the loss of a batch, as sums over its answer tokens: the host normalises.
+
+    Attributes:
+        kl: scalar, sum of the divergences, with gradient.
+        damped: scalar, sum of conflict * cross-entropy, with gradient; to be subtracted.
+        count: number of answer tokens N.
+        statistics: detached sums over the answer tokens, to be divided by `count`.
+    """
+
+    kl: Tensor
+    damped: Tensor
+    count: int
+    statistics: dict[str, Tensor]
+
+    def total(self, weight: float) -> Tensor:
+        """weight * kl - damped: to be divided by what the host divides its cross-entropy by."""
+        return weight * self.kl - self.damped
+
+
+class PactObjective:
+    """The safety term of one run.
+
+    In a loop of one's own::
+
+        targets = objective.targets(batch)
+        with objective.watch(targets) as captured:
+            cross_entropy = model(**batch).loss
+        terms = objective.terms(captured, targets)
+        loss = cross_entropy + terms.total(config.weight) / targets.supervised
+
+    Args:
+        config: the run's settings.
+        tokens: the safety tokens, checked against the model.
+        chat: what the chat template puts around answers.
+        head: the subset head of the model being trained.
+        cache: the reference of the training data.
+    """
+
+    def __init__(
+        self, config: PactConfig, tokens: SafetyTokens, chat: ChatFormat, head: SubsetHead, cache: ReferenceCache
+    ) -> None:
+        self.config, self.tokens, self.chat, self.head, self.cache = config, tokens, chat, head, cache
+        self._gate = config.active_gate.model_dump() if config.active_gate else None
+        self._weights = torch.tensor(tokens.weights)
+        self._positive = torch.tensor(tokens.positive)
+        self._positive_ids = np.asarray([tokens.ids[i] for i in tokens.positive])
+
+    def targets(self, inputs: Mapping[str, Any]) -> Targets:
+        """Splits a batch, looks its reference up, and moves both to the batch's device."""
+        device = inputs["input_ids"].device
+        tokens = AnswerTokens.of(split_documents(inputs), self.chat)
+        reference = self.cache.look_up(tokens.documents, tokens.counts)
+        labels = host(inputs["labels"])
+        full = torch.from_numpy(reference.full).float()
+        labelled, conflict = self._conflicts(tokens, full)
+        request = Request(
+            flat=torch.from_numpy(tokens.row * labels.shape[1] + tokens.column).to(device),
+            normalise=self.config.objective == "confidence",
+            labelled=labelled.to(device) if len(labelled) else None,
+            label=torch.from_numpy(tokens.label)[labelled].to(device) if len(labelled) else None,
+        )
+        answer_only = None
+        if self._gate is not None and reference.answer_only is not None:
+            answer_only = torch.from_numpy(reference.answer_only).float().to(device)
+        if self._weights.device != device:
+            self._weights, self._positive = self._weights.to(device), self._positive.to(device)
+        return Targets(
+            request=request,
+            full=full.to(device),
+            answer_only=answer_only,
+            position=torch.from_numpy(tokens.position).to(device),
+            conflict=conflict.to(device),
+            documents=len(tokens.documents),
+            supervised=max(int((labels[:, 1:] != IGNORE_INDEX).sum()), 1),
+        )
+
+    @contextmanager
+    def watch(self, targets: Targets) -> Iterator[list[Capture]]:
+        """Captures the safety tokens' logits of the one forward pass inside the block."""
+        with self.head.watch(targets.request) as captures:
+            yield captures
+
+    def terms(self, captures: list[Capture], targets: Targets) -> Terms:
+        """The objective on what `watch` captured."""
+        capture = SubsetHead.one(captures)
+        normalised = capture.log_normaliser is not None
+        student = log_probabilities(capture) if normalised else capture.logits
+        gate = None
+        if self._gate is not None and targets.answer_only is not None:
+            gate = loss.gate(student, targets.answer_only, targets.position, **self._gate)
+        if self.config.objective == "paper":
+            kl = loss.paper(
+                student,
+                targets.full,
+                targets.answer_only,
+                gate,
+                self._weights,
+                temperature=self.config.temperature,
+            )
+        else:
+            kl = loss.confidence(student, targets.full, targets.answer_only, gate, self._positive)
+        damped = kl.new_zeros(())
+        if capture.cross_entropy is not None:
+            damped = (targets.conflict * capture.cross_entropy).sum()
+        with torch.no_grad():
+            statistics = {
+                "kl": kl.detach().sum(),
+                "reference_mass": targets.full[:, self._positive].exp().sum(),
+                "damped": targets.conflict.sum(),
+            }
+            if gate is not None:
+                statistics["gate"] = gate.sum()
+            if normalised:
+                statistics["safety_mass"] = student[:, self._positive].exp().sum()
+        return Terms(kl.sum(), damped, len(kl), statistics)
+
+    def _conflicts(self, tokens: AnswerTokens, full: Tensor) -> tuple[Tensor, Tensor]:
+        """Indices into the answer tokens whose cross-entropy is damped, and their conflict; computed on the host."""
+        if not self.config.damps or not len(tokens):
+            return torch.empty(0, dtype=torch.long), torch.empty(0)
+        conflict = loss.conflict(
+            full,
+            self._positive.cpu(),
+            torch.from_numpy(tokens.position),
+            torch.from_numpy(tokens.answer),
+            torch.from_numpy(np.isin(tokens.label, self._positive_ids)),
+        )
+        labelled = (conflict > self.config.conflict_threshold).nonzero().flatten()
+        return labelled, conflict[labelled]

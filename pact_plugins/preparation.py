@@ -1,0 +1,222 @@
+"""What happens before the first step: safety tokens, parity check, reference cache, and a table of what was decided."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from pact_plugins import discovery
+from pact_plugins.answers import Document
+from pact_plugins.chat_format import ChatFormat
+from pact_plugins.config import PactConfig
+from pact_plugins.errors import PactError
+from pact_plugins.fingerprints import digest, keys_fingerprint, model_fingerprint, tokenizer_fingerprint
+from pact_plugins.objective import PactObjective
+from pact_plugins.reference import FORMAT, Autocast, ReferenceCache, open_or_build
+from pact_plugins.safety_tokens import SafetyTokens
+from pact_plugins.subset_head import SubsetHead
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A prepared objective and what preparing it took.
+
+    Attributes:
+        objective: ready for training.
+        identity: what the reference cache was made for.
+        built: whether the cache was built now rather than found.
+        documents: number of training sequences.
+        unanswered: how many of them have no answer token (cut off before the answer), and train without PACT.
+    """
+
+    objective: PactObjective
+    identity: dict[str, Any]
+    built: bool
+    documents: int
+    unanswered: int
+
+
+def prepare(
+    model: nn.Module,
+    tokenizer: Any,
+    documents: Sequence[Document],
+    config: PactConfig,
+    *,
+    resumed_from: Path | None = None,
+    autocast: Autocast = nullcontext,
+    show_progress: bool = True,
+) -> Preparation:
+    """Readies PACT for `model` as it is now, which becomes the reference.
+
+    Args:
+        model: the model before its first step, adapter included; unwrapped of any engine.
+        tokenizer: its tokenizer, with the chat template that the data was rendered with.
+        documents: all training sequences.
+        config: the run's settings.
+        resumed_from: folder of a run that is being continued. Its weights are no reference any more: the cache and the
+            tokens of that run are used, and nothing is computed from the model.
+        autocast: makes the context in which the trainer runs its forward passes.
+        show_progress: whether to draw progress bars.
+
+    Raises:
+        PactError: the model, tokenizer, tokens, data or cache cannot be served.
+    """
+    chat = ChatFormat.from_tokenizer(tokenizer)
+    if config.active_gate is not None:
+        chat.require_header("build the reference without the prompt, which the gate needs (`pact.gate`)")
+    answered = [d for d in documents if d.answers(chat)]
+    if not answered:
+        raise PactError(
+            expected="a training set with at least one answer token: supervised, and in an assistant turn",
+            got=f"none in {len(documents):,} supervised sequences",
+            consequence="The run would train without PACT, or train on nothing.",
+            remedy="Check the chat template, and that `max_length`/`sequence_len` does not cut the answers off.",
+        )
+    run = _RunFile.load(resumed_from) if resumed_from else None
+    fingerprint = run.identity["model"] if run else model_fingerprint(model)
+    tokens = run.tokens if run else find_tokens(config, model, tokenizer, fingerprint, show_progress)
+    head = SubsetHead(model, list(tokens.ids))
+    tokens.check(tokenizer, head.base.get_output_embeddings().weight.shape[0])
+    head.check_parity()
+    identity = {
+        "format": FORMAT,
+        "model": fingerprint,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "safety_tokens": digest(tokens.ids),
+        "views": ["full"] if config.active_gate is None else ["full", "answer_only"],
+        "header": list(chat.header),
+        "end": chat.end,
+        "data": keys_fingerprint(d.key for d in answered),
+    }
+    if run:
+        run.check(identity)
+        cache, built = ReferenceCache(cache_folder(config) / digest(identity), identity), False
+    else:
+        cache, built = open_or_build(
+            cache_folder(config), identity, answered, head, chat, autocast=autocast, show_progress=show_progress
+        )
+    objective = PactObjective(config, tokens, chat, head, cache)
+    return Preparation(objective, identity, built, len(documents), len(documents) - len(answered))
+
+
+def find_tokens(
+    config: PactConfig, model: nn.Module, tokenizer: Any, model_identity: str, show_progress: bool = True
+) -> SafetyTokens:
+    """The safety tokens that the config names, or finds; found ones are kept beside the reference caches."""
+    if isinstance(config.safety_tokens, Path):
+        return SafetyTokens.load(config.safety_tokens)
+    if isinstance(config.safety_tokens, list):
+        return SafetyTokens.of_list(config.safety_tokens, tokenizer)
+    prompts = digest([discovery.shipped(name) for name in ("harmful", "harmless", "refusals")])
+    how = [model_identity, tokenizer_fingerprint(tokenizer), config.base_model, config.top_k, prompts]
+    stored = cache_folder(config) / f"tokens-{digest(how)}.json"
+    if stored.exists():
+        return SafetyTokens.load(stored)
+    if config.base_model is None:
+        tokens = discovery.discover(model, tokenizer, top_k=config.top_k, show_progress=show_progress)
+    else:
+        base = load_base(config.base_model, next(model.parameters()).device)
+        tokens = discovery.discover_against_base(
+            model, base, tokenizer, top_k=config.top_k, show_progress=show_progress
+        )
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    tokens.save(stored)
+    return tokens
+
+
+def load_base(name: str, device: Any) -> nn.Module:
+    """The base model, for the time of the contrast."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, dtype="auto").to(device)
+    except (OSError, ValueError) as error:
+        raise PactError(
+            expected="`pact.base_model` to be a causal language model, on disk or on the hub",
+            got=f"{name!r}: {error}",
+            consequence="The safety tokens could not be found.",
+            remedy="Correct the name, or leave `base_model` out to find the tokens without one.",
+        ) from error
+
+
+def cache_folder(config: PactConfig) -> Path:
+    """Where reference caches and found tokens live."""
+    if config.cache_dir is not None:
+        return config.cache_dir.expanduser()
+    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "pact_plugins"
+    return Path(os.environ.get("PACT_CACHE_DIR", default)).expanduser()
+
+
+def save_run(preparation: Preparation, folder: Path) -> None:
+    """Notes in the run's output folder which reference and which tokens it uses, for resuming."""
+    _RunFile(preparation.identity, preparation.objective.tokens).save(folder)
+
+
+def print_summary(preparation: Preparation, console: Console | None = None) -> None:
+    """A short table of what PACT will do in this run."""
+    objective = preparation.objective
+    config, tokens, manifest = objective.config, objective.tokens, objective.cache.manifest
+    strongest = ", ".join(repr(text) for text in tokens.texts[:5])
+    table = Table(title="PACT", title_justify="left", show_header=False)
+    table.add_row("objective", f"{config.objective}, weight {config.weight:g}")
+    table.add_row("conflict", "damp" if config.damps else "keep")
+    table.add_row("gate", "on" if config.active_gate else "off")
+    table.add_row("safety tokens", f"{len(tokens.ids)}, {len(tokens.positive)} of them held: {strongest}, ...")
+    table.add_row("answer tokens", f"{manifest['answer_tokens']:,} in {manifest['documents']:,} distinct sequences")
+    if preparation.unanswered:
+        table.add_row(
+            "without an answer", f"{preparation.unanswered:,} of {preparation.documents:,} sequences: not constrained"
+        )
+    size = sum(f.stat().st_size for f in objective.cache.folder.iterdir())
+    state = f"computed in {manifest['seconds']:.1f} s" if preparation.built else "found"
+    table.add_row("reference", f"{size / 2**20:.1f} MiB, {state}: {objective.cache.folder}")
+    (console or Console()).print(table)
+
+
+@dataclass(frozen=True)
+class _RunFile:
+    """`pact_run.json` and `pact_safety_tokens.json` in a run's output folder."""
+
+    identity: dict[str, Any]
+    tokens: SafetyTokens
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokens.save(folder / "pact_safety_tokens.json")
+        partial = folder / "pact_run.json.partial"
+        partial.write_text(json.dumps(self.identity, indent=1) + "\n")
+        partial.replace(folder / "pact_run.json")
+
+    @classmethod
+    def load(cls, folder: Path) -> _RunFile:
+        try:
+            identity = json.loads((folder / "pact_run.json").read_text())
+            return cls(identity, SafetyTokens.load(folder / "pact_safety_tokens.json"))
+        except (OSError, ValueError) as error:
+            raise PactError(
+                expected=f"the notes of the run being resumed, {folder}/pact_run.json",
+                got=f"{type(error).__name__}: {error}",
+                consequence="The weights of the checkpoint are already fine-tuned: they are no reference.",
+                remedy="Resume in the output folder of a run that had PACT on, or start from the original model.",
+            ) from error
+
+    def check(self, identity: dict[str, Any]) -> None:
+        """Refuses to resume with other data, tokens, template or settings than the run began with."""
+        differing = [k for k in identity if identity[k] != self.identity.get(k)]
+        if differing:
+            raise PactError(
+                expected="; ".join(f"{k} = {self.identity.get(k)}" for k in differing)
+                + ", as in the run being resumed",
+                got="; ".join(f"{k} = {identity[k]}" for k in differing),
+                consequence="The reference of that run does not cover this one.",
+                remedy="Resume with the run's own data, tokenizer and `pact:` block.",
+            )

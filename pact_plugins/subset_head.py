@@ -1,0 +1,255 @@
+"""Logits of the safety tokens, taken inside the model's own forward pass.
+
+A forward hook on the decoder sees the last hidden state h; `h[answer tokens] @ head.weight[ids].T` is all that PACT
+needs of the language-model head. Full-vocabulary logits never exist, whatever head the trainer fuses. The work is done
+*inside* the hook, because that is where sharded engines have the head's weight at hand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from pact_plugins.errors import PactError
+
+CHUNK_ELEMENTS = 1 << 24
+"""Largest number of logits alive at once while log-normalisers are computed (64 MiB in float32)."""
+
+PARITY_TOLERANCE = 2e-2
+"""Largest accepted difference between subset logits and the model's own, relative to the largest logit."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to compute at the next forward pass, for N answer tokens of a [B, L] batch.
+
+    Attributes:
+        flat: [N] positions row * L + column of the hidden states.
+        normalise: whether the log-normaliser is wanted.
+        labelled: [M] indices into the N tokens whose cross-entropy is wanted.
+        label: [M] their token ids.
+    """
+
+    flat: Tensor
+    normalise: bool = False
+    labelled: Tensor | None = None
+    label: Tensor | None = None
+
+
+@dataclass
+class Capture:
+    """What the hook computed, in float32.
+
+    Attributes:
+        logits: [N, S] logits of the safety tokens.
+        log_normaliser: [N] logsumexp of the full-vocabulary logits, or None if it was not asked for.
+        cross_entropy: [M] cross-entropy of the labelled tokens, or None if none was asked for.
+    """
+
+    logits: Tensor
+    log_normaliser: Tensor | None = None
+    cross_entropy: Tensor | None = None
+
+
+class SubsetHead:
+    """Computes subset logits during a forward pass of `model`.
+
+    Args:
+        model: the model being trained, unwrapped of any engine; PEFT models are looked through.
+        ids: vocabulary ids of the safety tokens.
+
+    Raises:
+        PactError: the model has no decoder and linear head that this can read (see `check_supported`).
+    """
+
+    def __init__(self, model: nn.Module, ids: list[int]) -> None:
+        self.model = model
+        self.base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        check_supported(model, self.base)
+        self.ids = torch.tensor(ids, dtype=torch.long)
+        self._request: Request | None = None
+        self._captures: list[Capture] = []
+        # Registered once and for good: torch.compile does not guard on hooks that come and go.
+        self._hook = self.base.get_decoder().register_forward_hook(self._on_forward)
+
+    def remove(self) -> None:
+        """Takes the hook off the model."""
+        self._hook.remove()
+
+    @contextmanager
+    def watch(self, request: Request) -> Iterator[list[Capture]]:
+        """Answers `request` at every forward pass within the block that has the caller's gradient mode.
+
+        Yields:
+            A list that the forward pass fills; `one` takes its single element.
+        """
+        grad = torch.is_grad_enabled()
+        self._request, self._captures, self._grad = request, [], grad
+        try:
+            yield self._captures
+        finally:
+            self._request = None
+
+    @staticmethod
+    def one(captures: list[Capture]) -> Capture:
+        """The single capture of a forward pass; none or several would mean a loss on the wrong logits."""
+        if len(captures) != 1:
+            raise PactError(
+                expected="exactly one forward pass of the model's decoder with gradients in a training step",
+                got=f"{len(captures)}",
+                consequence="PACT's loss would be missing or be computed on the wrong logits.",
+                remedy="Switch off the option that replaces or repeats the forward pass.",
+            )
+        return captures[0]
+
+    def _on_forward(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        if self._request is None or torch.is_grad_enabled() != self._grad:
+            return
+        hidden = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
+        self._captures.append(self.compute(hidden, self._request))
+
+    def compute(self, hidden: Tensor, request: Request) -> Capture:
+        """Logits of the safety tokens at the requested positions of `hidden` [B, L, H]."""
+        rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, request.flat)
+        weight, bias = self._head()
+        if self.ids.device != weight.device:
+            self.ids = self.ids.to(weight.device)
+        subset_bias = None if bias is None else bias[self.ids]
+        capture = Capture(self._logits(rows, weight[self.ids], subset_bias))
+        if request.normalise:
+            capture.log_normaliser = self._log_normaliser(rows, weight, bias)
+        if request.labelled is not None and request.label is not None:
+            chosen = rows.index_select(0, request.labelled)
+            if capture.log_normaliser is not None:
+                normaliser = capture.log_normaliser.index_select(0, request.labelled)
+            else:
+                normaliser = self._log_normaliser(chosen, weight, bias)
+            own = (chosen.to(weight.dtype) * weight[request.label]).sum(-1, dtype=torch.float32)
+            if bias is not None:
+                own = own + bias[request.label].float()
+            capture.cross_entropy = normaliser - self._shape_logits(own)
+        return capture
+
+    def _head(self) -> tuple[Tensor, Tensor | None]:
+        # Looked up at each call: PEFT and sharding engines exchange the module or its weight.
+        head = _saved_module(self.base.get_output_embeddings())
+        return head.weight, getattr(head, "bias", None)
+
+    def _logits(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """[N, H] hidden states and [K, H] head rows -> [N, K] logits, float32, as the model itself would give them."""
+        return self._shape_logits(F.linear(rows.to(weight.dtype), weight, bias).float())
+
+    def _shape_logits(self, logits: Tensor) -> Tensor:
+        """Scale and soft cap, from the model's config."""
+        config = self.base.config.get_text_config()
+        for field in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+            if isinstance(factor := getattr(config, field, None), int | float):
+                logits = logits * factor
+        if isinstance(factor := getattr(config, "logits_scaling", None), int | float):
+            logits = logits * factor if config.model_type.startswith("hyperclovax") else logits / factor
+        cap = getattr(config, "final_logit_softcapping", None)
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    def _log_normaliser(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """[N] logsumexp over the vocabulary, chunk by chunk; the backward pass computes each chunk again."""
+
+        def chunk_lse(chunk: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return torch.logsumexp(self._logits(chunk, weight, bias), dim=-1)
+
+        size = max(1, CHUNK_ELEMENTS // weight.shape[0])
+        if not torch.is_grad_enabled():
+            parts = [chunk_lse(chunk, weight, bias) for chunk in rows.split(size)]
+        else:
+            parts = [
+                checkpoint(chunk_lse, chunk, weight, bias, use_reentrant=False, preserve_rng_state=False)
+                for chunk in rows.split(size)
+            ]
+        return torch.cat(parts) if parts else rows.new_zeros(0, dtype=torch.float32)
+
+    def check_parity(self, length: int = 8) -> None:
+        """Compares subset logits with the model's own on one short sequence without labels.
+
+        Raises:
+            PactError: they differ, so this model transforms its logits in a way that PACT does not know.
+        """
+        device = next(self.model.parameters()).device
+        # Any ids do; spread over the vocabulary, they make large and small logits.
+        vocabulary = self.base.get_input_embeddings().weight.shape[0]
+        input_ids = torch.linspace(1, vocabulary - 1, length, device=device).long().unsqueeze(0)
+        with torch.no_grad(), self.watch(Request(torch.arange(length, device=device), normalise=True)) as captures:
+            logits = self.model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).logits[0].float()
+        capture = self.one(captures)
+        assert capture.log_normaliser is not None
+        own = logits[:, self.ids.to(device)]
+        scale = logits.abs().max().item()
+        error = max(
+            (own - capture.logits).abs().max().item(),
+            (logits.logsumexp(-1) - capture.log_normaliser).abs().max().item(),
+        )
+        if not error <= PARITY_TOLERANCE * max(scale, 1.0) or not math.isfinite(scale):
+            raise PactError(
+                expected="the logits of the safety tokens to be the head's product with the last hidden state",
+                got=f"a difference of {error:.3g} beside logits of up to {scale:.3g} in {type(self.base).__name__}",
+                consequence="PACT would hold the wrong quantity.",
+                remedy="This model transforms its logits in a way that is not supported yet; please report its type.",
+            )
+
+
+def check_supported(model: nn.Module, base: nn.Module) -> None:
+    """Refuses, before training, the models whose safety logits cannot be read from the last hidden state."""
+
+    def refuse(got: str, consequence: str, remedy: str) -> None:
+        raise PactError(
+            expected="a causal language model with a decoder and a plain linear head",
+            got=got,
+            consequence=consequence,
+            remedy=remedy,
+        )
+
+    name = type(base).__name__
+    if isinstance(model, nn.DataParallel):
+        refuse("torch.nn.DataParallel", "Its replicas run in threads that PACT cannot follow.", "Use torchrun (DDP).")
+    if getattr(getattr(base, "config", None), "is_encoder_decoder", False):
+        refuse(
+            f"the encoder-decoder model {name}", "Answers would not follow prompts.", "Use a decoder-only chat model."
+        )
+    for adapter in getattr(model, "peft_config", {}).values():
+        if adapter.is_prompt_learning:
+            refuse(
+                f"the prompt-learning adapter {adapter.peft_type}",
+                "Its virtual tokens shift every position, and the loss would sit on the wrong tokens.",
+                "Use LoRA, QLoRA or full fine-tuning.",
+            )
+    if not callable(getattr(base, "get_decoder", None)) or base.get_decoder() in (None, base):
+        refuse(f"{name}, which has no decoder", "Its hidden states cannot be seen.", "Use a causal language model.")
+    head = base.get_output_embeddings()
+    if head is None:
+        refuse(f"{name}, which has no output head", "There are no logits to hold.", "Use a model for causal LM.")
+    if hasattr(head, "base_layer") and hasattr(head, "lora_A"):
+        refuse(
+            f"a LoRA adapter on the head of {name}",
+            "PACT would hold the head's weights without the adapter's part, and drift unseen.",
+            "Take `lm_head` out of the adapter's target modules, or train it whole (`modules_to_save`).",
+        )
+    head = _saved_module(head)
+    if not isinstance(head, nn.Linear | nn.Embedding) or head.weight.ndim != 2:
+        refuse(
+            f"a head of type {type(head).__name__} in {name}",
+            "Its logits are no plain matrix product.",
+            "Use a model whose head is a linear layer.",
+        )
+
+
+def _saved_module(head: Any) -> Any:
+    """The module that is being trained, where PEFT wraps the head (`modules_to_save`)."""
+    if hasattr(head, "modules_to_save") and getattr(head, "active_adapters", None):
+        return head.modules_to_save[head.active_adapters[0]]
+    return head
