@@ -150,8 +150,7 @@ def check_trainer(trainer: Any, config: PactConfig) -> None:
         )
 
     args = trainer.args
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    check_supported(model, model.get_base_model() if hasattr(model, "get_base_model") else model)
+    check_supported(trainer.accelerator.unwrap_model(trainer.model))
     if args.n_gpu > 1:
         refuse(
             f"torch.nn.DataParallel over {args.n_gpu} GPUs",
@@ -178,7 +177,7 @@ def check_trainer(trainer: Any, config: PactConfig) -> None:
 def training_documents(trainer: Any) -> Iterator[Document]:
     """Every sequence of the training set, as the trainer's batches will hold it."""
     dataset = trainer.train_dataset
-    columns = set(getattr(dataset, "column_names", None) or ())
+    columns: set[str] = set(getattr(dataset, "column_names", None) or ())
     # Rows that hold their labels need no collator, unless they are packed: then only it knows the boundaries.
     if {"input_ids", "labels"} <= columns and "seq_lengths" not in columns:
         wanted = [c for c in ("input_ids", "labels", "position_ids") if c in columns]

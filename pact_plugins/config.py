@@ -21,45 +21,54 @@ class _Block(BaseModel):
 class GateConfig(_Block):
     """When the reference without the prompt replaces the reference with it (arXiv 2603.07445; see `loss.gate`)."""
 
-    mass: float = Field(0.9, gt=0, lt=1, description="Probability mass whose token count measures certainty.")
-    slope: float = Field(2.0, gt=0, description="Slope (alpha) of the sigmoid over the difference of counts.")
-    bias: float = Field(0.0, description="Offset subtracted from the difference of counts.")
-    temperature: float = Field(1.0, gt=0, description="Softmax temperature of the counts.")
-    hold: int = Field(8, ge=0, description="Answer tokens (N) before the gate starts to fade.")
-    decay: float = Field(8.0, gt=0, description="Answer tokens (tau) in which the gate fades by a factor e.")
-    boost: float = Field(1.0, ge=0, le=1, description="Upper bound of the gate.")
+    mass: float = Field(default=0.9, gt=0, lt=1, description="Probability mass whose token count measures certainty.")
+    slope: float = Field(default=2.0, gt=0, description="Slope (alpha) of the sigmoid over the difference of counts.")
+    bias: float = Field(default=0.0, description="Offset subtracted from the difference of counts.")
+    temperature: float = Field(default=1.0, gt=0, description="Softmax temperature of the counts.")
+    hold: int = Field(default=8, ge=0, description="Answer tokens (N) before the gate starts to fade.")
+    decay: float = Field(default=8.0, gt=0, description="Answer tokens (tau) in which the gate fades by a factor e.")
+    boost: float = Field(default=1.0, ge=0, le=1, description="Upper bound of the gate.")
 
 
 class PactConfig(_Block):
     """What PACT does in a run. Every key has a default: `pact: true` is `PactConfig()`."""
 
     objective: Objective = Field(
-        "confidence",
-        description="`paper`: the formula of the authors' code. `confidence`: absolute probabilities, zero at equality.",
+        default="confidence",
+        description="`paper`: the authors' formula. `confidence`: absolute probabilities, zero at equality.",
     )
-    weight: float = Field(1.0, gt=0, le=1000, description="Weight (lambda) of the safety term beside cross-entropy.")
+    weight: float = Field(
+        default=1.0, gt=0, le=1000, description="Weight (lambda) of the safety term beside cross-entropy."
+    )
     conflict: Conflict | None = Field(
-        None,
+        default=None,
         description="`damp` lowers the cross-entropy of answers that the reference would refuse, `keep` leaves it. "
         "Default: `damp` for `confidence`, `keep` for `paper`.",
     )
     conflict_threshold: float = Field(
-        0.1, ge=0, le=1, description="Answers whose conflict (a probability) is not above this are left untouched."
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Answers whose conflict (a probability) is not above this are left untouched.",
     )
     gate: GateConfig | bool | None = Field(
-        None,
+        default=None,
         description="The answer-only gate: `true`, `false` or a block. Default: on for `paper`, off for `confidence`.",
     )
-    temperature: float = Field(2.0, gt=0, description="Softmax temperature T of `paper`; `confidence` has none.")
+    temperature: float = Field(
+        default=2.0, gt=0, description="Softmax temperature T of `paper`; `confidence` has none."
+    )
     safety_tokens: Path | list[int | str] | Literal["auto"] = Field(
-        "auto", description="`auto` finds them; a file made by `pact tokens`; or a list of token ids and token texts."
+        default="auto",
+        description="`auto` finds them; a file made by `pact tokens`; or a list of token ids and token texts.",
     )
     base_model: str | None = Field(
-        None, description="The model before alignment: finds the safety tokens by the paper's contrast."
+        default=None, description="The model before alignment: finds the safety tokens by the paper's contrast."
     )
-    top_k: int = Field(50, ge=1, le=4096, description="Number of candidate safety tokens, |S|.")
+    top_k: int = Field(default=50, ge=1, le=4096, description="Number of candidate safety tokens, |S|.")
     cache_dir: Path | None = Field(
-        None, description="Where reference caches live. Default: `$PACT_CACHE_DIR`, else `~/.cache/pact_plugins`."
+        default=None,
+        description="Where reference caches live. Default: `$PACT_CACHE_DIR`, else `~/.cache/pact_plugins`.",
     )
 
     @model_validator(mode="after")

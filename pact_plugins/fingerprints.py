@@ -33,7 +33,7 @@ def model_fingerprint(model: nn.Module) -> str:
     """Identity of the function that the model computes before its first step.
 
     Every parameter enters with its name, shape, dtype, an exact sum of its bytes and a strided sample of them. A LoRA
-    pair whose B is zero adds nothing to the function, and its random A would make every run a new model: it is left out.
+    pair whose B is zero adds nothing to the function, and its random A would make every run a new model: left out.
     """
     parameters = dict(model.named_parameters())
     content = [

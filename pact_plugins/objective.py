@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -121,7 +121,7 @@ class PactObjective:
         )
 
     @contextmanager
-    def watch(self, targets: Targets) -> Iterator[list[Capture]]:
+    def watch(self, targets: Targets) -> Generator[list[Capture]]:
         """Captures the safety tokens' logits of the one forward pass inside the block."""
         with self.head.watch(targets.request) as captures:
             yield captures

@@ -263,5 +263,5 @@ def _halves(key: bytes) -> tuple[np.uint64, np.uint64]:
 
 
 def _checksum(full: Halves, answer_only: Halves | None, start: int, stop: int) -> int:
-    checksum = zlib.crc32(np.ascontiguousarray(full[start:stop]))
-    return checksum if answer_only is None else zlib.crc32(np.ascontiguousarray(answer_only[start:stop]), checksum)
+    checksum = zlib.crc32(full[start:stop].tobytes())
+    return checksum if answer_only is None else zlib.crc32(answer_only[start:stop].tobytes(), checksum)

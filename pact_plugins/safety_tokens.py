@@ -69,7 +69,7 @@ class SafetyTokens:
             encoded = [token] if isinstance(token, int) else tokenizer(token, add_special_tokens=False)["input_ids"]
             if len(encoded) != 1 or not 0 <= encoded[0] < len(tokenizer):
                 raise PactError(
-                    expected=f"each entry of `pact.safety_tokens` to be one token of this vocabulary of {len(tokenizer)}",
+                    expected=f"entries of `pact.safety_tokens` to be one of this tokenizer's {len(tokenizer):,} tokens",
                     got=f"{token!r}, which is {encoded}",
                     consequence="PACT would hold other tokens than the ones you meant.",
                     remedy="Give the first token's id or text; a leading space makes a different token.",

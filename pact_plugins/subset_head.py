@@ -8,10 +8,10 @@ needs of the language-model head. Full-vocabulary logits never exist, whatever h
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -72,8 +72,8 @@ class SubsetHead:
 
     def __init__(self, model: nn.Module, ids: list[int]) -> None:
         self.model = model
-        self.base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        check_supported(model, self.base)
+        check_supported(model)
+        self.base = underlying(model)
         self.ids = torch.tensor(ids, dtype=torch.long)
         self._request: Request | None = None
         self._captures: list[Capture] = []
@@ -85,7 +85,7 @@ class SubsetHead:
         self._hook.remove()
 
     @contextmanager
-    def watch(self, request: Request) -> Iterator[list[Capture]]:
+    def watch(self, request: Request) -> Generator[list[Capture]]:
         """Answers `request` at every forward pass within the block that has the caller's gradient mode.
 
         Yields:
@@ -203,8 +203,19 @@ class SubsetHead:
             )
 
 
-def check_supported(model: nn.Module, base: nn.Module) -> None:
-    """Refuses, before training, the models whose safety logits cannot be read from the last hidden state."""
+def underlying(model: nn.Module) -> Any:
+    """The transformers model inside a PEFT model; any other model is its own."""
+    return cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def check_supported(model: nn.Module) -> None:
+    """Refuses, before training, the models whose safety logits cannot be read from the last hidden state.
+
+    Raises:
+        PactError: the model is wrapped in `DataParallel`, is an encoder-decoder, has a prompt-learning adapter, no
+            decoder, no linear head, or an adapter on its head.
+    """
+    base = underlying(model)
 
     def refuse(got: str, consequence: str, remedy: str) -> None:
         raise PactError(
@@ -221,7 +232,7 @@ def check_supported(model: nn.Module, base: nn.Module) -> None:
         refuse(
             f"the encoder-decoder model {name}", "Answers would not follow prompts.", "Use a decoder-only chat model."
         )
-    for adapter in getattr(model, "peft_config", {}).values():
+    for adapter in cast(Any, getattr(model, "peft_config", {})).values():
         if adapter.is_prompt_learning:
             refuse(
                 f"the prompt-learning adapter {adapter.peft_type}",

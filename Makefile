@@ -1,0 +1,35 @@
+# Two environments, because Axolotl pins its stack: .venv has the newest TRL, .venv-axolotl has Axolotl and its pins.
+PYTHON ?= python3
+export HF_HUB_OFFLINE = 1
+export AXOLOTL_DO_NOT_TRACK = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: demo test lint golden clean
+
+demo: .venv/ready
+	.venv/bin/pact demo --out demo-report
+
+test: .venv/ready .venv-axolotl/ready lint
+	.venv-axolotl/bin/python -m pytest tests -m "not trl"
+	.venv/bin/python -m pytest tests -m "not axolotl"
+
+lint: .venv/ready
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pyright
+
+golden: .venv/ready
+	.venv/bin/python -m tests.golden tests/golden
+
+.venv/ready: pyproject.toml requirements/trl.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --constraint requirements/trl.txt --editable ".[dev]"
+	touch $@
+
+.venv-axolotl/ready: pyproject.toml requirements/axolotl.txt
+	$(PYTHON) -m venv .venv-axolotl
+	.venv-axolotl/bin/pip install --quiet --constraint requirements/axolotl.txt --editable ".[axolotl,test]"
+	touch $@
+
+clean:
+	rm -rf .venv .venv-axolotl demo-report

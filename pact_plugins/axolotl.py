@@ -1,0 +1,116 @@
+"""PACT in Axolotl: the plugin, and `axolotl pact-train`, which fails closed where `axolotl train` would fail open.
+
+    plugins: [pact_plugins.axolotl.PactPlugin]
+    pact: true
+
+Axolotl logs a plugin that cannot be imported and trains on without it. So this module imports nothing that may be
+missing beside Axolotl itself; the rest is imported in `register`, whose errors do stop the run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from axolotl.integrations.base import BasePlugin
+from pydantic import BaseModel
+
+PLUGIN = "pact_plugins.axolotl.PactPlugin"
+
+
+class PactArgs(BaseModel):
+    """Lets the key `pact` into Axolotl's own schema; `PactConfig` checks what it holds, in `PactPlugin.register`."""
+
+    pact: bool | dict[str, Any] | None = None
+
+
+class PactPlugin(BasePlugin):
+    """Holds a fine-tuned chat model's refusals to those it had before."""
+
+    def register(self, cfg: dict[str, Any]) -> None:
+        """Refuses, before anything is loaded, a configuration under which PACT would be absent or wrong."""
+        from pact_plugins.errors import PactError
+
+        self._parse(cfg)
+        unserved = {
+            "rl": "Preference and reinforcement trainers have no supervised answers to constrain.",
+            "context_parallel_size": "Answers would be cut between processes.",
+        }
+        for key, consequence in unserved.items():
+            if cfg.get(key) not in (None, False, 1):
+                raise PactError(
+                    expected=f"supervised fine-tuning without `{key}`",
+                    got=f"`{key}: {cfg[key]}`",
+                    consequence=consequence,
+                    remedy=f"Remove `{key}`, or train without PACT (`pact: false`).",
+                )
+
+    def get_input_args(self) -> str:
+        """Where Axolotl finds the schema of the key `pact`."""
+        return f"{__name__}.{PactArgs.__name__}"
+
+    def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
+        """The callback that binds PACT to the trainer."""
+        from pact_plugins.callback import PactCallback
+
+        config = self._parse(cfg)
+        return [PactCallback(trainer, config if config is not None else False)]
+
+    @staticmethod
+    def _parse(cfg: Any) -> Any:
+        from pact_plugins.config import PactConfig
+        from pact_plugins.errors import PactError
+
+        value = cfg.get("pact")
+        if value is None:
+            raise PactError(
+                expected=f"the key `pact` beside the plugin {PLUGIN}",
+                got="no such key, or an empty one",
+                consequence="The run would train without PACT.",
+                remedy="Write `pact: true`, a block of settings, or `pact: false` for an explicit off.",
+            )
+        # Axolotl hands blocks over as a dict whose misspelt reads give None: only a plain one fails loudly.
+        return PactConfig.parse(dict(value) if isinstance(value, dict) else value)
+
+
+def check_file(path: str) -> None:
+    """Refuses a YAML file whose run would go on without PACT.
+
+    Raises:
+        PactError: the file has no sound `pact` key, or does not list the plugin.
+    """
+    import yaml
+
+    from pact_plugins.errors import PactError
+
+    with open(path, encoding="utf-8") as file:
+        cfg = yaml.safe_load(file)
+    if not isinstance(cfg, dict) or PLUGIN not in (cfg.get("plugins") or []):
+        raise PactError(
+            expected=f"`plugins: [{PLUGIN}]` in {path}",
+            got="a file that does not list it",
+            consequence="Axolotl would ignore `pact:` and train without PACT.",
+            remedy="Add that line.",
+        )
+    PactPlugin().register(cfg)
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": False}
+)
+@click.argument("config", type=click.Path(exists=True, dir_okay=False))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def pact_train(config: str, arguments: tuple[str, ...]) -> None:
+    """Train like `axolotl train`, but only if CONFIG really switches PACT on (or off).
+
+    Everything after CONFIG goes to `axolotl train`, for example `--launcher python`.
+    """
+    from axolotl.cli.main import cli
+
+    from pact_plugins.errors import PactError
+
+    try:
+        check_file(config)
+    except PactError as error:
+        raise click.ClickException(str(error)) from error
+    cli.main(["train", config, *arguments], prog_name="axolotl")

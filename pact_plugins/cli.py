@@ -1,0 +1,111 @@
+"""The command `pact`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from pact_plugins import __version__
+from pact_plugins.errors import PactError
+from pact_plugins.safety_tokens import SafetyTokens
+
+
+class _Commands(click.Group):
+    """Shows a `PactError` as a message, in the order in which the work is done."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PactError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Commands)
+@click.version_option(__version__, package_name="pact-plugins")
+def main() -> None:
+    """PACT: keep a chat model's refusals while fine-tuning it."""
+
+
+@main.command()
+@click.option("--model", required=True, help="The chat model: a folder or a name on the hub.")
+@click.option("--base", help="The model before alignment: finds the tokens by the paper's contrast.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="tokens.json", show_default=True)
+@click.option("--top-k", type=click.IntRange(1, 4096), default=50, show_default=True, help="Number of candidates.")
+def tokens(model: str, base: str | None, out: Path, top_k: int) -> None:
+    """Find the safety tokens of a model.
+
+    Example: pact tokens --model my-chat-model --base my-base-model --out tokens.json
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from pact_plugins import discovery
+
+    try:
+        aligned = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        unaligned = AutoModelForCausalLM.from_pretrained(base, dtype="auto") if base else None
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    if unaligned is None:
+        found = discovery.discover(aligned, tokenizer, top_k=top_k)
+    else:
+        found = discovery.discover_against_base(aligned, unaligned, tokenizer, top_k=top_k)
+    found.save(out)
+    Console().print(f"{len(found.ids)} safety tokens, {len(found.positive)} of them held: {out}")
+
+
+@main.command()
+@click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def inspect(path: Path, as_json: bool) -> None:
+    """Show a file of safety tokens.
+
+    Example: pact inspect tokens.json
+    """
+    found = SafetyTokens.load(path)
+    if as_json:
+        rows = zip(found.ids, found.texts, found.weights, strict=True)
+        click.echo(json.dumps([{"id": i, "text": text, "weight": weight} for i, text, weight in rows]))
+        return
+    table = Table(title=f"{path}: {len(found.ids)} safety tokens, {len(found.positive)} held", title_justify="left")
+    for header in ("id", "token", "weight"):
+        table.add_column(header, justify="left" if header == "token" else "right")
+    for i, text, weight in zip(found.ids, found.texts, found.weights, strict=True):
+        table.add_row(str(i), repr(text), f"{weight:.4f}" if weight else "not held")
+    console = Console()
+    console.print(table)
+    for key, value in found.provenance.items():
+        console.print(f"{key}: {value}", highlight=False, markup=False)
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def sft(arguments: tuple[str, ...]) -> None:
+    """Fine-tune like `trl sft`, with the key `pact` in the file.
+
+    Example: pact sft --config run.yaml
+    """
+    from pact_plugins.trl import sft as run
+
+    run(arguments)
+
+
+@main.command()
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="demo-report", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+def demo(out: Path, seed: int) -> None:
+    """Fine-tune a tiny chat model with and without PACT, and compare.
+
+    Example: pact demo --out demo-report
+    """
+    from pact_plugins.demo.comparison import run
+
+    run(out, seed=seed)
