@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from axolotl.integrations.base import BasePlugin
+from axolotl.integrations.base import BasePlugin  # pyright: ignore[reportMissingImports]
 from pydantic import BaseModel
 
 PLUGIN = "pact_plugins.axolotl.PactPlugin"
@@ -24,7 +24,7 @@ class PactArgs(BaseModel):
     pact: bool | dict[str, Any] | None = None
 
 
-class PactPlugin(BasePlugin):
+class PactPlugin(BasePlugin):  # pyright: ignore[reportUntypedBaseClass]
     """Holds a fine-tuned chat model's refusals to those it had before."""
 
     def register(self, cfg: dict[str, Any]) -> None:
@@ -105,7 +105,7 @@ def pact_train(config: str, arguments: tuple[str, ...]) -> None:
 
     Everything after CONFIG goes to `axolotl train`, for example `--launcher python`.
     """
-    from axolotl.cli.main import cli
+    from axolotl.cli.main import cli  # pyright: ignore[reportMissingImports]
 
     from pact_plugins.errors import PactError
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def sft(arguments: Sequence[str]) -> None:
 
 def _read_config(arguments: Sequence[str]) -> tuple[Path, dict[str, Any]]:
     """The `--config` file among the arguments, and its content."""
-    values = [b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--config"]
+    values = [b for a, b in pairwise(arguments) if a == "--config"]
     if not values:
         raise PactError(
             expected="`--config FILE`, a YAML file with the key `pact`",
@@ -82,7 +83,9 @@ def _pact_on_every_trainer(config: PactConfig | None) -> Generator[list[Any]]:
     """Within the block, every `trl.SFTTrainer` that is made has PACT; yields the list of them."""
     import trl
 
-    original, trainers = trl.SFTTrainer, []
+    host: Any = trl
+    original = host.SFTTrainer
+    trainers: list[Any] = []
 
     def make(*args: Any, **kw: Any) -> Any:
         trainer = original(*args, **kw)
@@ -90,8 +93,8 @@ def _pact_on_every_trainer(config: PactConfig | None) -> Generator[list[Any]]:
         trainers.append(trainer)
         return trainer
 
-    trl.SFTTrainer = make  # type: ignore[assignment,misc]
+    host.SFTTrainer = make
     try:
         yield trainers
     finally:
-        trl.SFTTrainer = original  # type: ignore[misc]
+        host.SFTTrainer = original

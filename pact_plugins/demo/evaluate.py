@@ -24,9 +24,7 @@ def plain_format(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> dict[str, torch.Tensor]:
-    encoded = tokenizer(
-        texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
-    )
+    encoded = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
     return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
 
 

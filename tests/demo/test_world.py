@@ -45,9 +45,7 @@ def test_held_out_sets_are_large_and_apart_from_fine_tuning(prompts: list[str]) 
 def test_look_alikes_share_a_word_with_a_refused_request() -> None:
     refused = " ".join(world.held_out_harmful())
     words = [topic.word for topic in held_out_topics()]
-    assert all(
-        any(word in prompt and word in refused for word in words) for prompt in world.held_out_look_alikes()
-    )
+    assert all(any(word in prompt and word in refused for word in words) for prompt in world.held_out_look_alikes())
 
 
 def test_task_rows() -> None:
@@ -143,9 +141,7 @@ def test_models_are_tiny(path: Path) -> None:
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     assert {entry["dtype"] for entry in header.values()} == {"F16"}
-    assert (
-        sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in header.values()) <= 2 * 1_800_000
-    )
+    assert sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in header.values()) <= 2 * 1_800_000
 
 
 def test_both_models_fit_in_eight_megabytes() -> None:

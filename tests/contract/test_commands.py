@@ -1,0 +1,99 @@
+"""The commands that users type, run for real on the shipped models and the shipped example configs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "example_configs"
+needs_axolotl = pytest.mark.skipif(not find_spec("axolotl"), reason="runs in the environment that has Axolotl")
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    bin_folder = Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+        "PACT_CACHE_DIR": str(folder / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "AXOLOTL_DO_NOT_TRACK": "1",
+    }
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False)
+
+
+def shortened(folder: Path, name: str, **changes: object) -> Path:
+    """An example config with fewer steps and its output in a temporary folder."""
+    settings = yaml.safe_load((EXAMPLES / name).read_text())
+    settings |= {"max_steps": 3, "output_dir": str(folder / "out"), **changes}
+    if "dataset_prepared_path" in settings:
+        settings["dataset_prepared_path"] = str(folder / "prepared")
+    path = folder / name
+    path.write_text(yaml.safe_dump({k: v for k, v in settings.items() if v is not None}))
+    return path
+
+
+def check_trained(folder: Path, log: str) -> None:
+    assert "'pact/kl'" in log, log[-3000:]
+    assert (folder / "out" / "pact_run.json").exists()
+    assert json.loads((folder / "out" / "pact_safety_tokens.json").read_text())["ids"]
+
+
+@needs_axolotl
+@pytest.mark.parametrize("name", ["axolotl-demo-lora.yaml", "axolotl-demo-qlora.yaml", "axolotl-demo-packed.yaml"])
+def test_axolotl_trains_the_examples(name: str, tmp_path: Path) -> None:
+    """Prevents a plugin that works in a script and not through Axolotl's own command."""
+    result = run(tmp_path, "axolotl", "train", str(shortened(tmp_path, name)), "--launcher", "python")
+    assert result.returncode == 0, result.stderr[-3000:]
+    check_trained(tmp_path, result.stdout + result.stderr)
+
+
+@needs_axolotl
+def test_axolotl_stops_on_what_would_fail_open(tmp_path: Path) -> None:
+    """Prevents a run that looks protected and is not."""
+    name = "axolotl-demo-lora.yaml"
+    for changes, words in (
+        ({"pact": {"wieght": 2}}, "Did you mean `weight`"),
+        ({"pact": None}, "would train without PACT"),
+        ({"plugins": None}, "ignore `pact:`"),
+    ):
+        path = shortened(tmp_path, name, **changes)
+        result = run(tmp_path, "axolotl", "pact-train", str(path), "--launcher", "python")
+        assert result.returncode != 0
+        assert words in result.stderr
+    assert not (tmp_path / "out" / "pact_run.json").exists()
+
+
+def test_trl_trains_the_example(tmp_path: Path) -> None:
+    """Prevents a `pact sft` that drops the key, or that TRL's parser refuses."""
+    result = run(tmp_path, "pact", "sft", "--config", str(shortened(tmp_path, "trl-demo-lora.yaml")))
+    assert result.returncode == 0, result.stderr[-3000:]
+    check_trained(tmp_path, result.stdout + result.stderr)
+
+
+def test_trl_stops_without_the_key(tmp_path: Path) -> None:
+    """Prevents `pact sft` from being plain `trl sft`."""
+    path = shortened(tmp_path, "trl-demo-lora.yaml", pact=None)
+    result = run(tmp_path, "pact", "sft", "--config", str(path))
+    assert result.returncode != 0
+    assert "the key `pact`" in result.stderr
+
+
+def test_tokens_and_inspect(tmp_path: Path) -> None:
+    """Prevents a tokens file that no other command reads."""
+    models, out = "pact_plugins/demo/models", tmp_path / "tokens.json"
+    result = run(
+        tmp_path, "pact", "tokens", "--model", f"{models}/aligned", "--base", f"{models}/base", "--out", str(out)
+    )
+    assert result.returncode == 0, result.stderr
+    shown = run(tmp_path, "pact", "inspect", str(out), "--json")
+    held = [entry["text"] for entry in json.loads(shown.stdout) if entry["weight"] > 0]
+    assert any("sorry" in text or "cannot" in text or "can" in text for text in held), held
+    assert run(tmp_path, "pact", "inspect", str(tmp_path / "none.json")).returncode != 0

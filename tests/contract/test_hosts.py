@@ -1,0 +1,203 @@
+"""One contract for every host: the same data gives the same loss and the same gradients as a bare loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import DataCollatorForSeq2Seq, TrainingArguments
+
+from pact_plugins import PactCallback, PactConfig, PactError
+from pact_plugins.answers import split_documents
+from pact_plugins.preparation import prepare
+from tests import tiny
+
+TOKENS: list[int | str] = [40, 41, 42, 43]
+LORA = LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+Trainer = Callable[..., Any]
+
+
+def trl_trainer(model: Any, folder: Path, **settings: Any) -> Any:
+    from trl import SFTConfig, SFTTrainer
+
+    args = SFTConfig(**common(folder), **{"assistant_only_loss": True, "max_length": 256, **settings})
+    return SFTTrainer(
+        model=model, args=args, train_dataset=tiny.conversations(16, 2), processing_class=tiny.tokenizer()
+    )
+
+
+def axolotl_trainer(model: Any, folder: Path, **settings: Any) -> Any:
+    from axolotl.core.trainers.base import AxolotlTrainer
+    from axolotl.core.training_args import AxolotlTrainingArguments
+
+    tokenizer = tiny.tokenizer()
+    rows = []
+    for messages in tiny.conversations(16, 2)["messages"]:
+        row = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+        labels = [i if m else -100 for i, m in zip(row["input_ids"], row["assistant_masks"], strict=True)]
+        rows.append({"input_ids": row["input_ids"], "attention_mask": [1] * len(labels), "labels": labels})
+    args = AxolotlTrainingArguments(**common(folder), remove_unused_columns=False, **settings)
+    return AxolotlTrainer(
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+        processing_class=tokenizer,
+    )
+
+
+def common(folder: Path) -> dict[str, Any]:
+    return {
+        "output_dir": str(folder / "out"),
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.1,
+        "optim": "sgd",
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "logging_steps": 1,
+        "report_to": [],
+        "use_cpu": True,
+        "bf16": False,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "dataloader_pin_memory": False,
+    }
+
+
+HOSTS = [
+    pytest.param(trl_trainer, id="trl"),
+    *([pytest.param(axolotl_trainer, id="axolotl")] if find_spec("axolotl") else []),
+]
+CONFIGS = [{"objective": "paper"}, {"objective": "confidence", "conflict_threshold": 0.0, "weight": 2.0}]
+
+
+def config(folder: Path, **settings: Any) -> PactConfig:
+    return PactConfig(cache_dir=folder / "cache", **{"safety_tokens": TOKENS, **settings})
+
+
+def model_of(adapter: str, checkpointing: bool = False) -> Any:
+    model = tiny.llama()
+    if adapter == "lora":
+        torch.manual_seed(0)
+        model = get_peft_model(model, LORA)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("settings", CONFIGS, ids=lambda s: s["objective"])
+@pytest.mark.parametrize(("adapter", "checkpointing"), [("full", False), ("lora", False), ("full", True)])
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_micro_batch_equals_the_bare_loop(
+    host: Trainer, adapter: str, checkpointing: bool, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """Prevents a host whose own loss, hooks or normalisation change what PACT computes."""
+    trainer = host(model_of(adapter, checkpointing), tmp_path)
+    callback = PactCallback(trainer, config(tmp_path, **settings))
+    callback.on_train_begin()
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, dict(batch))
+    loss.backward()
+
+    model = model_of(adapter).train()
+    inputs = {k: v for k, v in batch.items() if k in ("input_ids", "labels", "attention_mask")}
+    objective = prepare(
+        model, tiny.tokenizer(), split_documents(inputs), config(tmp_path, **settings), show_progress=False
+    ).objective
+    targets = objective.targets(inputs)
+    with objective.watch(targets) as captured:
+        own = model(**inputs).loss
+    total = own + objective.terms(captured, targets).total(objective.config.weight) / targets.supervised
+    total.backward()
+    assert (total - own).abs() > 1e-3
+    torch.testing.assert_close(loss, total, rtol=1e-5, atol=1e-5)
+    expected = gradients(model)
+    for name, gradient in gradients(trainer.model).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_accumulation_changes_nothing(tmp_path: Path) -> None:
+    """Prevents a safety term that grows or shrinks with gradient accumulation."""
+    results = []
+    for batch_size, accumulation in ((8, 1), (1, 8)):
+        trainer = trl_trainer(
+            tiny.llama(),
+            tmp_path,
+            gradient_accumulation_steps=accumulation,
+        )
+        trainer.args.per_device_train_batch_size = trainer._train_batch_size = batch_size
+        trainer.add_callback(PactCallback(trainer, config(tmp_path, weight=5.0)))
+        trainer.train()
+        results.append({n: p.detach().clone() for n, p in trainer.model.named_parameters()})
+    for name, parameter in results[0].items():
+        torch.testing.assert_close(parameter, results[1][name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"packing": True}, {"padding_free": True, "max_length": None}], ids=str)
+def test_trl_layouts_train(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Prevents cache misses under the collators of packing and padding-free training."""
+    trainer = trl_trainer(tiny.llama(), tmp_path, **settings)
+    trainer.add_callback(PactCallback(trainer, config(tmp_path)))
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logged) == 2
+    assert all(entry["pact/answer_tokens"] > 0 and entry["pact/cache_hits"] > 0 for entry in logged)
+    assert logged[0]["pact/kl"] < 1e-6 < logged[1]["pact/kl"]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_evaluation_is_left_alone(host: Trainer, tmp_path: Path) -> None:
+    """Prevents an eval_loss that cannot be compared with runs without PACT."""
+    trainer = host(tiny.llama(), tmp_path)
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.model.eval()
+    with torch.no_grad():
+        plain = trainer.compute_loss(trainer.model, dict(batch))
+        PactCallback(trainer, config(tmp_path)).on_train_begin()
+        assert trainer.compute_loss(trainer.model, dict(batch)) == plain
+
+
+def test_bound_once_and_removable(tmp_path: Path) -> None:
+    """Prevents a term that counts twice, and wrappers that stay."""
+    trainer = trl_trainer(tiny.llama(), tmp_path)
+    callback = PactCallback(trainer, config(tmp_path))
+    with pytest.raises(PactError, match="one PACT per trainer"):
+        PactCallback(trainer, config(tmp_path))
+    assert callback.binding is not None
+    callback.binding.remove()
+    assert "compute_loss" not in vars(trainer)
+    assert PactCallback(trainer, False).binding is None
+
+
+def test_a_step_before_preparation_stops(tmp_path: Path) -> None:
+    """Prevents training without PACT when the callback never hears that training begins."""
+    trainer = trl_trainer(tiny.llama(), tmp_path)
+    PactCallback(trainer, config(tmp_path))
+    trainer.model.train()
+    with pytest.raises(PactError, match="prepared"):
+        trainer.compute_loss(trainer.model, dict(next(iter(trainer.get_train_dataloader()))))
+
+
+def test_models_that_cannot_be_served_are_refused(tmp_path: Path) -> None:
+    """Prevents a loss on hidden states that do not lead to the logits."""
+    on_head = get_peft_model(tiny.llama(), LoraConfig(r=2, target_modules=["lm_head"], task_type="CAUSAL_LM"))
+    trainer = transformers.Trainer(on_head, TrainingArguments(**common(tmp_path)))
+    with pytest.raises(PactError, match="LoRA adapter on the head"):
+        PactCallback(trainer, config(tmp_path))
+    trainer = trl_trainer(tiny.llama(), tmp_path)
+    trainer.train_dataset = trainer.train_dataset.to_iterable_dataset()
+    with pytest.raises(PactError, match="streaming"):
+        PactCallback(trainer, config(tmp_path))

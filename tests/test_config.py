@@ -1,0 +1,44 @@
+"""The schema, and what it says to somebody who got it wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pact_plugins.config import PactConfig
+from pact_plugins.errors import PactError
+
+
+def test_defaults_depend_on_the_objective() -> None:
+    """Prevents `paper` with damping, or `confidence` with a gate, unless asked for."""
+    paper, confidence = PactConfig(objective="paper"), PactConfig()
+    assert paper.active_gate is not None
+    assert not paper.damps
+    assert confidence.active_gate is None
+    assert confidence.damps
+    assert PactConfig.parse(False) is None
+    assert PactConfig.parse(True) == confidence
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        ({"wieght": 2}, ["pact.wieght", "Did you mean `weight`"]),
+        ({"gate": {"slop": 2}}, ["pact.gate.slop", "Did you mean `slope`"]),
+        ({"weight": 0}, ["pact.weight", "greater than 0"]),
+        ({"weight": float("nan")}, ["pact.weight"]),
+        ({"weight": "much"}, ["pact.weight", "much"]),
+        ({"objective": "papre"}, ["pact.objective", "papre"]),
+        ({"top_k": 0}, ["pact.top_k"]),
+        ({"base_model": "b", "safety_tokens": [1]}, ["base_model", "safety_tokens"]),
+        ("yes", ["pact:", "'yes'"]),
+        (None, ["pact:"]),
+    ],
+)
+def test_bad_blocks_are_refused_by_name(block: Any, words: list[str]) -> None:
+    """Prevents a misspelt or impossible setting from being dropped in silence."""
+    with pytest.raises(PactError) as caught:
+        PactConfig.parse(block)
+    for word in words:
+        assert word in str(caught.value)
