@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pact_plugins.errors import PactError
+from pact_plugins.forward import evaluating
 
 CHUNK_ELEMENTS = 1 << 24
 """Largest number of logits alive at once while log-normalisers are computed (64 MiB in float32)."""
@@ -184,7 +185,8 @@ class SubsetHead:
         # Any ids do; spread over the vocabulary, they make large and small logits.
         vocabulary = self.base.get_input_embeddings().weight.shape[0]
         input_ids = torch.linspace(1, vocabulary - 1, length, device=device).long().unsqueeze(0)
-        with torch.no_grad(), self.watch(Request(torch.arange(length, device=device), normalise=True)) as captures:
+        request = Request(torch.arange(length, device=device), normalise=True)
+        with evaluating(self.model), self.watch(request) as captures:
             logits = self.model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).logits[0].float()
         capture = self.one(captures)
         assert capture.log_normaliser is not None
