@@ -106,9 +106,13 @@ class Binding:
         with objective.watch(targets) as captured:
             result = self._compute_loss(model, inputs, return_outputs, num_items_in_batch, **kw)
         terms = objective.terms(captured, targets)
-        own, *outputs = result if return_outputs else (result,)
-        loss = own + (terms.total(self.config.weight) * self._scale(targets, num_items_in_batch)).to(own.device)
+        total = terms.total(self.config.weight)
         self._count(terms, targets)
+        if (anchors := objective.anchor_terms(targets.full.device)) is not None:
+            total = total + anchors.total(self.config.weight)
+            self._count_anchors(anchors)
+        own, *outputs = result if return_outputs else (result,)
+        loss = own + (total * self._scale(targets, num_items_in_batch)).to(own.device)
         return (loss, *outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kw: Any) -> None:
@@ -125,9 +129,14 @@ class Binding:
         return (self.trainer.accelerator.num_processes if across else 1) / num_items_in_batch
 
     def _count(self, terms: Terms, targets: Targets) -> None:
-        counts = {"answer_tokens": terms.count, "cache_hits": targets.documents}
+        self._add(terms, {"answer_tokens": terms.count, "cache_hits": targets.documents}, terms.statistics)
+
+    def _count_anchors(self, terms: Terms) -> None:
+        self._add(terms, {"anchor_tokens": terms.count}, {"anchor_kl": terms.statistics["kl"]})
+
+    def _add(self, terms: Terms, counts: dict[str, int], statistics: dict[str, Tensor]) -> None:
         device = terms.kl.device
-        sums = {**terms.statistics, **{k: torch.tensor(float(v)).to(device) for k, v in counts.items()}}
+        sums = {**statistics, **{k: torch.tensor(float(v)).to(device) for k, v in counts.items()}}
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, 0) + value.float()
 
@@ -136,8 +145,11 @@ class Binding:
         sums = self.trainer.accelerator.reduce(torch.stack([self._sums[n] for n in names]), reduction="sum").tolist()
         self._sums = {}
         total = dict(zip(names, sums, strict=True))
-        counts = {name: total.pop(name) for name in ("answer_tokens", "cache_hits")}
-        means = {name: value / max(counts["answer_tokens"], 1.0) for name, value in total.items()}
+        counts = {name: total.pop(name) for name in ("answer_tokens", "cache_hits", "anchor_tokens") if name in total}
+        means = {
+            name: value / max(counts["anchor_tokens" if name == "anchor_kl" else "answer_tokens"], 1.0)
+            for name, value in total.items()
+        }
         return {f"pact/{name}": value for name, value in {**means, **counts}.items()}
 
 

@@ -28,6 +28,7 @@ class PactCallback(TrainerCallback):
     | `pact/damped` | share of cross-entropy's weight that was taken away |
     | `pact/answer_tokens` | answer tokens constrained |
     | `pact/cache_hits` | sequences whose reference was looked up |
+    | `pact/anchor_kl`, `pact/anchor_tokens` | the same divergence on the anchors, and their number, if they are on |
 
     Args:
         trainer: the trainer that the callback is added to.

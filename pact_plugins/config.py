@@ -51,6 +51,13 @@ class PactConfig(_Block):
         le=1,
         description="Answers whose conflict (a probability) is not above this are left untouched.",
     )
+    anchors: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="Rows of shipped harmful prompts, with the reference's own answers, that join each batch under the "
+        "safety term alone. Each costs the compute of a row; 0 is off.",
+    )
     gate: GateConfig | bool | None = Field(
         default=None,
         description="The answer-only gate: `true`, `false` or a block. Default: on for `paper`, off for `confidence`.",

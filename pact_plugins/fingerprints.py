@@ -9,9 +9,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 _SAMPLES = 4096
 """Bytes of each parameter that are hashed in place; the rest enters through an exact checksum."""
+
+_NOT_OF_THE_FUNCTION = {
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "quantization_config",
+    "transformers_version",
+    "use_cache",
+}
+"""Settings of a model's config that say where it comes from or how it runs. The weights show their own precision."""
 
 
 def digest(content: Any) -> str:
@@ -32,16 +43,26 @@ def keys_fingerprint(keys: Iterable[bytes]) -> str:
 def model_fingerprint(model: nn.Module) -> str:
     """Identity of the function that the model computes before its first step.
 
-    Every parameter enters with its name, shape, dtype, an exact sum of its bytes and a strided sample of them. A LoRA
-    pair whose B is zero adds nothing to the function, and its random A would make every run a new model: left out.
+    Every parameter enters with its name, shape, dtype, an exact sum of its bytes and a strided sample of them; beside
+    them the model's config (rotary base, norms, ...) and the scale of each adapter. A LoRA pair whose B is zero adds
+    nothing to the function, and its random A would make every run a new model: left out.
     """
     parameters = dict(model.named_parameters())
     content = [
-        (_canonical(name), str(p.dtype), list(p.shape), *_checksum(p.detach()))
+        (_canonical(name), str(p.dtype), list(p.shape), *_checksum(p.detach()), _adapter_scale(name, model))
         for name, p in parameters.items()
         if not _is_idle_lora(name, parameters)
     ]
-    return digest(sorted(content))
+    config = getattr(model, "config", None)
+    settings = config.to_dict() if isinstance(config, PretrainedConfig) else {}
+    return digest([sorted(content), {k: v for k, v in settings.items() if k not in _NOT_OF_THE_FUNCTION}])
+
+
+def _adapter_scale(name: str, model: nn.Module) -> list[float]:
+    """What PEFT multiplies the adapter that owns this parameter by; nothing for the model's own parameters."""
+    owner, is_adapter, _ = name.partition(".lora_")
+    scaling: dict[str, float] = getattr(model.get_submodule(owner), "scaling", {}) if is_adapter else {}
+    return [float(scaling[adapter]) for adapter in sorted(scaling)]
 
 
 def _is_idle_lora(name: str, parameters: dict[str, nn.Parameter]) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pact_plugins import loss
+from pact_plugins.anchors import Anchors
 from pact_plugins.answers import IGNORE_INDEX, AnswerTokens, host, split_documents
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.config import PactConfig
@@ -79,26 +80,49 @@ class PactObjective:
         tokens: the safety tokens, checked against the model.
         chat: what the chat template puts around answers.
         head: the subset head of the model being trained.
-        cache: the reference of the training data.
+        cache: the reference of the training data, and of the anchors.
+        anchors: requests to refuse that join each batch, or None.
     """
 
     def __init__(
-        self, config: PactConfig, tokens: SafetyTokens, chat: ChatFormat, head: SubsetHead, cache: ReferenceCache
+        self,
+        config: PactConfig,
+        tokens: SafetyTokens,
+        chat: ChatFormat,
+        head: SubsetHead,
+        cache: ReferenceCache,
+        anchors: Anchors | None = None,
     ) -> None:
+        self.anchors = anchors
         self.config, self.tokens, self.chat, self.head, self.cache = config, tokens, chat, head, cache
         self._gate = config.active_gate.model_dump() if config.active_gate else None
         self._weights = torch.tensor(tokens.weights)
         self._positive = torch.tensor(tokens.positive)
         self._positive_ids = np.asarray([tokens.ids[i] for i in tokens.positive])
 
-    def targets(self, inputs: Mapping[str, Any]) -> Targets:
-        """Splits a batch, looks its reference up, and moves both to the batch's device."""
+    def anchor_terms(self, device: torch.device) -> Terms | None:
+        """The objective on the next anchors, from a forward pass of the decoder alone; None if they are off."""
+        if self.anchors is None:
+            return None
+        inputs = self.anchors.batch(device)
+        targets = self.targets(inputs, damps=False)
+        with self.watch(targets) as captured:
+            self.head.base.get_decoder()(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
+            )
+        return self.terms(captured, targets)
+
+    def targets(self, inputs: Mapping[str, Any], *, damps: bool = True) -> Targets:
+        """Splits a batch, looks its reference up, and moves both to the batch's device.
+
+        `damps=False` leaves conflicts alone: the rows have no cross-entropy.
+        """
         device = inputs["input_ids"].device
         tokens = AnswerTokens.of(split_documents(inputs), self.chat)
         reference = self.cache.look_up(tokens.documents, tokens.counts)
         labels = host(inputs["labels"])
         full = torch.from_numpy(reference.full).float()
-        labelled, conflict = self._conflicts(tokens, full)
+        labelled, conflict = self._conflicts(tokens, full, damps and self.config.damps)
         request = Request(
             flat=torch.from_numpy(tokens.row * labels.shape[1] + tokens.column).to(device),
             normalise=self.config.objective == "confidence",
@@ -160,9 +184,9 @@ class PactObjective:
                 statistics["safety_mass"] = student[:, self._positive].exp().sum()
         return Terms(kl.sum(), damped, len(kl), statistics)
 
-    def _conflicts(self, tokens: AnswerTokens, full: Tensor) -> tuple[Tensor, Tensor]:
+    def _conflicts(self, tokens: AnswerTokens, full: Tensor, damps: bool) -> tuple[Tensor, Tensor]:
         """Indices into the answer tokens whose cross-entropy is damped, and their conflict; computed on the host."""
-        if not self.config.damps or not len(tokens):
+        if not damps or not len(tokens):
             return torch.empty(0, dtype=torch.long), torch.empty(0)
         conflict = loss.conflict(
             full,

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from pact_plugins import discovery
+from pact_plugins import anchors, discovery, own_answers
+from pact_plugins.anchors import Anchors
 from pact_plugins.answers import Document
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.config import PactConfig
@@ -87,6 +88,10 @@ def prepare(
     head = SubsetHead(model, list(tokens.ids))
     tokens.check(tokenizer, head.base.get_output_embeddings().weight.shape[0])
     head.check_parity()
+    anchor_rows = find_anchors(
+        config, model, tokenizer, fingerprint, resumed=run is not None, show_progress=show_progress
+    )
+    referenced = [*answered, *anchor_rows]
     identity = {
         "format": FORMAT,
         "model": fingerprint,
@@ -95,16 +100,17 @@ def prepare(
         "views": ["full"] if config.active_gate is None else ["full", "answer_only"],
         "header": list(chat.header),
         "end": chat.end,
-        "data": keys_fingerprint(d.key for d in answered),
+        "data": keys_fingerprint(d.key for d in referenced),
     }
     if run:
-        run.check(identity)
-        cache, built = ReferenceCache(cache_folder(config) / digest(identity), identity), False
+        cache, built = run.cache(cache_folder(config), identity), False
     else:
         cache, built = open_or_build(
-            cache_folder(config), identity, answered, head, chat, autocast=autocast, show_progress=show_progress
+            cache_folder(config), identity, referenced, head, chat, autocast=autocast, show_progress=show_progress
         )
-    objective = PactObjective(config, tokens, chat, head, cache)
+    objective = PactObjective(
+        config, tokens, chat, head, cache, Anchors(anchor_rows, config.anchors) if anchor_rows else None
+    )
     return Preparation(objective, identity, built, len(documents), len(documents) - len(answered))
 
 
@@ -116,7 +122,7 @@ def find_tokens(
         return SafetyTokens.load(config.safety_tokens)
     if isinstance(config.safety_tokens, list):
         return SafetyTokens.of_list(config.safety_tokens, tokenizer)
-    prompts = digest([discovery.shipped(name) for name in ("harmful", "harmless", "refusals")])
+    prompts = digest([discovery.VERSION, *map(own_answers.shipped, ("harmful", "harmless", "refusals"))])
     how = [model_identity, tokenizer_fingerprint(tokenizer), config.base_model, config.top_k, prompts]
     stored = cache_folder(config) / f"tokens-{digest(how)}.json"
     if stored.exists():
@@ -131,6 +137,22 @@ def find_tokens(
     stored.parent.mkdir(parents=True, exist_ok=True)
     tokens.save(stored)
     return tokens
+
+
+def find_anchors(
+    config: PactConfig, model: nn.Module, tokenizer: Any, model_identity: str, *, resumed: bool, show_progress: bool
+) -> list[Document]:
+    """The anchors of this model, written now or found; none if they are off. Trained weights write none."""
+    if not config.anchors:
+        return []
+    prompts = own_answers.shipped("harmful")
+    how = [model_identity, tokenizer_fingerprint(tokenizer), prompts]
+    stored = cache_folder(config) / f"anchors-{digest(how)}.json"
+    if not stored.exists() and not resumed:
+        chats = own_answers.as_chats(tokenizer, prompts, "render the prompts of the anchors")
+        answers = own_answers.write_answers(model, tokenizer, chats, "writing the anchors", show_progress=show_progress)
+        anchors.save(answers, stored)
+    return anchors.load(stored)
 
 
 def load_base(name: str, device: Any) -> nn.Module:
@@ -169,6 +191,7 @@ def print_summary(preparation: Preparation, console: Console | None = None) -> N
     table = Table(title="PACT", title_justify="left", show_header=False)
     table.add_row("objective", f"{config.objective}, weight {config.weight:g}")
     table.add_row("conflict", "damp" if config.damps else "keep")
+    table.add_row("anchors", f"{config.anchors} rows beside each batch" if config.anchors else "off")
     table.add_row("gate", "on" if config.active_gate else "off")
     table.add_row("safety tokens", f"{len(tokens.ids)}, {len(tokens.positive)} of them held: {strongest}, ...")
     table.add_row("answer tokens", f"{manifest['answer_tokens']:,} in {manifest['documents']:,} distinct sequences")
@@ -200,6 +223,8 @@ class _RunFile:
     def load(cls, folder: Path) -> _RunFile:
         try:
             identity = json.loads((folder / "pact_run.json").read_text())
+            if not isinstance(identity, dict) or not isinstance(identity.get("model"), str):
+                raise ValueError("not what a run with PACT writes there")
             return cls(identity, SafetyTokens.load(folder / "pact_safety_tokens.json"))
         except (OSError, ValueError) as error:
             raise PactError(
@@ -209,8 +234,12 @@ class _RunFile:
                 remedy="Resume in the output folder of a run that had PACT on, or start from the original model.",
             ) from error
 
-    def check(self, identity: dict[str, Any]) -> None:
-        """Refuses to resume with other data, tokens, template or settings than the run began with."""
+    def cache(self, folder: Path, identity: dict[str, Any]) -> ReferenceCache:
+        """The reference that the run began with.
+
+        Raises:
+            PactError: the run is resumed with other data, tokens, template or settings, or its cache is gone.
+        """
         differing = [k for k in identity if identity[k] != self.identity.get(k)]
         if differing:
             raise PactError(
@@ -220,3 +249,12 @@ class _RunFile:
                 consequence="The reference of that run does not cover this one.",
                 remedy="Resume with the run's own data, tokenizer and `pact:` block.",
             )
+        stored = folder / digest(identity)
+        if not stored.exists():
+            raise PactError(
+                expected=f"the reference cache of the run being resumed, {stored}",
+                got="no such folder",
+                consequence="The weights of the checkpoint are already fine-tuned: they are no reference.",
+                remedy="Point `pact.cache_dir` to where the run began, or start from the original model.",
+            )
+        return ReferenceCache(stored, identity)

@@ -70,6 +70,7 @@ class ReferenceCache:
             views = {v: np.load(folder / f"{v}.npy", mmap_mode="r") for v in self.manifest["identity"]["views"]}
             self._index = np.load(folder / "index.npy", mmap_mode="r")
             found = self.manifest["identity"]
+            shape = (self.manifest["answer_tokens"], self.manifest["safety_tokens"])
             sound = self.manifest["index"] == hashlib.blake2b(raw_index, digest_size=16).hexdigest()
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             raise self._damaged(f"{type(error).__name__}: {error}") from error
@@ -81,7 +82,6 @@ class ReferenceCache:
                 consequence="The run would be held to another model's or other data's reference.",
                 remedy="Remove that folder, or set `pact.cache_dir`; the next run builds a fresh cache.",
             )
-        shape = (self.manifest["answer_tokens"], self.manifest["safety_tokens"])
         if not sound or any(view.shape != shape or view.dtype != np.float16 for view in views.values()):
             raise self._damaged("the index or the size of a file does not match the manifest")
         self._full: Halves = views["full"]

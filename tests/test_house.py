@@ -21,6 +21,8 @@ FLOW = [
     "chat_format",
     "answers",
     "forward",
+    "own_answers",
+    "anchors",
     "safety_tokens",
     "discovery",
     "loss",

@@ -1,0 +1,84 @@
+"""The shipped prompts, and a model's own answers to them: what safety tokens are found in, and anchors are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any, Literal, cast
+
+import numpy as np
+from torch import nn
+
+from pact_plugins.answers import Document
+from pact_plugins.chat_format import ChatFormat, render
+from pact_plugins.errors import PactError
+from pact_plugins.forward import evaluating, pad, progress
+
+MAX_ANSWER_TOKENS = 48
+"""Tokens that the model writes of each answer; a refusal is over, or has become plain, by then."""
+
+BATCH_SIZE = 32
+"""Prompts answered at once."""
+
+
+def shipped(name: Literal["harmful", "harmless", "refusals"]) -> list[str]:
+    """The lines of a shipped prompt file."""
+    text = (resources.files("pact_plugins") / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def as_chats(tokenizer: Any, prompts: Sequence[str], purpose: str) -> list[list[int]]:
+    """Token ids of each prompt as the only turn of a chat, up to the answer.
+
+    Raises:
+        PactError: the tokenizer's chat template has no header; the error says that `purpose` needs it.
+    """
+    ChatFormat.from_tokenizer(tokenizer).require_header(purpose)
+    return [render(tokenizer, [{"role": "user", "content": p}], generation_prompt=True) for p in prompts]
+
+
+def answered(prompt: Sequence[int], answer: Sequence[int]) -> Document:
+    """A document of a prompt and an answer to it, the answer supervised."""
+    supervised = np.zeros(len(prompt) + len(answer), bool)
+    supervised[len(prompt) :] = True
+    return Document(np.asarray([*prompt, *answer], np.int64), supervised)
+
+
+def write_answers(
+    model: nn.Module, tokenizer: Any, chats: Sequence[Sequence[int]], what: str, *, show_progress: bool = True
+) -> list[Document]:
+    """Greedy answers of `model`, as it is now, to `chats`; those that it leaves empty are dropped.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer, whose chat template says which token ends an answer.
+        chats: what `as_chats` gives.
+        what: describes the progress bar.
+
+    Raises:
+        PactError: the model answers nothing.
+    """
+    end = ChatFormat.from_tokenizer(tokenizer).end
+    device = next(model.parameters()).device
+    starts = range(0, len(chats), BATCH_SIZE)
+    documents: list[Document] = []
+    for start in progress(starts, f"PACT: {what}", len(starts), show_progress):
+        batch = chats[start : start + BATCH_SIZE]
+        # Generation continues at the right edge, so chats are padded on the left.
+        ids, mask = (t.flip(1) for t in pad([np.asarray(chat[::-1], np.int64) for chat in batch], device))
+        with evaluating(model):
+            output = cast(Any, model).generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=MAX_ANSWER_TOKENS, do_sample=False
+            )
+        for chat, answer in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
+            length = answer.index(end) + 1 if end in answer else len(answer)
+            if length:
+                documents.append(answered(chat, answer[:length]))
+    if not documents:
+        raise PactError(
+            expected=f"the model to answer some of {len(chats)} shipped prompts",
+            got="no answer to any of them",
+            consequence="It could not be seen how the model refuses.",
+            remedy="Check the model's generation config and chat template.",
+        )
+    return documents

@@ -1,0 +1,22 @@
+"""What the unit tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tiny models on one thread: two threads that share a busy core wait for each other forty times as long.
+
+    Only for the unit tests beside this file; the folders below choose for themselves.
+    """
+    threads = torch.get_num_threads()
+    if request.path.parent == Path(__file__).parent:
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,177 @@
+"""Finding the safety tokens on tiny models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from pact_plugins import discovery, own_answers
+from pact_plugins.chat_format import render
+from pact_plugins.discovery import direction, discover, discover_against_base, teacher_forced, to_safety_tokens
+from pact_plugins.errors import PactError
+from pact_plugins.safety_tokens import SafetyTokens
+from tests import tiny
+
+VOCABULARY = 262
+
+
+@pytest.fixture
+def few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eleven short prompts, which fill one batch and part of another, and two refusals."""
+    lines = {
+        "harmful": [f"bad {i} {'x' * i}" for i in range(11)],
+        "harmless": [f"good {i} {'y' * (11 - i)}" for i in range(11)],
+        "refusals": ["No.", "I cannot."],
+    }
+    monkeypatch.setattr(own_answers, "shipped", lambda name: lines[name])
+
+
+def assert_valid(tokens: SafetyTokens, top_k: int) -> None:
+    tokens.check(tiny.tokenizer(), VOCABULARY)
+    assert 1 <= len(tokens.positive) < len(tokens.ids) <= top_k
+    assert list(tokens.weights) == sorted(tokens.weights, reverse=True)
+    assert tokens.texts == tuple(tiny.tokenizer().decode([i]) for i in tokens.ids)
+
+
+def test_discover_on_the_shipped_prompts() -> None:
+    """Prevents: prompts that are missing from the package, or unequal in number, failing only at the user's."""
+    tokens = discover(tiny.llama(num_hidden_layers=1), tiny.tokenizer(), top_k=20, show_progress=False)
+    assert_valid(tokens, 20)
+    assert (
+        tokens.provenance["prompts"] == len(own_answers.shipped("harmful")) == len(own_answers.shipped("harmless")) > 0
+    )
+    assert len(set(own_answers.shipped("harmful")) & set(own_answers.shipped("harmless"))) == 0
+
+
+@pytest.mark.usefixtures("few_prompts")
+@pytest.mark.parametrize("top_k", [2, 7, 50, 4096])
+def test_discover_against_base(top_k: int) -> None:
+    """Prevents: a contrast whose tokens do not fit the model, or are more than were asked for."""
+    tokens = discover_against_base(tiny.llama(), tiny.llama(seed=1), tiny.tokenizer(), top_k=top_k, show_progress=False)
+    assert_valid(tokens, top_k)
+    assert tokens.provenance["method"] == "aligned against base model"
+
+
+@pytest.mark.usefixtures("few_prompts")
+def test_a_preferred_token_is_found() -> None:
+    """Prevents: a sign slip, after which PACT holds what the model avoids when it refuses."""
+    aligned, base = tiny.llama(), tiny.llama()
+    preferred, avoided = tiny.tokenizer()("N", add_special_tokens=False)["input_ids"][0], 100
+    for model, token in ((aligned, preferred), (base, avoided)):
+        model.lm_head = nn.Linear(32, VOCABULARY)
+        with torch.no_grad():
+            model.lm_head.weight.mul_(0.1)
+            model.lm_head.bias.zero_()
+            model.lm_head.bias[token] = 6.0
+    tokens = discover_against_base(aligned, base, tiny.tokenizer(), show_progress=False)
+    assert tokens.ids[0] == preferred
+    assert avoided not in [tokens.ids[i] for i in tokens.positive]
+
+
+@pytest.mark.usefixtures("few_prompts")
+def test_the_same_model_as_base_is_refused() -> None:
+    """Prevents: tokens that only tell the two prompt formats apart, when `base_model` names the aligned model."""
+    with pytest.raises(PactError):
+        discover_against_base(tiny.llama(), tiny.llama(), tiny.tokenizer(), show_progress=False)
+
+
+def test_identical_distributions_are_refused() -> None:
+    """Prevents: a set of tokens drawn from rounding errors."""
+    samples = [(torch.ones(3, VOCABULARY), torch.ones(3, VOCABULARY))]
+    with pytest.raises(PactError, match="agree on every token"):
+        to_safety_tokens(direction(samples), tiny.tokenizer(), {})
+
+
+def test_logits_that_are_not_finite_are_refused() -> None:
+    """Prevents: NaN weights in the file that every later run reads."""
+    bad = torch.randn(3, VOCABULARY)
+    bad[1, 4] = float("nan")
+    with pytest.raises(PactError, match="not finite"):
+        to_safety_tokens(direction([(bad, torch.randn(3, VOCABULARY))]), tiny.tokenizer(), {})
+
+
+@pytest.mark.usefixtures("few_prompts")
+def test_another_vocabulary_is_refused() -> None:
+    """Prevents: comparing the probabilities of unrelated tokens."""
+    with pytest.raises(PactError, match="unrelated tokens") as caught:
+        discover_against_base(tiny.llama(), tiny.llama(vocab_size=300), tiny.tokenizer(), show_progress=False)
+    assert "300" in caught.value.got
+
+
+@pytest.mark.usefixtures("few_prompts")
+@pytest.mark.parametrize("find", [discover, lambda m, t, **k: discover_against_base(m, tiny.llama(seed=1), t, **k)])
+def test_a_chat_template_is_needed(find: Callable[..., SafetyTokens]) -> None:
+    """Prevents: refusals that follow bare prompts, as no chat of this model ever does."""
+    bare = PreTrainedTokenizerFast(tokenizer_object=tiny.tokenizer().backend_tokenizer)
+    with pytest.raises(PactError, match="prompts that find the safety tokens"):
+        find(tiny.llama(), bare, show_progress=False)
+
+
+def test_teacher_forced_equals_single_rows() -> None:
+    """Prevents: logits at the padding, or off by one, once prompts of different lengths share a batch."""
+    model = tiny.llama().train()
+    prompts = [[0, *range(10, 10 + n)] for n in (3, 9, 1, 5, 5, 2, 8, 4, 7, 6)]
+    answers = [[20, 21, 22], [30]]
+    for i, logits in enumerate(teacher_forced(model, prompts, answers)):
+        answer = answers[i % 2]
+        with torch.no_grad():
+            alone = model.eval()(input_ids=torch.tensor([prompts[i] + answer])).logits[0]
+        expected = alone[len(prompts[i]) - 1 : -1]
+        assert logits.shape == (len(answer), VOCABULARY)
+        assert torch.allclose(logits, expected, atol=1e-4)
+        model.train()
+
+
+def test_discovery_sees_the_chat_template(monkeypatch: pytest.MonkeyPatch, few_prompts: None) -> None:
+    """Prevents: the aligned model judged on prompts without its template, or the base model on prompts with it."""
+    seen: list[list[list[int]]] = []
+
+    def spy(_model: nn.Module, prompts: Any, answers: Any) -> Iterator[Tensor]:
+        seen.append([list(p) for p in prompts])
+        generator = torch.Generator().manual_seed(len(seen))
+        return (torch.randn(2, VOCABULARY, generator=generator) for _ in prompts)
+
+    monkeypatch.setattr(discovery, "teacher_forced", spy)
+    discover_against_base(tiny.llama(), tiny.llama(seed=1), tiny.tokenizer(), show_progress=False)
+    chats, plain = seen
+    first = own_answers.shipped("harmful")[0]
+    assert chats[0] == render(tiny.tokenizer(), [{"role": "user", "content": first}], generation_prompt=True)
+    assert tiny.tokenizer().decode(plain[0]) == f"User: {first}\n\nAssistant: "
+
+
+def test_direction_is_a_mean_over_samples() -> None:
+    """Prevents: long refusals counting more than short ones, or the order of the prompts mattering."""
+    torch.manual_seed(0)
+    samples = [(torch.randn(n, 30), torch.randn(n, 30)) for n in (1, 9, 4)]
+    v = direction(samples, top_k=12)
+    assert torch.allclose(v, direction(samples[::-1], top_k=12), atol=1e-6)
+    assert torch.allclose(v, direction([*samples, *samples], top_k=12), atol=1e-6)
+    repeated = [(a.repeat(5, 1), b.repeat(5, 1)) for a, b in samples[:1]] + samples[1:]
+    assert torch.allclose(v, direction(repeated, top_k=12), atol=1e-6)
+    assert int((v != 0).sum()) == 12
+    assert abs(v.norm().item() - 1) < 1e-4
+
+
+def test_direction_ignores_tokens_beyond_the_limit() -> None:
+    """Prevents: a long refusal's ordinary sentences diluting its opening."""
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 9, 30)
+    assert torch.equal(direction([(a, b)], max_length=4), direction([(a[:4], b[:4])]))
+
+
+def test_no_samples_is_an_error() -> None:
+    """Prevents: an empty prompt file giving an empty, and therefore harmless-looking, direction."""
+    with pytest.raises(ValueError, match="no samples"):
+        direction([])
+
+
+def test_modes_are_restored() -> None:
+    """Prevents: dropout staying off for the rest of training because the tokens were looked for first."""
+    model = tiny.llama().train()
+    list(teacher_forced(model, [[0, 5]], [[6]]))
+    assert all(m.training for m in model.modules())

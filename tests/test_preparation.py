@@ -1,0 +1,311 @@
+"""What happens before the first step, in the first run, the second, and a resumed one."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from pact_plugins import own_answers, preparation
+from pact_plugins.answers import Document
+from pact_plugins.config import PactConfig
+from pact_plugins.errors import PactError
+from pact_plugins.preparation import Preparation, cache_folder, find_tokens, prepare, print_summary, save_run
+from pact_plugins.safety_tokens import SafetyTokens
+from tests import tiny
+from tests.rows import documents, few
+
+WORDS = ["I", "N", "S"]
+ROWS = few()
+PARITY = (1, 8)
+"""Shape of the parity check's only sequence."""
+
+
+@pytest.fixture(autouse=True)
+def short_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few prompts, so that finding the tokens takes no time."""
+    lines = {"harmful": ["bad", "worse"], "harmless": ["good", "better"], "refusals": ["No."]}
+    monkeypatch.setattr(own_answers, "shipped", lambda name: lines[name])
+
+
+def ready(tmp_path: Path, model: Any = None, docs: list[Document] | None = None, **settings: Any) -> Preparation:
+    resumed_from = settings.pop("resumed_from", None)
+    config = PactConfig.parse({"safety_tokens": WORDS, "cache_dir": tmp_path / "cache", **settings})
+    assert config is not None
+    return prepare(
+        model or tiny.llama(),
+        tiny.tokenizer(),
+        documents(ROWS) if docs is None else docs,
+        config,
+        resumed_from=resumed_from,
+        show_progress=False,
+    )
+
+
+@contextmanager
+def forward_passes(model: Any) -> Iterator[list[tuple[int, ...]]]:
+    """Shapes of the sequences that go through the model's decoder."""
+    shapes: list[tuple[int, ...]] = []
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    hook = base.get_decoder().register_forward_hook(
+        lambda _m, args, kw, _out: shapes.append(tuple((kw["input_ids"] if "input_ids" in kw else args[0]).shape)),
+        with_kwargs=True,
+    )
+    yield shapes
+    hook.remove()
+
+
+def reference_of(p: Preparation) -> np.ndarray:
+    docs = documents(ROWS[:1])
+    ((start, stop),) = docs[0].answers(p.objective.chat)
+    return p.objective.cache.look_up(docs, np.asarray([stop - start])).full
+
+
+def trained(model: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+    return model
+
+
+def test_the_second_preparation_only_checks(tmp_path: Path) -> None:
+    """Prevents: every run paying for tokens and reference again, which a user would only notice as slowness."""
+    with forward_passes(model := tiny.llama()) as first:
+        one = ready(tmp_path, model, safety_tokens="auto")
+    with forward_passes(model := tiny.llama()) as second:
+        two = ready(tmp_path, model, safety_tokens="auto")
+    assert (one.built, two.built) == (True, False)
+    assert len(first) > 1
+    assert second == [PARITY]
+    assert one.objective.tokens == two.objective.tokens
+    assert one.identity == two.identity
+
+
+def test_another_lora_draw_finds_the_cache(tmp_path: Path) -> None:
+    """Prevents: LoRA's random start making every run a new model."""
+    models = []
+    for seed in (1, 2):
+        base = tiny.llama()
+        torch.manual_seed(seed)
+        models.append(peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])))
+    assert ready(tmp_path, models[0], safety_tokens="auto").built
+    with forward_passes(models[1]) as passes:
+        assert not ready(tmp_path, models[1], safety_tokens="auto").built
+    assert passes == [PARITY]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": lambda: tiny.llama(seed=1)},
+        {"docs": lambda: documents(ROWS[:-1])},
+        {"safety_tokens": lambda: ["I", "N"]},
+        {"gate": lambda: True},
+    ],
+    ids=["model", "data", "tokens", "views"],
+)
+def test_what_the_reference_depends_on_builds_it_again(tmp_path: Path, change: dict[str, Any]) -> None:
+    """Prevents: the reference of another model, data set or token list."""
+    assert ready(tmp_path).built
+    assert ready(tmp_path, **{name: make() for name, make in change.items()}).built
+    assert not ready(tmp_path).built
+
+
+@pytest.mark.parametrize("change", [{"weight": 3}, {"conflict": "keep"}, {"objective": "paper", "gate": False}])
+def test_other_settings_share_the_reference(tmp_path: Path, change: dict[str, Any]) -> None:
+    """Prevents: a sweep over weights computing the same reference once a run."""
+    assert ready(tmp_path).built
+    assert not ready(tmp_path, **change).built
+
+
+def test_order_and_repetition_of_rows_share_the_reference(tmp_path: Path) -> None:
+    """Prevents: a shuffled data set counting as another one."""
+    assert ready(tmp_path).built
+    shuffled = ready(tmp_path, docs=documents([*reversed(ROWS), ROWS[0]]))
+    assert not shuffled.built
+    assert shuffled.documents == len(ROWS) + 1
+
+
+def test_a_tokens_file_is_used_as_it_is(tmp_path: Path) -> None:
+    """Prevents: `safety_tokens: file` finding tokens of its own."""
+    tokens = SafetyTokens.build([7, 70, 9], [0.5, 0.25, 0.0], tiny.tokenizer(), {"method": "by hand"})
+    tokens.save(tmp_path / "t.json")
+    assert ready(tmp_path, safety_tokens=str(tmp_path / "t.json")).objective.tokens == tokens
+
+
+def test_wrong_tokens_files_are_refused(tmp_path: Path) -> None:
+    """Prevents: another model's tokens, or none at all, being held."""
+    with pytest.raises(PactError, match="arbitrary tokens"):
+        ready(tmp_path, safety_tokens=str(tmp_path / "missing.json"))
+    other = PreTrainedTokenizerFast(tokenizer_object=tiny.tokenizer().backend_tokenizer)
+    other.add_tokens(["<extra>"])
+    SafetyTokens.build([7], [1.0], other, {}).save(tmp_path / "other.json")
+    with pytest.raises(PactError, match="unrelated tokens"):
+        ready(tmp_path, safety_tokens=str(tmp_path / "other.json"))
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("docs", [[], [([0, 4, 5, 8], [-100, 4, 5, 8])]], ids=["none", "cut before the answer"])
+def test_data_without_answers_is_refused(tmp_path: Path, docs: list[Any]) -> None:
+    """Prevents: a run that trains without PACT because `max_length` cut every answer off."""
+    with pytest.raises(PactError, match=r"at least one answer token") as caught:
+        ready(tmp_path, docs=documents(docs))
+    assert "max_length" in caught.value.remedy
+
+
+def test_rows_without_answers_are_counted(tmp_path: Path) -> None:
+    """Prevents: rows that train without PACT going unmentioned."""
+    p = ready(tmp_path, docs=documents([*ROWS, ([0, 4, 5, 8], [-100, 4, 5, 8])]))
+    assert (p.documents, p.unanswered) == (len(ROWS) + 1, 1)
+    printed = io.StringIO()
+    print_summary(p, Console(file=printed, width=200))
+    assert "1 of 5 sequences: not constrained" in printed.getvalue()
+
+
+@pytest.mark.parametrize("settings", [{"gate": True}, {"objective": "paper"}])
+def test_the_gate_needs_a_header(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Prevents: a gate that is on in the config and silently off in the run."""
+    bare = PreTrainedTokenizerFast(tokenizer_object=tiny.tokenizer().backend_tokenizer)
+    config = PactConfig.parse({"safety_tokens": WORDS, "cache_dir": tmp_path, **settings})
+    assert config is not None
+    with pytest.raises(PactError, match=r"pact\.gate"):
+        prepare(tiny.llama(), bare, documents(ROWS), config, show_progress=False)
+
+
+def test_resuming_without_notes_is_refused(tmp_path: Path) -> None:
+    """Prevents: fine-tuned weights becoming the reference."""
+    with pytest.raises(PactError, match=r"already fine-tuned: they are no reference\."):
+        ready(tmp_path, resumed_from=tmp_path / "run")
+
+
+def test_resuming_uses_the_old_reference(tmp_path: Path) -> None:
+    """Prevents: a resumed run being held to what it had drifted to."""
+    first = ready(tmp_path, safety_tokens="auto")
+    save_run(first, tmp_path / "run")
+    model = trained(tiny.llama())
+    with forward_passes(model) as passes:
+        resumed = ready(tmp_path, model, safety_tokens="auto", resumed_from=tmp_path / "run")
+    assert passes == [PARITY]
+    assert not resumed.built
+    assert resumed.identity == first.identity
+    assert resumed.objective.tokens == first.objective.tokens
+    assert (reference_of(resumed) == reference_of(first)).all()
+    fresh = ready(tmp_path, model, safety_tokens="auto")
+    assert fresh.built
+    assert np.abs(reference_of(fresh)[:, :1] - reference_of(first)[:, :1]).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [({"docs": documents(ROWS[:-1])}, "data"), ({"gate": True}, "views")],
+    ids=["data", "gate"],
+)
+def test_resuming_with_something_else_is_refused(tmp_path: Path, change: dict[str, Any], field: str) -> None:
+    """Prevents: rows without a reference turning up in the middle of a resumed epoch."""
+    save_run(ready(tmp_path), tmp_path / "run")
+    with pytest.raises(PactError, match="does not cover this one") as caught:
+        ready(tmp_path, trained(tiny.llama()), resumed_from=tmp_path / "run", **change)
+    assert caught.value.got.startswith(f"{field} = ")
+
+
+def test_resuming_without_the_cache_is_refused(tmp_path: Path) -> None:
+    """Prevents: building a new reference from trained weights; and advice that would do just that."""
+    p = ready(tmp_path)
+    save_run(p, tmp_path / "run")
+    with pytest.raises(PactError) as caught:
+        ready(tmp_path, trained(tiny.llama()), resumed_from=tmp_path / "run", cache_dir=str(tmp_path / "elsewhere"))
+    assert "the next run builds it again" not in caught.value.remedy
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("notes", ["{}", "[]", "", '{"model": 3'], ids=["no fields", "a list", "empty", "cut"])
+def test_damaged_notes_are_refused(tmp_path: Path, notes: str) -> None:
+    """Prevents: a traceback, or a fresh reference, where the notes of the run were damaged."""
+    save_run(ready(tmp_path), tmp_path / "run")
+    (tmp_path / "run" / "pact_run.json").write_text(notes)
+    with pytest.raises(PactError):
+        ready(tmp_path, resumed_from=tmp_path / "run")
+
+
+def test_damaged_noted_tokens_are_refused(tmp_path: Path) -> None:
+    """Prevents: resuming with other weights on the tokens than the run began with."""
+    save_run(ready(tmp_path), tmp_path / "run")
+    path = tmp_path / "run" / "pact_safety_tokens.json"
+    content = json.loads(path.read_text())
+    content["weights"][0] = 9.0
+    path.write_text(json.dumps(content))
+    with pytest.raises(PactError, match="checksum"):
+        ready(tmp_path, resumed_from=tmp_path / "run")
+
+
+def test_found_tokens_depend_on_how_they_were_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: tokens found with another `top_k`, base model or prompts being used again."""
+    tiny.save(tmp_path / "base", seed=1)
+    loads = []
+    load = preparation.load_base
+    monkeypatch.setattr(preparation, "load_base", lambda name, device: loads.append(name) or load(name, device))
+
+    def found(identity: str = "m", **settings: Any) -> SafetyTokens:
+        config = PactConfig.parse({"cache_dir": tmp_path / "cache", **settings})
+        assert config is not None
+        return find_tokens(config, tiny.llama(), tiny.tokenizer(), identity, show_progress=False)
+
+    base = str(tmp_path / "base")
+    assert len(found(top_k=5).ids) == 5
+    assert len(found(top_k=6).ids) == 6
+    contrast = found(base_model=base)
+    assert contrast.provenance["base_model"] == base
+    assert found(base_model=base) == contrast
+    assert loads == [base]
+    found("another model")
+    monkeypatch.setattr(own_answers, "shipped", lambda name: [f"another {name}"])
+    found()
+    assert len(list((tmp_path / "cache").glob("tokens-*.json"))) == 5
+
+
+def test_a_base_model_that_cannot_be_loaded(tmp_path: Path) -> None:
+    """Prevents: a loader's traceback in place of the setting that names the model."""
+    with pytest.raises(PactError, match=r"pact\.base_model") as caught:
+        ready(tmp_path, safety_tokens="auto", base_model=str(tmp_path / "nothing"))
+    assert "nothing" in caught.value.got
+
+
+def test_where_caches_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a cache in a home folder that is full, or not shared, although another was named."""
+    for name in ("PACT_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder(PactConfig()) == tmp_path / ".cache" / "pact_plugins"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder(PactConfig()) == tmp_path / "xdg" / "pact_plugins"
+    monkeypatch.setenv("PACT_CACHE_DIR", "~/own")
+    assert cache_folder(PactConfig()) == tmp_path / "own"
+    assert cache_folder(PactConfig(cache_dir=Path("~/named"))) == tmp_path / "named"
+
+
+@pytest.mark.parametrize("settings", [{}, {"objective": "paper", "weight": 2.5}])
+def test_summary(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Prevents: a table that states other settings than the run's."""
+    printed = io.StringIO()
+    print_summary(ready(tmp_path, **settings), Console(file=printed, width=200))
+    rows = {
+        cells[1].strip(): cells[2].strip() for line in printed.getvalue().splitlines() if (cells := line.split("│"))[3:]
+    }
+    paper = bool(settings)
+    assert rows["objective"] == ("paper, weight 2.5" if paper else "confidence, weight 1")
+    assert rows["conflict"] == ("keep" if paper else "damp")
+    assert rows["gate"] == ("on" if paper else "off")
+    assert rows["safety tokens"].startswith("3, 3 of them held: 'I', 'N', 'S'")
+    assert "computed in" in rows["reference"]
+    assert "without an answer" not in rows
