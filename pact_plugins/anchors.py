@@ -6,48 +6,46 @@ on. Anchors keep the whole refusal in view: they enter the divergence alone, nev
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pact_plugins import artefacts
 from pact_plugins.answers import IGNORE_INDEX, Document
 from pact_plugins.errors import PactError
 from pact_plugins.forward import pad
 from pact_plugins.own_answers import answered
 
 
+@dataclass(frozen=True)
 class Anchors:
     """A cycle over anchor documents.
 
-    Args:
-        documents: prompts with the reference's answers, the answers supervised.
+    Attributes:
+        documents: prompts with the reference's answers, the answers supervised; at least one.
         per_step: rows of each batch.
     """
 
-    def __init__(self, documents: Sequence[Document], per_step: int) -> None:
-        self.documents, self.per_step = list(documents), per_step
-        self._next = 0
+    documents: Sequence[Document]
+    per_step: int
 
-    def batch(self, device: torch.device) -> dict[str, Tensor]:
-        """The next rows, padded: `input_ids`, `attention_mask` and `labels`."""
-        chosen = [self.documents[(self._next + i) % len(self.documents)] for i in range(self.per_step)]
-        self._next = (self._next + self.per_step) % len(self.documents)
+    def batch(self, turn: int, device: torch.device) -> dict[str, Tensor]:
+        """Rows number `turn * per_step` and on, padded: `input_ids`, `attention_mask` and `labels`."""
+        first = turn * self.per_step
+        chosen = [self.documents[i % len(self.documents)] for i in range(first, first + self.per_step)]
         ids, mask = pad([d.input_ids for d in chosen], device)
         supervised, _ = pad([d.supervised.astype(np.int64) for d in chosen], device)
         return {"input_ids": ids, "attention_mask": mask, "labels": ids.where(supervised > 0, IGNORE_INDEX)}
 
 
 def save(documents: Sequence[Document], path: Path) -> None:
-    """Writes anchor documents in one step."""
+    """Writes anchor documents."""
     rows = [{"input_ids": d.input_ids.tolist(), "start": int(np.argmax(d.supervised))} for d in documents]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(rows))
-    partial.replace(path)
+    artefacts.write(path, {"anchors": rows})
 
 
 def load(path: Path) -> list[Document]:
@@ -57,7 +55,7 @@ def load(path: Path) -> list[Document]:
         PactError: no such file, or another content.
     """
     try:
-        rows = json.loads(path.read_text())
+        rows = artefacts.read(path)["anchors"]
         return [answered(row["input_ids"][: row["start"]], row["input_ids"][row["start"] :]) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PactError(

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pact_plugins.anchors import Anchors
 from pact_plugins.answers import Document, split_documents
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
-from pact_plugins.objective import Targets, Terms
+from pact_plugins.objective import PactObjective, Targets, Terms
 from pact_plugins.preparation import Preparation, prepare, print_summary, save_run
 from pact_plugins.subset_head import check_supported
 
@@ -106,13 +107,12 @@ class Binding:
         with objective.watch(targets) as captured:
             result = self._compute_loss(model, inputs, return_outputs, num_items_in_batch, **kw)
         terms = objective.terms(captured, targets)
-        total = terms.total(self.config.weight)
-        self._count(terms, targets)
-        if (anchors := objective.anchor_terms(targets.full.device)) is not None:
-            total = total + anchors.total(self.config.weight)
-            self._count_anchors(anchors)
+        self._add(terms, {"answer_tokens": terms.count, "cache_hits": targets.documents}, terms.statistics)
+        safety = terms.total(self.config.weight) * self._scale(targets, num_items_in_batch)
+        if objective.anchors is not None and self.trainer.accelerator.sync_gradients:
+            safety = safety + self._anchored(objective, objective.anchors, targets, num_items_in_batch)
         own, *outputs = result if return_outputs else (result,)
-        loss = own + (total * self._scale(targets, num_items_in_batch)).to(own.device)
+        loss = own + safety.to(own.device)
         return (loss, *outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kw: Any) -> None:
@@ -128,11 +128,18 @@ class Binding:
         across = self.trainer.args.average_tokens_across_devices
         return (self.trainer.accelerator.num_processes if across else 1) / num_items_in_batch
 
-    def _count(self, terms: Terms, targets: Targets) -> None:
-        self._add(terms, {"answer_tokens": terms.count, "cache_hits": targets.documents}, terms.statistics)
-
-    def _count_anchors(self, terms: Terms) -> None:
+    def _anchored(
+        self, objective: PactObjective, anchors: Anchors, targets: Targets, num_items_in_batch: Any
+    ) -> Tensor:
+        """weight * mean KL over this step's anchors, once per optimiser step whatever the accumulation."""
+        accelerator = self.trainer.accelerator
+        turn = self.trainer.state.global_step * accelerator.num_processes + accelerator.process_index
+        with accelerator.autocast():
+            terms = objective.anchor_terms(anchors, turn, targets.full.device)
         self._add(terms, {"anchor_tokens": terms.count}, {"anchor_kl": terms.statistics["kl"]})
+        # Without a count of items, the trainer divides each micro-batch's loss by their number.
+        divisor = self.trainer.current_gradient_accumulation_steps if num_items_in_batch is None else 1
+        return terms.total(self.config.weight) * (divisor / terms.count)
 
     def _add(self, terms: Terms, counts: dict[str, int], statistics: dict[str, Tensor]) -> None:
         device = terms.kl.device

@@ -55,8 +55,8 @@ class PactConfig(_Block):
         default=0,
         ge=0,
         le=64,
-        description="Rows of shipped harmful prompts, with the reference's own answers, that join each batch under the "
-        "safety term alone. Each costs the compute of a row; 0 is off.",
+        description="Rows of shipped harmful prompts, with the reference's own answers, that join each optimiser step "
+        "under the safety term alone. Each costs the compute of a row; 0 is off.",
     )
     gate: GateConfig | bool | None = Field(
         default=None,

@@ -81,7 +81,7 @@ class PactObjective:
         chat: what the chat template puts around answers.
         head: the subset head of the model being trained.
         cache: the reference of the training data, and of the anchors.
-        anchors: requests to refuse that join each batch, or None.
+        anchors: requests to refuse that join each step, or None.
     """
 
     def __init__(
@@ -93,24 +93,12 @@ class PactObjective:
         cache: ReferenceCache,
         anchors: Anchors | None = None,
     ) -> None:
-        self.anchors = anchors
         self.config, self.tokens, self.chat, self.head, self.cache = config, tokens, chat, head, cache
+        self.anchors = anchors
         self._gate = config.active_gate.model_dump() if config.active_gate else None
         self._weights = torch.tensor(tokens.weights)
         self._positive = torch.tensor(tokens.positive)
         self._positive_ids = np.asarray([tokens.ids[i] for i in tokens.positive])
-
-    def anchor_terms(self, device: torch.device) -> Terms | None:
-        """The objective on the next anchors, from a forward pass of the decoder alone; None if they are off."""
-        if self.anchors is None:
-            return None
-        inputs = self.anchors.batch(device)
-        targets = self.targets(inputs, damps=False)
-        with self.watch(targets) as captured:
-            self.head.base.get_decoder()(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-            )
-        return self.terms(captured, targets)
 
     def targets(self, inputs: Mapping[str, Any], *, damps: bool = True) -> Targets:
         """Splits a batch, looks its reference up, and moves both to the batch's device.
@@ -183,6 +171,16 @@ class PactObjective:
             if normalised:
                 statistics["safety_mass"] = student[:, self._positive].exp().sum()
         return Terms(kl.sum(), damped, len(kl), statistics)
+
+    def anchor_terms(self, anchors: Anchors, turn: int, device: torch.device) -> Terms:
+        """The objective on the anchors of this turn, from a forward pass of the decoder alone."""
+        inputs = anchors.batch(turn, device)
+        targets = self.targets(inputs, damps=False)
+        with self.watch(targets) as captured:
+            self.head.base.get_decoder()(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
+            )
+        return self.terms(captured, targets)
 
     def _conflicts(self, tokens: AnswerTokens, full: Tensor, damps: bool) -> tuple[Tensor, Tensor]:
         """Indices into the answer tokens whose cross-entropy is damped, and their conflict; computed on the host."""

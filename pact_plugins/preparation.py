@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from pact_plugins import anchors, discovery, own_answers
+from pact_plugins import anchors, artefacts, discovery, own_answers
 from pact_plugins.anchors import Anchors
 from pact_plugins.answers import Document
 from pact_plugins.chat_format import ChatFormat
@@ -134,7 +133,6 @@ def find_tokens(
         tokens = discovery.discover_against_base(
             model, base, tokenizer, top_k=config.top_k, show_progress=show_progress
         )
-    stored.parent.mkdir(parents=True, exist_ok=True)
     tokens.save(stored)
     return tokens
 
@@ -191,7 +189,7 @@ def print_summary(preparation: Preparation, console: Console | None = None) -> N
     table = Table(title="PACT", title_justify="left", show_header=False)
     table.add_row("objective", f"{config.objective}, weight {config.weight:g}")
     table.add_row("conflict", "damp" if config.damps else "keep")
-    table.add_row("anchors", f"{config.anchors} rows beside each batch" if config.anchors else "off")
+    table.add_row("anchors", f"{config.anchors} rows beside each step" if config.anchors else "off")
     table.add_row("gate", "on" if config.active_gate else "off")
     table.add_row("safety tokens", f"{len(tokens.ids)}, {len(tokens.positive)} of them held: {strongest}, ...")
     table.add_row("answer tokens", f"{manifest['answer_tokens']:,} in {manifest['documents']:,} distinct sequences")
@@ -213,18 +211,13 @@ class _RunFile:
     tokens: SafetyTokens
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.tokens.save(folder / "pact_safety_tokens.json")
-        partial = folder / "pact_run.json.partial"
-        partial.write_text(json.dumps(self.identity, indent=1) + "\n")
-        partial.replace(folder / "pact_run.json")
+        artefacts.write(folder / "pact_run.json", self.identity)
 
     @classmethod
     def load(cls, folder: Path) -> _RunFile:
         try:
-            identity = json.loads((folder / "pact_run.json").read_text())
-            if not isinstance(identity, dict) or not isinstance(identity.get("model"), str):
-                raise ValueError("not what a run with PACT writes there")
+            identity = artefacts.read(folder / "pact_run.json")
             return cls(identity, SafetyTokens.load(folder / "pact_safety_tokens.json"))
         except (OSError, ValueError) as error:
             raise PactError(

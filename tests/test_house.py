@@ -18,6 +18,7 @@ FLOW = [
     "errors",
     "config",
     "fingerprints",
+    "artefacts",
     "chat_format",
     "answers",
     "forward",

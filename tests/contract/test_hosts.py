@@ -129,7 +129,8 @@ def test_a_micro_batch_equals_the_bare_loop(
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5)
 
 
-def test_accumulation_changes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("anchors", [0, 2])
+def test_accumulation_changes_nothing(anchors: int, tmp_path: Path) -> None:
     """Prevents a safety term that grows or shrinks with gradient accumulation."""
     results = []
     for batch_size, accumulation in ((8, 1), (1, 8)):
@@ -139,7 +140,7 @@ def test_accumulation_changes_nothing(tmp_path: Path) -> None:
             gradient_accumulation_steps=accumulation,
         )
         trainer.args.per_device_train_batch_size = trainer._train_batch_size = batch_size
-        trainer.add_callback(PactCallback(trainer, config(tmp_path, weight=5.0)))
+        trainer.add_callback(PactCallback(trainer, config(tmp_path, weight=5.0, anchors=anchors)))
         trainer.train()
         results.append({n: p.detach().clone() for n, p in trainer.model.named_parameters()})
     for name, parameter in results[0].items():

@@ -1,0 +1,108 @@
+"""Anchors: which rows join a step, how they are stored, and what they add."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pact_plugins import anchors, own_answers
+from pact_plugins.anchors import Anchors
+from pact_plugins.answers import IGNORE_INDEX, Document
+from pact_plugins.config import PactConfig
+from pact_plugins.errors import PactError
+from pact_plugins.own_answers import answered
+from pact_plugins.preparation import Preparation, prepare
+from tests import tiny
+from tests.rows import documents, few
+
+CPU = torch.device("cpu")
+ROWS: list[Document] = [answered([10, 11], [12]), answered([20], [21, 22, 23]), answered([30, 31, 32], [33])]
+
+
+@pytest.fixture(autouse=True)
+def short_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few prompts and short answers, so that writing the anchors takes no time."""
+    monkeypatch.setattr(own_answers, "shipped", lambda name: [f"{name} {i}" for i in range(3)])
+    monkeypatch.setattr(own_answers, "MAX_ANSWER_TOKENS", 6)
+
+
+def ready(tmp_path: Path, model: torch.nn.Module, number: int = 2, **settings: object) -> Preparation:
+    config = PactConfig.model_validate(
+        {"anchors": number, "safety_tokens": [40, 41, 42], "cache_dir": tmp_path, "conflict": "keep", **settings}
+    )
+    return prepare(model, tiny.tokenizer(), documents(few()), config, show_progress=False)
+
+
+def test_turns_go_round() -> None:
+    """Prevents: the same few anchors in every step, or different ones after a resume."""
+    cycle = Anchors(ROWS, 2)
+    firsts = [cycle.batch(turn, CPU)["input_ids"][:, 0].tolist() for turn in range(3)]
+    assert firsts == [[10, 20], [30, 10], [20, 30]]
+
+
+def test_a_batch_is_padded_and_supervised() -> None:
+    """Prevents: padding or prompts that are constrained."""
+    batch = Anchors(ROWS, 3).batch(0, CPU)
+    assert batch["input_ids"].tolist() == [[10, 11, 12, 0], [20, 21, 22, 23], [30, 31, 32, 33]]
+    ignored = IGNORE_INDEX
+    assert batch["labels"].tolist() == [
+        [ignored, ignored, 12, ignored],
+        [ignored, 21, 22, 23],
+        [ignored, ignored, ignored, 33],
+    ]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
+
+
+def test_stored_anchors_come_back(tmp_path: Path) -> None:
+    """Prevents: anchors whose answers begin elsewhere after a reload."""
+    path = tmp_path / "new" / "anchors.json"
+    anchors.save(ROWS, path)
+    assert [d.key for d in anchors.load(path)] == [d.key for d in ROWS]
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[{}]", "[[1]]"])
+def test_damaged_anchors_are_refused(tmp_path: Path, content: str | None) -> None:
+    """Prevents: a run that goes on with other anchors than its reference's own answers."""
+    path = tmp_path / "anchors.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(PactError, match="the anchors of this model"):
+        anchors.load(path)
+
+
+def test_unchanged_models_have_nothing_to_hold(tmp_path: Path) -> None:
+    """Prevents: anchors whose reference was computed for another view, position or answer."""
+    model = tiny.llama().eval()
+    objective = ready(tmp_path, model).objective
+    assert objective.anchors is not None
+    for turn in range(3):
+        terms = objective.anchor_terms(objective.anchors, turn, CPU)
+        assert terms.count > 0
+        assert abs(terms.kl.item() / terms.count) < 1e-6
+
+
+def test_drift_on_anchors_costs(tmp_path: Path) -> None:
+    """Prevents: anchors without a gradient, or with cross-entropy."""
+    model = tiny.llama()
+    objective = ready(tmp_path, model, conflict="damp", conflict_threshold=0).objective
+    assert objective.anchors is not None
+    with torch.no_grad():
+        model.lm_head.weight[40] += 1.0
+    terms = objective.anchor_terms(objective.anchors, 0, CPU)
+    terms.total(1.0).backward()
+    assert terms.kl.item() > 1e-3
+    assert terms.damped.item() == 0
+    assert model.model.layers[0].self_attn.q_proj.weight.grad is not None
+
+
+def test_anchors_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a second run that pays for generation again, or gets other anchors."""
+    first = ready(tmp_path, tiny.llama()).objective.anchors
+    monkeypatch.setattr(own_answers, "write_answers", lambda *_a, **_k: pytest.fail("written again"))
+    second = ready(tmp_path, tiny.llama(), number=1).objective.anchors
+    assert first is not None
+    assert second is not None
+    assert [d.key for d in first.documents] == [d.key for d in second.documents]
+    assert ready(tmp_path, tiny.llama(), number=0).objective.anchors is None
