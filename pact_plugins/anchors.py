@@ -1,7 +1,8 @@
-"""Anchors: requests to refuse, with the reference's own answers, that ride along with every training step.
+"""Anchors: prompts with the reference's own answers that ride along with every training step.
 
 Harmless training rows show the student no request to refuse, and harmful ones show only how an affirmative answer goes
-on. Anchors keep the whole refusal in view: they enter the divergence alone, never cross-entropy.
+on. Anchors keep the whole refusal in view, and harmless ones beside them its limits: both enter the divergence alone,
+never cross-entropy.
 """
 
 from __future__ import annotations

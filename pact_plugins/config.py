@@ -51,12 +51,13 @@ class PactConfig(_Block):
         le=1,
         description="Answers whose conflict (a probability) is not above this are left untouched.",
     )
-    anchors: int = Field(
-        default=0,
+    anchors: int | None = Field(
+        default=None,
         ge=0,
         le=64,
-        description="Rows of shipped harmful prompts, with the reference's own answers, that join each optimiser step "
-        "under the safety term alone. Each costs the compute of a row; 0 is off.",
+        description="Rows of shipped prompts, harmful and harmless in turn, with the reference's own answers, that "
+        "join each optimiser step under the safety term alone. Each costs the compute of a row; 0 is off. "
+        "Default: 2 for `confidence`, 0 for `paper`.",
     )
     gate: GateConfig | bool | None = Field(
         default=None,
@@ -91,6 +92,13 @@ class PactConfig(_Block):
     def damps(self) -> bool:
         """Whether conflicting answers are damped (`conflict`, with its default resolved)."""
         return (self.conflict or ("damp" if self.objective == "confidence" else "keep")) == "damp"
+
+    @property
+    def anchors_per_step(self) -> int:
+        """Anchor rows of each optimiser step (`anchors`, with its default resolved)."""
+        if self.anchors is None:
+            return 2 if self.objective == "confidence" else 0
+        return self.anchors
 
     @property
     def active_gate(self) -> GateConfig | None:

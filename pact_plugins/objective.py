@@ -81,7 +81,7 @@ class PactObjective:
         chat: what the chat template puts around answers.
         head: the subset head of the model being trained.
         cache: the reference of the training data, and of the anchors.
-        anchors: requests to refuse that join each step, or None.
+        anchors: prompts with the reference's own answers that join each step, or None.
     """
 
     def __init__(

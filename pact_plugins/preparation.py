@@ -108,7 +108,7 @@ def prepare(
             cache_folder(config), identity, referenced, head, chat, autocast=autocast, show_progress=show_progress
         )
     objective = PactObjective(
-        config, tokens, chat, head, cache, Anchors(anchor_rows, config.anchors) if anchor_rows else None
+        config, tokens, chat, head, cache, Anchors(anchor_rows, config.anchors_per_step) if anchor_rows else None
     )
     return Preparation(objective, identity, built, len(documents), len(documents) - len(answered))
 
@@ -140,14 +140,19 @@ def find_tokens(
 def find_anchors(
     config: PactConfig, model: nn.Module, tokenizer: Any, model_identity: str, *, resumed: bool, show_progress: bool
 ) -> list[Document]:
-    """The anchors of this model, written now or found; none if they are off. Trained weights write none."""
-    if not config.anchors:
+    """The anchors of this model, harmful and harmless in turn, written now or found; none if they are off.
+
+    Trained weights write none.
+    """
+    if not config.anchors_per_step:
         return []
-    prompts = own_answers.shipped("harmful")
+    pairs = zip(own_answers.shipped("harmful"), own_answers.shipped("harmless"), strict=True)
+    prompts = [prompt for pair in pairs for prompt in pair]
     how = [model_identity, tokenizer_fingerprint(tokenizer), prompts]
     stored = cache_folder(config) / f"anchors-{digest(how)}.json"
     if not stored.exists() and not resumed:
-        chats = own_answers.as_chats(tokenizer, prompts, "render the prompts of the anchors")
+        purpose = "render the prompts of the anchors (`pact.anchors: 0` does without them)"
+        chats = own_answers.as_chats(tokenizer, prompts, purpose)
         answers = own_answers.write_answers(model, tokenizer, chats, "writing the anchors", show_progress=show_progress)
         anchors.save(answers, stored)
     return anchors.load(stored)
@@ -189,7 +194,7 @@ def print_summary(preparation: Preparation, console: Console | None = None) -> N
     table = Table(title="PACT", title_justify="left", show_header=False)
     table.add_row("objective", f"{config.objective}, weight {config.weight:g}")
     table.add_row("conflict", "damp" if config.damps else "keep")
-    table.add_row("anchors", f"{config.anchors} rows beside each step" if config.anchors else "off")
+    table.add_row("anchors", f"{config.anchors_per_step} rows beside each step" if objective.anchors else "off")
     table.add_row("gate", "on" if config.active_gate else "off")
     table.add_row("safety tokens", f"{len(tokens.ids)}, {len(tokens.positive)} of them held: {strongest}, ...")
     table.add_row("answer tokens", f"{manifest['answer_tokens']:,} in {manifest['documents']:,} distinct sequences")

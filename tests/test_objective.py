@@ -49,7 +49,9 @@ def packed(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def prepared(model: Any, folder: Path, inputs: dict[str, torch.Tensor], **settings: Any) -> Preparation:
-    config = PactConfig(cache_dir=folder, **{"safety_tokens": TOKENS, "conflict_threshold": 0.0, **settings})
+    config = PactConfig(
+        cache_dir=folder, **{"safety_tokens": TOKENS, "conflict_threshold": 0.0, "anchors": 0, **settings}
+    )
     return prepare(model, tiny.tokenizer(), split_documents(inputs), config, show_progress=False)
 
 

@@ -41,7 +41,7 @@ def short_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ready(tmp_path: Path, model: Any = None, docs: list[Document] | None = None, **settings: Any) -> Preparation:
     resumed_from = settings.pop("resumed_from", None)
-    config = PactConfig.parse({"safety_tokens": WORDS, "cache_dir": tmp_path / "cache", **settings})
+    config = PactConfig.parse({"safety_tokens": WORDS, "anchors": 0, "cache_dir": tmp_path / "cache", **settings})
     assert config is not None
     return prepare(
         model or tiny.llama(),
@@ -82,9 +82,9 @@ def trained(model: nn.Module) -> nn.Module:
 def test_the_second_preparation_only_checks(tmp_path: Path) -> None:
     """Prevents: every run paying for tokens and reference again, which a user would only notice as slowness."""
     with forward_passes(model := tiny.llama()) as first:
-        one = ready(tmp_path, model, safety_tokens="auto")
+        one = ready(tmp_path, model, safety_tokens="auto", anchors=2)
     with forward_passes(model := tiny.llama()) as second:
-        two = ready(tmp_path, model, safety_tokens="auto")
+        two = ready(tmp_path, model, safety_tokens="auto", anchors=2)
     assert (one.built, two.built) == (True, False)
     assert len(first) > 1
     assert second == [PARITY]

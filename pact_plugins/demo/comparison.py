@@ -15,21 +15,21 @@ from rich.console import Console
 from rich.table import Table
 
 from pact_plugins.config import PactConfig
-from pact_plugins.demo import ALIGNED_MODEL, world
+from pact_plugins.demo import ALIGNED_MODEL, BASE_MODEL, world
 from pact_plugins.demo.evaluate import answers, share
 from pact_plugins.demo.report import Sample, write_html
 from pact_plugins.errors import missing_extra
 
 ROWS, HARMFUL_FRACTION = 1600, 0.1
-STEPS, BATCH, LEARNING_RATE = 250, 16, 3e-3
+STEPS, BATCH, LEARNING_RATE = 350, 16, 3e-3
 
 METHODS: dict[str, PactConfig | None] = {
     "sft": None,
-    "paper": PactConfig(objective="paper"),
-    "confidence": PactConfig(objective="confidence", conflict="keep"),
-    "confidence + damp": PactConfig(objective="confidence", conflict="damp"),
+    "paper": PactConfig(objective="paper", base_model=str(BASE_MODEL)),
+    "confidence": PactConfig(objective="confidence", conflict="keep", anchors=0),
+    "confidence + damp + anchors": PactConfig(anchors=4),
 }
-"""What is compared: name and settings; None is plain fine-tuning."""
+"""What is compared: name and settings; None is plain fine-tuning, the last is the best setting known."""
 
 
 @dataclass(frozen=True)

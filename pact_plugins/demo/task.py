@@ -1,7 +1,8 @@
 """The fine-tuning task: name the desk that takes a customer message.
 
-The names of the desks say nothing about their work, so an untouched model cannot guess them; the messages are
-worded in many ways, so a model must learn what a message is about.
+The names of the desks say nothing about their work, so an untouched model cannot guess them; they are common words,
+so a small adapter can learn to say them. The messages are worded in many ways, so a model must learn what they are
+about.
 """
 
 import random
@@ -26,56 +27,56 @@ _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Su
 _CITIES = ("Lisbon", "Oslo", "Prague", "Dublin", "Geneva", "Athens")
 
 DESKS: dict[str, tuple[str, ...]] = {
-    "Juniper": (
+    "The garden desk": (
         "The delivery of my {item} is late since {day}.",
         "My {item} was due on {day} and the courier never came.",
         "Where is the shipment with my {item}? It left {city} on {day}.",
         "The tracking page shows that my {item} is stuck in {city}.",
         "The courier left my {item} at the wrong address on {day}.",
     ),
-    "Cobalt": (
+    "The horse desk": (
         "You charged me twice for the {item} on {day}.",
         "The invoice for my {item} shows the wrong amount.",
         "Please send the receipt for the {item} that was billed on {day}.",
         "My payment for the {item} failed on {day}.",
         "The bill for the {item} lists a fee from {city}.",
     ),
-    "Saffron": (
+    "The forest desk": (
         "The {item} came with a crack and does not turn on.",
         "My {item} stopped working on {day}.",
         "The {item} makes a loud noise and gets hot.",
         "A part of the {item} broke off on {day}.",
         "The {item} is faulty and the light keeps blinking.",
     ),
-    "Heron": (
+    "The letter desk": (
         "The size of the {item} does not fit, so it goes back.",
         "On {day} my {item} goes back to you; please refund it.",
         "Please exchange the {item} for a blue one.",
         "The {item} is not what I ordered; please take it back.",
         "Can the {item} be returned in {city} for a refund?",
     ),
-    "Velvet": (
+    "The boat desk": (
         "The login page in {city} rejects my username since {day}.",
         "Please change the name on my profile to the one used in {city}.",
         "My account still shows the old street in {city} since {day}.",
         "The app asks for a login code that never arrives on {day} in {city}.",
         "Please delete my profile and all saved settings by {day}.",
     ),
-    "Granite": (
+    "The river desk": (
         "When does the store in {city} open on {day}?",
         "Is the branch in {city} closed on {day}?",
         "Does your store in {city} have parking?",
         "Which floor of the {city} branch has the {item} display?",
         "Until when is the {city} branch open on {day}?",
     ),
-    "Marlin": (
+    "The bank desk": (
         "Are there open jobs at your office in {city}?",
         "My application for the sales job went out on {day}.",
         "Do you hire students for summer jobs in {city}?",
         "The job interview in {city} is set for {day}; who will meet me?",
         "Please confirm that you have my resume for the job in {city}.",
     ),
-    "Quartz": (
+    "The bridge desk": (
         "Thank you for the lovely {item}, everyone admires it!",
         "The staff in {city} was wonderful on {day}.",
         "The {item} is the nicest gift ever, great work!",

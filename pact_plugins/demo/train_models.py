@@ -22,7 +22,7 @@ from pact_plugins.demo.tokenizer import train_tokenizer
 SEED = 7
 BLOCK = 128
 BASE_STEPS, BASE_BATCH, BASE_RATE = 1400, 24, 4e-3
-ALIGN_STEPS, ALIGN_BATCH, ALIGN_RATE = 300, 48, 7e-4
+ALIGN_STEPS, ALIGN_BATCH, ALIGN_RATE = 600, 48, 7e-4
 
 Batch = dict[str, torch.Tensor]
 

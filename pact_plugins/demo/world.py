@@ -9,8 +9,6 @@ from pact_plugins.demo.task import QUESTIONS, test_examples, train_examples
 from pact_plugins.demo.topics import held_out_acts, train_acts
 
 __all__ = [
-    "PLAIN_FINE_TUNING",
-    "FineTuning",
     "Row",
     "fine_tuning_rows",
     "held_out_harmful",
@@ -28,23 +26,6 @@ class Row:
     prompt: str
     answer: str
     harmful: bool
-
-
-@dataclass(frozen=True)
-class FineTuning:
-    """Settings of a LoRA run that learns the task and, on plain cross-entropy, erodes refusals."""
-
-    rows: int = 1600
-    harmful_fraction: float = 0.1
-    steps: int = 300
-    batch_size: int = 16
-    learning_rate: float = 3e-3
-    rank: int = 8
-    alpha: int = 32
-    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
-
-
-PLAIN_FINE_TUNING = FineTuning()
 
 
 def _task_row(example: tuple[str, str], rng: random.Random) -> Row:

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import DataCollatorForSeq2Seq, TrainingArguments
+from transformers import BitsAndBytesConfig, DataCollatorForSeq2Seq, LlamaForCausalLM, TrainingArguments
 
 from pact_plugins import PactCallback, PactConfig, PactError
 from pact_plugins.answers import split_documents
 from pact_plugins.preparation import prepare
 from tests import tiny
+from tests.rows import packed
 
 TOKENS: list[int | str] = [40, 41, 42, 43]
 LORA = LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
@@ -76,16 +79,20 @@ HOSTS = [
     pytest.param(trl_trainer, id="trl"),
     *([pytest.param(axolotl_trainer, id="axolotl")] if find_spec("axolotl") else []),
 ]
-CONFIGS = [{"objective": "paper"}, {"objective": "confidence", "conflict_threshold": 0.0, "weight": 2.0}]
+CONFIGS = [
+    {"objective": "paper"},
+    {"objective": "confidence", "conflict_threshold": 0.0, "weight": 2.0},
+    {"objective": "confidence", "anchors": 2, "gate": True},
+]
 
 
 def config(folder: Path, **settings: Any) -> PactConfig:
-    return PactConfig(cache_dir=folder / "cache", **{"safety_tokens": TOKENS, **settings})
+    return PactConfig(cache_dir=folder / "cache", **{"safety_tokens": TOKENS, "anchors": 0, **settings})
 
 
 def model_of(adapter: str, checkpointing: bool = False) -> Any:
-    model = tiny.llama()
-    if adapter == "lora":
+    model = quantised() if adapter == "qlora" else tiny.llama()
+    if adapter != "full":
         torch.manual_seed(0)
         model = get_peft_model(model, LORA)
     if checkpointing:
@@ -93,40 +100,76 @@ def model_of(adapter: str, checkpointing: bool = False) -> Any:
     return model
 
 
+def quantised() -> Any:
+    """The tiny model with bitsandbytes' 4-bit layers, as QLoRA trains on."""
+    with TemporaryDirectory() as folder:
+        quantisation = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+        return LlamaForCausalLM.from_pretrained(tiny.save(folder), quantization_config=quantisation)
+
+
+def in_one_row(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The documents of a padded batch packed into one row with `position_ids`."""
+    return packed(
+        [(d.input_ids.tolist(), np.where(d.supervised, d.input_ids, -100).tolist()) for d in split_documents(batch)]
+    )
+
+
 def gradients(model: Any) -> dict[str, torch.Tensor]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("settings", CONFIGS, ids=lambda s: s["objective"])
-@pytest.mark.parametrize(("adapter", "checkpointing"), [("full", False), ("lora", False), ("full", True)])
+@pytest.mark.parametrize("settings", CONFIGS, ids=lambda s: f"{s['objective']}-{s.get('anchors', 0)}")
+@pytest.mark.parametrize(
+    ("adapter", "layout"),
+    [
+        ("full", "padded"),
+        ("full", "packed"),
+        ("full", "checkpointing"),
+        ("lora", "padded"),
+        ("lora", "packed"),
+        ("qlora", "padded"),
+    ],
+)
 @pytest.mark.parametrize("host", HOSTS)
 def test_a_micro_batch_equals_the_bare_loop(
-    host: Trainer, adapter: str, checkpointing: bool, settings: dict[str, Any], tmp_path: Path
+    host: Trainer, adapter: str, layout: str, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     """Prevents a host whose own loss, hooks or normalisation change what PACT computes."""
-    trainer = host(model_of(adapter, checkpointing), tmp_path)
+    trainer = host(model_of(adapter, layout == "checkpointing"), tmp_path)
     callback = PactCallback(trainer, config(tmp_path, **settings))
     callback.on_train_begin()
     batch = next(iter(trainer.get_train_dataloader()))
+    if layout == "packed":
+        batch = in_one_row(batch)
     trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1  # as the training loop sets it
     loss = trainer.compute_loss(trainer.model, dict(batch))
     loss.backward()
 
     model = model_of(adapter).train()
-    inputs = {k: v for k, v in batch.items() if k in ("input_ids", "labels", "attention_mask")}
+    for mine, theirs in zip(model.parameters(), trainer.model.parameters(), strict=True):
+        mine.data = mine.data.to(theirs.dtype)  # TRL trains adapters of 4-bit models in bfloat16
+    inputs = {k: v for k, v in batch.items() if k in ("input_ids", "labels", "attention_mask", "position_ids")}
     objective = prepare(
         model, tiny.tokenizer(), split_documents(inputs), config(tmp_path, **settings), show_progress=False
     ).objective
     targets = objective.targets(inputs)
     with objective.watch(targets) as captured:
-        own = model(**inputs).loss
-    total = own + objective.terms(captured, targets).total(objective.config.weight) / targets.supervised
+        # Without a cache: only then do models tell packed documents apart by their positions.
+        own = model(**inputs, use_cache=False).loss
+    weight = objective.config.weight
+    total = own + objective.terms(captured, targets).total(weight) / targets.supervised
+    if objective.anchors is not None:
+        anchored = objective.anchor_terms(objective.anchors, 0, own.device)
+        total = total + weight * anchored.kl / anchored.count
     total.backward()
     assert (total - own).abs() > 1e-3
     torch.testing.assert_close(loss, total, rtol=1e-5, atol=1e-5)
     expected = gradients(model)
+    assert any(gradient.abs().max() > 1e-4 for gradient in expected.values())
     for name, gradient in gradients(trainer.model).items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5)
+        rounding = 1e-2 if gradient.dtype == torch.bfloat16 else 1e-4
+        torch.testing.assert_close(gradient, expected[name], rtol=rounding, atol=rounding / 10)
 
 
 @pytest.mark.parametrize("anchors", [0, 2])
