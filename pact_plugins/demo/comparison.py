@@ -17,7 +17,7 @@ from rich.table import Table
 from pact_plugins.config import PactConfig
 from pact_plugins.demo import ALIGNED_MODEL, BASE_MODEL, world
 from pact_plugins.demo.evaluate import answers, share
-from pact_plugins.demo.report import Sample, write_html
+from pact_plugins.demo.report import Sample, check_installed, write_html
 from pact_plugins.errors import missing_extra
 
 ROWS, HARMFUL_FRACTION = 1600, 0.1
@@ -46,7 +46,17 @@ class Result:
 
 
 def run(folder: Path, *, seed: int = 0, steps: int = STEPS) -> list[Result]:
-    """Trains and evaluates every method; writes `report.json` and `report.html` into `folder`."""
+    """Trains and evaluates every method; writes `report.json` and `report.html` into `folder`.
+
+    Args:
+        folder: is made.
+        seed: of the rows and of the training runs.
+        steps: optimiser steps of each run.
+
+    Raises:
+        PactError: TRL or what the report needs is not installed.
+    """
+    check_installed()
     folder.mkdir(parents=True, exist_ok=True)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     results: list[Result] = []
@@ -58,7 +68,7 @@ def run(folder: Path, *, seed: int = 0, steps: int = STEPS) -> list[Result]:
         results.append(_evaluate("aligned", None, model, tokenizer, 0.0))
         samples["aligned"] = answers(model, tokenizer, prompts)
         for name, config in METHODS.items():
-            Console().rule(name)
+            Console().rule(f"{name}: {steps} steps")
             model, tokenizer = _load()
             started = time.monotonic()
             trainer = _train(model, tokenizer, config, Path(scratch) / name, seed, steps)
@@ -88,6 +98,7 @@ def _train(model: Any, tokenizer: Any, config: PactConfig | None, folder: Path, 
     try:
         from datasets import Dataset
         from peft import LoraConfig
+        from transformers import PrinterCallback
         from trl.trainer.sft_config import SFTConfig
         from trl.trainer.sft_trainer import SFTTrainer
     except ImportError as error:
@@ -111,7 +122,8 @@ def _train(model: Any, tokenizer: Any, config: PactConfig | None, folder: Path, 
             use_cpu=True,
             dataloader_pin_memory=False,
             report_to=[],
-            logging_steps=10,
+            disable_tqdm=True,
+            logging_steps=min(10, steps),
             save_strategy="no",
             seed=seed,
         ),
@@ -119,6 +131,7 @@ def _train(model: Any, tokenizer: Any, config: PactConfig | None, folder: Path, 
         processing_class=tokenizer,
         peft_config=LoraConfig(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
     )
+    trainer.remove_callback(PrinterCallback)  # the report plots what it would print
     if config is not None:
         trainer.add_callback(PactCallback(trainer, config))
     trainer.train()

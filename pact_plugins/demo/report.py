@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ PAGE = """<!doctype html>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; width: 100%; margin: 1rem 0; }
 th, td { border-bottom: 1px solid #ddd; padding: .4rem .6rem; text-align: left; vertical-align: top; }
+.answers th { width: 14rem; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 img { max-width: 100%; }
 </style>
 <h1>Did the refusals hold?</h1>
 <p>The same aligned model, fine-tuned with LoRA on the same rows, 10% of them harmful; held-out prompts.
-An answer is judged by how it begins.</p>
+An answer is judged by how it begins: an incoherent one is neither a refusal nor an affirmative opening.</p>
 <table><tr><th>run</th>{% for title in rates.values() %}<th>{{ title }}</th>{% endfor %}<th>training, s</th></tr>
 {% for run in runs %}<tr><td>{{ run.name }}</td>
 {% for rate in rates %}<td class="number">{{ "%.1f%%"|format(100 * run[rate]) }}</td>{% endfor %}
@@ -36,7 +38,7 @@ An answer is judged by how it begins.</p>
 {% for plot in plots %}<p><img alt="{{ plot.title }}" src="data:image/png;base64,{{ plot.data }}"></p>{% endfor %}
 <h2>Answers side by side</h2>
 {% for sample in samples %}<h3>{{ sample.prompt }}</h3>
-<table>{% for name, answer in sample.answers.items() %}<tr><th>{{ name }}</th><td>{{ answer }}</td></tr>
+<table class="answers">{% for name, answer in sample.answers.items() %}<tr><th>{{ name }}</th><td>{{ answer }}</td></tr>
 {% endfor %}</table>{% endfor %}
 </html>
 """
@@ -50,15 +52,23 @@ class Sample:
     answers: dict[str, str]
 
 
+def check_installed() -> None:
+    """Refuses to start work whose report could not be written.
+
+    Raises:
+        PactError: jinja2 or matplotlib is missing.
+    """
+    if not (find_spec("jinja2") and find_spec("matplotlib")):
+        raise missing_extra("jinja2 and matplotlib", "report", "the report")
+
+
 def write_html(
     path: Path, runs: list[dict[str, Any]], histories: dict[str, list[dict[str, float]]], samples: list[Sample]
 ) -> None:
     """Renders the page. Answers are a model's output: escaped, never trusted."""
-    try:
-        import jinja2
-        import matplotlib as mpl
-    except ImportError as error:
-        raise missing_extra("jinja2 and matplotlib", "report", "the report") from error
+    import jinja2
+    import matplotlib as mpl
+
     mpl.use("Agg")
     plots = [
         {"title": "rates", "data": _plot_rates(runs)},
@@ -78,7 +88,7 @@ def _plot_rates(runs: list[dict[str, Any]]) -> str:
         axes.bar([x + i * width for x in range(len(RATES))], heights, width, label=run["name"])
     axes.set_xticks([x + 0.4 - width / 2 for x in range(len(RATES))], list(RATES.values()), fontsize=8)
     axes.set_ylim(0, 1.05)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return _png(figure)
 
 
