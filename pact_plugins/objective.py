@@ -113,9 +113,9 @@ class PactObjective:
         labelled, conflict = self._conflicts(tokens, full, damps and self.config.damps)
         request = Request(
             flat=torch.from_numpy(tokens.row * labels.shape[1] + tokens.column).to(device),
+            label=torch.from_numpy(tokens.label).to(device),
             normalise=self.config.objective == "confidence",
             labelled=labelled.to(device) if len(labelled) else None,
-            label=torch.from_numpy(tokens.label)[labelled].to(device) if len(labelled) else None,
         )
         answer_only = None
         if self._gate is not None and reference.answer_only is not None:

@@ -236,7 +236,8 @@ def _log_probabilities(
     device = next(head.model.parameters()).device
     ids, mask = pad(sequences, device)
     flat = np.concatenate([row * ids.shape[1] + c for row, c in enumerate(columns)])
-    request = Request(torch.from_numpy(flat).to(device), normalise=True)
+    positions = torch.from_numpy(flat).to(device)
+    request = Request(positions, ids.reshape(-1)[positions], normalise=True)
     with autocast(), head.watch(request) as captures:
         # The decoder alone: the head's full-vocabulary logits would be thrown away.
         head.base.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)

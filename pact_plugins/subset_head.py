@@ -34,15 +34,15 @@ class Request:
 
     Attributes:
         flat: [N] positions row * L + column of the hidden states.
+        label: [N] ids of the tokens that they predict.
         normalise: whether the log-normaliser is wanted.
         labelled: [M] indices into the N tokens whose cross-entropy is wanted.
-        label: [M] their token ids.
     """
 
     flat: Tensor
+    label: Tensor
     normalise: bool = False
     labelled: Tensor | None = None
-    label: Tensor | None = None
 
 
 @dataclass
@@ -78,12 +78,18 @@ class SubsetHead:
         self.ids = torch.tensor(ids, dtype=torch.long)
         self._request: Request | None = None
         self._captures: list[Capture] = []
+        self._fused = False
         # Registered once and for good: torch.compile does not guard on hooks that come and go.
-        self._hook = self.base.get_decoder().register_forward_hook(self._on_forward)
+        self._hooks = [
+            self.base.register_forward_pre_hook(self._before_model, with_kwargs=True),
+            self.base.get_decoder().register_forward_hook(self._after_decoder),
+            self.base.register_forward_hook(self._after_model),
+        ]
 
     def remove(self) -> None:
-        """Takes the hook off the model."""
-        self._hook.remove()
+        """Takes the hooks off the model."""
+        for hook in self._hooks:
+            hook.remove()
 
     @contextmanager
     def watch(self, request: Request) -> Generator[list[Capture]]:
@@ -93,7 +99,7 @@ class SubsetHead:
             A list that the forward pass fills; `one` takes its single element.
         """
         grad = torch.is_grad_enabled()
-        self._request, self._captures, self._grad = request, [], grad
+        self._request, self._captures, self._grad, self._fused = request, [], grad, False
         try:
             yield self._captures
         finally:
@@ -111,38 +117,66 @@ class SubsetHead:
             )
         return captures[0]
 
-    def _on_forward(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        if self._request is None or torch.is_grad_enabled() != self._grad:
-            return
-        hidden = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
-        self._captures.append(self.compute(hidden, self._request))
+    def _watching(self) -> Request | None:
+        return self._request if torch.is_grad_enabled() == self._grad else None
 
-    def compute(self, hidden: Tensor, request: Request) -> Capture:
-        """Logits of the safety tokens at the requested positions of `hidden` [B, L, H]."""
+    def _before_model(self, _module: nn.Module, _args: Any, kw: dict[str, Any]) -> None:
+        # TRL's fused head gives the log-probability of every label: then the log-normaliser costs nothing.
+        self._fused = bool(kw.get("fused_lm_head")) and kw.get("labels") is not None
+
+    def _after_decoder(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        if (request := self._watching()) is not None:
+            hidden = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
+            self._captures.append(self._capture(hidden, request))
+
+    def _after_model(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        if self._fused and (request := self._watching()) is not None:
+            self._complete(self.one(self._captures), request, output.log_probs)
+        self._fused = False
+
+    def _capture(self, hidden: Tensor, request: Request) -> Capture:
+        """What `request` asks for at its positions of `hidden` [B, L, H], except for what a fused head completes."""
         rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, request.flat)
         weight, bias = self._head()
         if self.ids.device != weight.device:
             self.ids = self.ids.to(weight.device)
         subset_bias = None if bias is None else bias[self.ids]
-        capture = Capture(self._logits(rows, weight[self.ids], subset_bias))
+        capture = Capture(self._logits(rows, _rows_of(weight, self.ids), subset_bias))
+        if self._fused:
+            if request.normalise:
+                capture.log_normaliser = self._label_logits(rows, request.label, weight, bias)
+            return capture
         if request.normalise:
             capture.log_normaliser = self._log_normaliser(rows, weight, bias)
-        if request.labelled is not None and request.label is not None:
-            chosen = rows.index_select(0, request.labelled)
+        if request.labelled is not None:
+            rows, label = rows.index_select(0, request.labelled), request.label.index_select(0, request.labelled)
             if capture.log_normaliser is not None:
                 normaliser = capture.log_normaliser.index_select(0, request.labelled)
             else:
-                normaliser = self._log_normaliser(chosen, weight, bias)
-            own = (chosen.to(weight.dtype) * weight[request.label]).sum(-1, dtype=torch.float32)
-            if bias is not None:
-                own = own + bias[request.label].float()
-            capture.cross_entropy = normaliser - self._shape_logits(own)
+                normaliser = self._log_normaliser(rows, weight, bias)
+            capture.cross_entropy = normaliser - self._label_logits(rows, label, weight, bias)
         return capture
+
+    def _complete(self, capture: Capture, request: Request, log_probs: Tensor) -> None:
+        """Turns label logits into log-normalisers, lse = z_label - log p_label, from `log_probs` [B, L - 1]."""
+        width = log_probs.shape[1] + 1
+        own = log_probs.reshape(-1).index_select(0, request.flat - request.flat // width).float()
+        if capture.log_normaliser is not None:
+            capture.log_normaliser = capture.log_normaliser - own
+        if request.labelled is not None:
+            capture.cross_entropy = -own.index_select(0, request.labelled)
 
     def _head(self) -> tuple[Tensor, Tensor | None]:
         # Looked up at each call: PEFT and sharding engines exchange the module or its weight.
         head = _saved_module(self.base.get_output_embeddings())
         return head.weight, getattr(head, "bias", None)
+
+    def _label_logits(self, rows: Tensor, label: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """[N] logits, float32, of one label for each of [N, H] hidden states."""
+        own = (rows.to(weight.dtype) * _rows_of(weight, label)).sum(-1, dtype=torch.float32)
+        # Rounded as the model's own head rounds them, so that the errors cancel beside its log-probabilities.
+        own = own.to(weight.dtype).float()
+        return self._shape_logits(own if bias is None else own + bias[label].float())
 
     def _logits(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """[N, H] hidden states and [K, H] head rows -> [N, K] logits, float32, as the model itself would give them."""
@@ -185,7 +219,7 @@ class SubsetHead:
         # Any ids do; spread over the vocabulary, they make large and small logits.
         vocabulary = self.base.get_input_embeddings().weight.shape[0]
         input_ids = torch.linspace(1, vocabulary - 1, length, device=device).long().unsqueeze(0)
-        request = Request(torch.arange(length, device=device), normalise=True)
+        request = Request(torch.arange(length, device=device), input_ids[0], normalise=True)
         with evaluating(self.model), self.watch(request) as captures:
             logits = self.model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).logits[0].float()
         capture = self.one(captures)
@@ -203,6 +237,25 @@ class SubsetHead:
                 consequence="PACT would hold the wrong quantity.",
                 remedy="This model transforms its logits in a way that is not supported yet; please report its type.",
             )
+
+
+class _RowsOf(torch.autograd.Function):
+    """`weight[ids]` whose gradient is sparse: a dense one would be as large as the head, for a few of its rows."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.shape = weight.shape
+        return weight.index_select(0, ids)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (ids,) = ctx.saved_tensors
+        return torch.sparse_coo_tensor(ids.unsqueeze(0), gradients[0], ctx.shape, check_invariants=False), None
+
+
+def _rows_of(weight: Tensor, ids: Tensor) -> Tensor:
+    return cast(Tensor, _RowsOf.apply(weight, ids))
 
 
 def underlying(model: nn.Module) -> Any:

@@ -90,7 +90,7 @@ def _captured(head: SubsetHead, ids: Tensor, *, normalise: bool = True) -> tuple
     flat = torch.tensor(ROWS) * ids.shape[1] + torch.tensor(COLUMNS)
     labelled = torch.tensor(LABELLED)
     labels = ids[torch.tensor(ROWS), torch.tensor(COLUMNS) + 1]
-    with head.watch(Request(flat, normalise, labelled, labels[labelled])) as captures:
+    with head.watch(Request(flat, labels, normalise, labelled)) as captures:
         logits = head.model(input_ids=ids).logits
     return head.one(captures), logits
 
@@ -282,7 +282,7 @@ def test_refusing_leaves_no_hook() -> None:
 def test_another_number_of_forward_passes_is_an_error(passes: int) -> None:
     """Prevents: a fused or repeated forward pass, whose logits are not those of the loss that is trained."""
     head, ids = SubsetHead(_llama(), IDS), _inputs()
-    with head.watch(Request(torch.tensor([1]))) as captures:
+    with head.watch(Request(torch.tensor([1]), torch.tensor([1]))) as captures:
         for _ in range(passes):
             head.model(input_ids=ids)
     with pytest.raises(PactError, match=f"got {passes}\\."):
@@ -292,7 +292,7 @@ def test_another_number_of_forward_passes_is_an_error(passes: int) -> None:
 def test_a_forward_pass_in_another_gradient_mode_is_ignored() -> None:
     """Prevents: a trainer's extra pass without gradients being counted, or its dead logits being trained on."""
     head, ids = SubsetHead(_llama(), IDS), _inputs()
-    request = Request(torch.tensor([1, 2]))
+    request = Request(torch.tensor([1, 2]), torch.tensor([1, 2]))
     with head.watch(request) as captures:
         with torch.no_grad():
             head.model(input_ids=ids)
@@ -306,7 +306,10 @@ def test_a_forward_pass_in_another_gradient_mode_is_ignored() -> None:
 def test_nothing_is_computed_outside_a_watch() -> None:
     """Prevents: evaluation and generation paying for, or failing in, PACT's computation."""
     head, ids = SubsetHead(_llama(), IDS), _inputs()
-    with pytest.raises(RuntimeError, match="stop"), head.watch(Request(torch.tensor([1]))) as captures:
+    with (
+        pytest.raises(RuntimeError, match="stop"),
+        head.watch(Request(torch.tensor([1]), torch.tensor([1]))) as captures,
+    ):
         raise RuntimeError("stop")
     head.model(input_ids=ids)
     assert captures == []
@@ -317,7 +320,7 @@ def test_gradient_checkpointing_captures_once() -> None:
     model: Any = _llama().train()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     head, ids = SubsetHead(model, IDS), _inputs()
-    with head.watch(Request(torch.tensor([1]))) as captures:
+    with head.watch(Request(torch.tensor([1]), torch.tensor([1]))) as captures:
         loss = model(input_ids=ids).logits.sum()
         loss.backward()
     assert head.one(captures).logits.shape == (1, len(IDS))
@@ -326,7 +329,7 @@ def test_gradient_checkpointing_captures_once() -> None:
 def test_no_answer_tokens() -> None:
     """Prevents: a crash on a batch whose rows were all cut before their answers."""
     head, ids = SubsetHead(_llama(), IDS), _inputs()
-    with head.watch(Request(torch.empty(0, dtype=torch.long), normalise=True)) as captures:
+    with head.watch(Request(*[torch.empty(0, dtype=torch.long)] * 2, normalise=True)) as captures:
         head.model(input_ids=ids)
     capture = head.one(captures)
     assert capture.logits.shape == (0, len(IDS))

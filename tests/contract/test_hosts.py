@@ -19,6 +19,7 @@ from transformers import BitsAndBytesConfig, DataCollatorForSeq2Seq, LlamaForCau
 from pact_plugins import PactCallback, PactConfig, PactError
 from pact_plugins.answers import split_documents
 from pact_plugins.preparation import prepare
+from pact_plugins.subset_head import SubsetHead
 from tests import tiny
 from tests.rows import packed
 
@@ -170,6 +171,17 @@ def test_a_micro_batch_equals_the_bare_loop(
     for name, gradient in gradients(trainer.model).items():
         rounding = 1e-2 if gradient.dtype == torch.bfloat16 else 1e-4
         torch.testing.assert_close(gradient, expected[name], rtol=rounding, atol=rounding / 10)
+
+
+@pytest.mark.trl
+def test_fused_heads_give_the_normaliser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents a second pass over the vocabulary where TRL's head has just made one."""
+    trainer = trl_trainer(tiny.llama(), tmp_path)
+    PactCallback(trainer, config(tmp_path, conflict_threshold=0.0)).on_train_begin()
+    monkeypatch.setattr(SubsetHead, "_log_normaliser", lambda *_: pytest.fail("computed once more"))
+    trainer.model.train()
+    trainer.compute_loss(trainer.model, dict(next(iter(trainer.get_train_dataloader())))).backward()
+    assert all(p.grad is None or p.grad.layout == torch.strided for p in trainer.model.parameters())
 
 
 @pytest.mark.parametrize("anchors", [0, 2])
