@@ -4,7 +4,7 @@ export HF_HUB_OFFLINE = 1
 export AXOLOTL_DO_NOT_TRACK = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test lint golden clean
+.PHONY: demo test lint bench golden clean
 
 demo: .venv/ready
 	.venv/bin/pact demo --out demo-report
@@ -17,6 +17,9 @@ lint: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright
+
+bench: .venv/ready
+	.venv/bin/python -m benchmarks.step_cost --quick --json step-cost.json --markdown step-cost.md
 
 golden: .venv/ready
 	.venv/bin/python -m tests.golden tests/golden
