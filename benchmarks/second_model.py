@@ -1,7 +1,7 @@
 """The formulation that PACT replaces: a second model in every step, two more forward passes, full-vocabulary logits.
 
 Written here from the formulas of arXiv 2603.07445 as the baseline of the benchmarks. It trains on the same batches,
-adds the same loss as `objective: paper`, and leaves cross-entropy to the same host, so that only the formulation differs.
+adds the same loss as `objective: paper`, and leaves cross-entropy to the same host: only the formulation differs.
 """
 
 from __future__ import annotations
