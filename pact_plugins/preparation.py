@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -82,31 +83,33 @@ def prepare(
             remedy="Check the chat template, and that `max_length`/`sequence_len` does not cut the answers off.",
         )
     run = _RunFile.load(resumed_from) if resumed_from else None
-    fingerprint = run.identity["model"] if run else model_fingerprint(model)
-    tokens = run.tokens if run else find_tokens(config, model, tokenizer, fingerprint, show_progress)
-    head = SubsetHead(model, list(tokens.ids))
-    tokens.check(tokenizer, head.base.get_output_embeddings().weight.shape[0])
-    head.check_parity()
-    anchor_rows = find_anchors(
-        config, model, tokenizer, fingerprint, resumed=run is not None, show_progress=show_progress
-    )
-    referenced = [*answered, *anchor_rows]
-    identity = {
-        "format": FORMAT,
-        "model": fingerprint,
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "safety_tokens": digest(tokens.ids),
-        "views": ["full"] if config.active_gate is None else ["full", "answer_only"],
-        "header": list(chat.header),
-        "end": chat.end,
-        "data": keys_fingerprint(d.key for d in referenced),
-    }
-    if run:
-        cache, built = run.cache(cache_folder(config), identity), False
-    else:
-        cache, built = open_or_build(
-            cache_folder(config), identity, referenced, head, chat, autocast=autocast, show_progress=show_progress
+    with autocast():
+        fingerprint = run.identity["model"] if run else model_fingerprint(model)
+        tokens = run.tokens if run else find_tokens(config, model, tokenizer, fingerprint, show_progress)
+        head = SubsetHead(model, list(tokens.ids))
+        tokens.check(tokenizer, head.base.get_output_embeddings().weight.shape[0])
+        head.check_parity()
+        anchor_rows = find_anchors(
+            config, model, tokenizer, fingerprint, resumed=run is not None, show_progress=show_progress
         )
+        referenced = [*answered, *anchor_rows]
+        identity: dict[str, Any] = {
+            "format": FORMAT,
+            "model": fingerprint,
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+            "safety_tokens": digest(tokens.ids),
+            "views": ["full"] if config.active_gate is None else ["full", "answer_only"],
+            "header": list(chat.header),
+            "end": chat.end,
+            "precision": _autocast_dtype(model),
+            "data": keys_fingerprint(d.key for d in referenced),
+        }
+        if run:
+            cache, built = run.cache(config, identity), False
+        else:
+            cache, built = open_or_build(
+                cache_folder(config), identity, referenced, head, chat, show_progress=show_progress
+            )
     objective = PactObjective(
         config, tokens, chat, head, cache, Anchors(anchor_rows, config.anchors_per_step) if anchor_rows else None
     )
@@ -122,7 +125,8 @@ def find_tokens(
     if isinstance(config.safety_tokens, list):
         return SafetyTokens.of_list(config.safety_tokens, tokenizer)
     prompts = digest([discovery.VERSION, *map(own_answers.shipped, ("harmful", "harmless", "refusals"))])
-    how = [model_identity, tokenizer_fingerprint(tokenizer), config.base_model, config.top_k, prompts]
+    template = getattr(tokenizer, "chat_template", None)
+    how = [model_identity, tokenizer_fingerprint(tokenizer), template, config.base_model, config.top_k, prompts]
     stored = cache_folder(config) / f"tokens-{digest(how)}.json"
     if stored.exists():
         return SafetyTokens.load(stored)
@@ -148,11 +152,10 @@ def find_anchors(
         return []
     pairs = zip(own_answers.shipped("harmful"), own_answers.shipped("harmless"), strict=True)
     prompts = [prompt for pair in pairs for prompt in pair]
-    how = [model_identity, tokenizer_fingerprint(tokenizer), prompts]
-    stored = cache_folder(config) / f"anchors-{digest(how)}.json"
+    purpose = "render the prompts of the anchors (`pact.anchors: 0` does without them)"
+    chats = own_answers.as_chats(tokenizer, prompts, purpose)
+    stored = cache_folder(config) / f"anchors-{digest([model_identity, tokenizer_fingerprint(tokenizer), chats])}.json"
     if not stored.exists() and not resumed:
-        purpose = "render the prompts of the anchors (`pact.anchors: 0` does without them)"
-        chats = own_answers.as_chats(tokenizer, prompts, purpose)
         answers = own_answers.write_answers(model, tokenizer, chats, "writing the anchors", show_progress=show_progress)
         anchors.save(answers, stored)
     return anchors.load(stored)
@@ -181,9 +184,20 @@ def cache_folder(config: PactConfig) -> Path:
     return Path(os.environ.get("PACT_CACHE_DIR", default)).expanduser()
 
 
+def _autocast_dtype(model: nn.Module) -> str:
+    """What the forward passes compute in, where the caller's autocast context decides it."""
+    device = next(model.parameters()).device.type
+    return str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "as stored"
+
+
 def save_run(preparation: Preparation, folder: Path) -> None:
     """Notes in the run's output folder which reference and which tokens it uses, for resuming."""
-    _RunFile(preparation.identity, preparation.objective.tokens).save(folder)
+    objective = preparation.objective
+    _RunFile(preparation.identity, _tokens_source(objective.config), objective.tokens).save(folder)
+
+
+def _tokens_source(config: PactConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", include={"safety_tokens", "base_model", "top_k"})
 
 
 def print_summary(preparation: Preparation, console: Console | None = None) -> None:
@@ -213,18 +227,20 @@ class _RunFile:
     """`pact_run.json` and `pact_safety_tokens.json` in a run's output folder."""
 
     identity: dict[str, Any]
+    tokens_source: dict[str, Any]
     tokens: SafetyTokens
 
     def save(self, folder: Path) -> None:
         self.tokens.save(folder / "pact_safety_tokens.json")
-        artefacts.write(folder / "pact_run.json", self.identity)
+        artefacts.write(folder / "pact_run.json", {"identity": self.identity, "tokens_source": self.tokens_source})
 
     @classmethod
     def load(cls, folder: Path) -> _RunFile:
         try:
-            identity = artefacts.read(folder / "pact_run.json")
-            return cls(identity, SafetyTokens.load(folder / "pact_safety_tokens.json"))
-        except (OSError, ValueError) as error:
+            notes = artefacts.read(folder / "pact_run.json")
+            tokens = SafetyTokens.load(folder / "pact_safety_tokens.json")
+            return cls(notes["identity"], notes["tokens_source"], tokens)
+        except (OSError, ValueError, KeyError) as error:
             raise PactError(
                 expected=f"the notes of the run being resumed, {folder}/pact_run.json",
                 got=f"{type(error).__name__}: {error}",
@@ -232,22 +248,23 @@ class _RunFile:
                 remedy="Resume in the output folder of a run that had PACT on, or start from the original model.",
             ) from error
 
-    def cache(self, folder: Path, identity: dict[str, Any]) -> ReferenceCache:
+    def cache(self, config: PactConfig, identity: dict[str, Any]) -> ReferenceCache:
         """The reference that the run began with.
 
         Raises:
-            PactError: the run is resumed with other data, tokens, template or settings, or its cache is gone.
+            PactError: the run is resumed with other data, template, gate, anchors or choice of tokens, or its cache is
+                gone. Its model is taken from its notes: the weights have been trained since.
         """
-        differing = [k for k in identity if identity[k] != self.identity.get(k)]
+        now, then = {**identity, **_tokens_source(config)}, {**self.identity, **self.tokens_source}
+        differing = [k for k in now if now[k] != then.get(k)]
         if differing:
             raise PactError(
-                expected="; ".join(f"{k} = {self.identity.get(k)}" for k in differing)
-                + ", as in the run being resumed",
-                got="; ".join(f"{k} = {identity[k]}" for k in differing),
+                expected="; ".join(f"{k} = {then.get(k)}" for k in differing) + ", as in the run being resumed",
+                got="; ".join(f"{k} = {now[k]}" for k in differing),
                 consequence="The reference of that run does not cover this one.",
                 remedy="Resume with the run's own data, tokenizer and `pact:` block.",
             )
-        stored = folder / digest(identity)
+        stored = cache_folder(config) / digest(identity)
         if not stored.exists():
             raise PactError(
                 expected=f"the reference cache of the run being resumed, {stored}",
