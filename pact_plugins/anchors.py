@@ -28,7 +28,7 @@ class Anchors:
 
     Attributes:
         documents: prompts with the reference's answers, the answers supervised; at least one.
-        per_step: rows of each batch.
+        per_step: rows of each optimiser step.
     """
 
     documents: Sequence[Document]

@@ -68,7 +68,8 @@ class Document:
             header = chat.require_header("tell the answers from the prompts, since both are trained on")
             for offset in _find(self.input_ids[:stop], header):
                 first = offset + len(header)
-                if start <= first < stop:
+                # A header's text inside an answer opens none.
+                if start <= first < stop and not (answers and first < answers[-1][1]):
                     ends = np.flatnonzero(self.input_ids[first:stop] == chat.end)
                     answers.append((first, first + int(ends[0]) + 1 if len(ends) else stop))
         return answers

@@ -49,6 +49,7 @@ class Binding:
         self.preparation: Preparation | None = None
         self._sums: dict[str, Tensor] = {}
         self._compute_loss, self._log = trainer.compute_loss, trainer.log
+        self._hidden = {name: vars(trainer).get(name) for name in ("compute_loss", "log")}
         check_trainer(trainer, config)
         trainer.compute_loss, trainer.log = self.compute_loss, self.log
         setattr(trainer, _ATTRIBUTE, self)
@@ -57,8 +58,9 @@ class Binding:
         """Gives the trainer its own methods back."""
         if self.preparation is not None:
             self.preparation.objective.head.remove()
-        # The wrapped methods hide the class's own; deleting them from the instance shows those again.
-        del self.trainer.compute_loss, self.trainer.log
+        for name, own in self._hidden.items():
+            # The class's own method shows again once nothing on the instance hides it.
+            delattr(self.trainer, name) if own is None else setattr(self.trainer, name, own)
         setattr(self.trainer, _ATTRIBUTE, None)
 
     def prepare(self) -> Preparation:
@@ -66,6 +68,13 @@ class Binding:
 
         A second call does nothing: by then the weights may be trained, and the reference stays what it was.
         """
+        if getattr(self.trainer, _ATTRIBUTE, None) is not self:
+            raise PactError(
+                expected="a trainer that still has PACT",
+                got="one from which it was removed",
+                consequence="The run would report PACT and train without it.",
+                remedy="Remove the callback too (`trainer.remove_callback`), or add a new one.",
+            )
         if self.preparation is None:
             trainer = self.trainer
             output_dir = Path(trainer.args.output_dir)
@@ -176,12 +185,25 @@ def check_trainer(trainer: Any, config: PactConfig) -> None:
             "Its replicas run in threads that PACT cannot follow.",
             "Start the run with torchrun or `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU.",
         )
+    if sharded := _sharding(trainer):
+        refuse(
+            sharded,
+            "The reference would be computed from pieces of the weights.",
+            "Use DDP or DeepSpeed ZeRO-1 or ZeRO-2, which leave the weights whole.",
+        )
+    if config.anchors_per_step and trainer.accelerator.num_processes > 1 and _checkpoints_reentrantly(trainer):
+        refuse(
+            "reentrant gradient checkpointing in several processes together with `pact.anchors`",
+            "The anchors' own forward pass would mark each parameter as ready twice, and DDP would stop.",
+            "Set `gradient_checkpointing_kwargs: {use_reentrant: false}`, or `pact.anchors: 0`.",
+        )
     parallelism = getattr(trainer.accelerator, "parallelism_config", None)
     if parallelism is not None and (parallelism.cp_enabled or getattr(parallelism, "sp_enabled", False)):
         refuse("context parallelism", "Answers would be cut between processes.", "Set the context-parallel size to 1.")
-    if config.damps and (args.label_smoothing_factor > 0 or getattr(args, "loss_type", "nll") == "dft"):
+    other_loss = args.label_smoothing_factor > 0 or getattr(args, "loss_type", "nll") == "dft"
+    if config.damps and (other_loss or getattr(trainer, "compute_loss_func", None) is not None):
         refuse(
-            "label smoothing or the `dft` loss together with `pact.conflict: damp`",
+            "label smoothing, the `dft` loss or a `compute_loss_func` together with `pact.conflict: damp`",
             "Damping subtracts plain cross-entropy, which is not what this trainer computes.",
             "Set `pact.conflict: keep`, or use plain cross-entropy.",
         )
@@ -193,13 +215,27 @@ def check_trainer(trainer: Any, config: PactConfig) -> None:
         )
 
 
+def _sharding(trainer: Any) -> str | None:
+    """The name of an engine that keeps no process's weights whole, if one is at work."""
+    accelerator = trainer.accelerator
+    if getattr(accelerator, "is_fsdp_enabled", False):
+        return "FSDP"
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    return "DeepSpeed ZeRO-3" if plugin is not None and plugin.zero_stage == 3 else None
+
+
+def _checkpoints_reentrantly(trainer: Any) -> bool:
+    args = trainer.args
+    return bool(args.gradient_checkpointing) and bool((args.gradient_checkpointing_kwargs or {}).get("use_reentrant"))
+
+
 def training_documents(trainer: Any) -> Iterator[Document]:
     """Every sequence of the training set, as the trainer's batches will hold it."""
     dataset = trainer.train_dataset
     columns: set[str] = set(getattr(dataset, "column_names", None) or ())
     # Rows that hold their labels need no collator, unless they are packed: then only it knows the boundaries.
     if {"input_ids", "labels"} <= columns and "seq_lengths" not in columns:
-        wanted = [c for c in ("input_ids", "labels", "position_ids") if c in columns]
+        wanted = [c for c in ("input_ids", "labels", "position_ids", "attention_mask") if c in columns]
         for row in dataset.select_columns(wanted).with_format(None):
             yield from split_documents(row)
         return

@@ -18,7 +18,8 @@ class ChatFormat:
     Attributes:
         header: ids that the template adds before an answer: the difference between rendering a conversation with and
             without the generation prompt. Empty if the template has no generation prompt.
-        end: id of the first token after an answer, usually the end-of-turn token. None if the template adds nothing.
+        end: id of the first special token after an answer, usually the end-of-turn token; of the first token, if the
+            template adds no special one; the tokenizer's end of sequence, if it adds nothing.
     """
 
     header: tuple[int, ...] = ()
@@ -59,7 +60,8 @@ class ChatFormat:
             ) from error
         header = opened[len(closed) :] if opened[: len(closed)] == closed else []
         tail = tokenizer(turn.rpartition(_ANSWER)[2], add_special_tokens=False)["input_ids"]
-        return cls(tuple(header), tail[0] if tail else tokenizer.eos_token_id)
+        special = [token for token in tail if token in tokenizer.all_special_ids]
+        return cls(tuple(header), (special or tail or [tokenizer.eos_token_id])[0])
 
 
 def render(tokenizer: Any, messages: list[dict[str, str]], *, generation_prompt: bool) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pact_plugins import __version__
@@ -79,7 +80,7 @@ def inspect(path: Path, as_json: bool) -> None:
     for header in ("id", "token", "weight"):
         table.add_column(header, justify="left" if header == "token" else "right")
     for i, text, weight in zip(found.ids, found.texts, found.weights, strict=True):
-        table.add_row(str(i), repr(text), f"{weight:.4f}" if weight else "not held")
+        table.add_row(str(i), escape(repr(text)), f"{weight:.4f}" if weight else "not held")
     console = Console()
     console.print(table)
     for key, value in found.provenance.items():

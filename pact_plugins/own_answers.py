@@ -58,7 +58,9 @@ def write_answers(
     Raises:
         PactError: the model answers nothing.
     """
-    end = ChatFormat.from_tokenizer(tokenizer).end
+    config = cast(Any, model).generation_config
+    stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    ends = {ChatFormat.from_tokenizer(tokenizer).end, *stops}
     device = next(model.parameters()).device
     starts = range(0, len(chats), BATCH_SIZE)
     documents: list[Document] = []
@@ -71,7 +73,7 @@ def write_answers(
                 input_ids=ids, attention_mask=mask, max_new_tokens=MAX_ANSWER_TOKENS, do_sample=False
             )
         for chat, answer in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
-            length = answer.index(end) + 1 if end in answer else len(answer)
+            length = next((i + 1 for i, token in enumerate(answer) if token in ends), len(answer))
             if length:
                 documents.append(answered(chat, answer[:length]))
     if not documents:

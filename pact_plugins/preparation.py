@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -204,7 +205,7 @@ def print_summary(preparation: Preparation, console: Console | None = None) -> N
     """A short table of what PACT will do in this run."""
     objective = preparation.objective
     config, tokens, manifest = objective.config, objective.tokens, objective.cache.manifest
-    strongest = ", ".join(repr(text) for text in tokens.texts[:5])
+    strongest = escape(", ".join(repr(text) for text in tokens.texts[:5]))
     table = Table(title="PACT", title_justify="left", show_header=False)
     table.add_row("objective", f"{config.objective}, weight {config.weight:g}")
     table.add_row("conflict", "damp" if config.damps else "keep")

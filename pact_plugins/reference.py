@@ -69,6 +69,8 @@ class ReferenceCache:
             raw_index = (folder / "index.npy").read_bytes()
             views = {v: np.load(folder / f"{v}.npy", mmap_mode="r") for v in self.manifest["identity"]["views"]}
             self._index = np.load(folder / "index.npy", mmap_mode="r")
+            # A copy in one piece: a binary search in a field of the entries would first copy it, every time.
+            self._high = np.ascontiguousarray(self._index["high"])
             found = self.manifest["identity"]
             shape = (self.manifest["answer_tokens"], self.manifest["safety_tokens"])
             sound = self.manifest["index"] == hashlib.blake2b(raw_index, digest_size=16).hexdigest()
@@ -103,8 +105,8 @@ class ReferenceCache:
 
     def _span(self, document: Document, count: int) -> tuple[int, int]:
         high, low = _halves(document.key)
-        at = int(np.searchsorted(self._index["high"], high))
-        while at < len(self._index) and self._index["high"][at] == high:
+        at = int(np.searchsorted(self._high, high))
+        while at < len(self._high) and self._high[at] == high:
             entry = self._index[at]
             if entry["low"] == low:
                 start, stop = int(entry["offset"]), int(entry["offset"] + entry["count"])
