@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest, keys_fingerprint, model_fingerprint, tokenizer_fingerprint
 from pact_plugins.objective import PactObjective
-from pact_plugins.reference import FORMAT, Autocast, ReferenceCache, open_or_build
+from pact_plugins.reference import FORMAT, ReferenceCache, open_or_build
 from pact_plugins.safety_tokens import SafetyTokens
 from pact_plugins.subset_head import SubsetHead
 
@@ -54,7 +54,7 @@ def prepare(
     config: PactConfig,
     *,
     resumed_from: Path | None = None,
-    autocast: Autocast = nullcontext,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     show_progress: bool = True,
 ) -> Preparation:
     """Readies PACT for `model` as it is now, which becomes the reference.

@@ -19,8 +19,7 @@ import json
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,6 @@ from pact_plugins.forward import batches_by_length, evaluating, pad, progress
 from pact_plugins.subset_head import Capture, Request, SubsetHead
 
 FORMAT = 1
-Autocast = Callable[[], AbstractContextManager[Any]]
 Halves = npt.NDArray[np.float16]
 
 _INDEX = np.dtype([("high", "<u8"), ("low", "<u8"), ("offset", "<i8"), ("count", "<i8"), ("checksum", "<u4")])
@@ -153,16 +151,15 @@ def build(
     head: SubsetHead,
     chat: ChatFormat,
     *,
-    autocast: Autocast = nullcontext,
     show_progress: bool = True,
 ) -> None:
     """Computes the reference of `documents` with `head`'s model as it is now, and stores it in the folder `target`.
 
-    Duplicates are computed once. The folder appears under its name only when it is whole.
+    Call it in the autocast context of the trainer's own forward passes. Duplicates are computed once. The folder appears
+    under its name only when it is whole.
 
     Args:
         identity: goes into the manifest; its `views` say what to compute.
-        autocast: makes the context in which the trainer runs its own forward passes.
 
     Raises:
         PactError: the model gives logits that are not finite.
@@ -183,7 +180,7 @@ def build(
     batches = batches_by_length([len(ids) for _, ids, _, _ in work])
     with evaluating(head.model):
         for batch in progress(batches, "PACT: computing the reference", len(batches), show_progress):
-            logs = _log_probabilities(head, [work[i][1] for i in batch], [work[i][2] for i in batch], autocast)
+            logs = _log_probabilities(head, [work[i][1] for i in batch], [work[i][2] for i in batch])
             for i, values in zip(batch, logs, strict=True):
                 view, _, columns, offset = work[i]
                 arrays[view][offset : offset + len(columns)] = values
@@ -232,15 +229,13 @@ def _sequences(
     return sequences
 
 
-def _log_probabilities(
-    head: SubsetHead, sequences: list[Ints], columns: list[Ints], autocast: Autocast
-) -> list[Halves]:
+def _log_probabilities(head: SubsetHead, sequences: list[Ints], columns: list[Ints]) -> list[Halves]:
     device = next(head.model.parameters()).device
     ids, mask = pad(sequences, device)
     flat = np.concatenate([row * ids.shape[1] + c for row, c in enumerate(columns)])
     positions = torch.from_numpy(flat).to(device)
     request = Request(positions, ids.reshape(-1)[positions], normalise=True)
-    with autocast(), head.watch(request) as captures:
+    with head.watch(request) as captures:
         # The decoder alone: the head's full-vocabulary logits would be thrown away.
         head.base.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
     values = log_probabilities(head.one(captures))

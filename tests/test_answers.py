@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pact_plugins.answers import IGNORE_INDEX, AnswerTokens, split_documents
+from pact_plugins.answers import IGNORE_INDEX, AnswerTokens, Document, split_documents
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.errors import PactError
 from tests import tiny
@@ -98,3 +98,11 @@ def test_training_on_inputs_without_a_header_stops() -> None:
 def test_a_batch_without_answers_is_empty() -> None:
     """Prevents a crash on a micro-batch whose answers were all cut off."""
     assert len(AnswerTokens.of(split_documents(alone(([7, 8], [IGNORE_INDEX] * 2))), CHAT)) == 0
+
+
+def test_header_text_inside_an_answer_opens_none() -> None:
+    """Prevents tokens that are constrained twice, at two positions."""
+    header, end = (50, 51), 1
+    ids = np.asarray([0, *header, 60, *header, 61, end, 70, *header, 62, end])
+    document = Document(ids, np.arange(len(ids)) > 0)
+    assert document.answers(ChatFormat(header, end)) == [(3, 8), (11, 13)]

@@ -66,3 +66,16 @@ def test_shipped_prompts_are_apart() -> None:
     harmful, harmless = shipped("harmful"), shipped("harmless")
     assert len(set(harmful)) == len(harmful) == len(set(harmless)) == len(harmless) > 100
     assert not set(harmful) & set(harmless)
+
+
+def test_every_end_of_sequence_ends_an_answer() -> None:
+    """Prevents padding behind an answer that another stop token ended from being taken for a part of it."""
+    model, stop = tiny.llama(), 99
+    model.lm_head = torch.nn.Linear(32, len(tiny.tokenizer()))
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.lm_head.bias.zero_()
+        model.lm_head.bias[stop] = 9.0
+    model.generation_config.eos_token_id = [END, stop]
+    documents = write_answers(model, tiny.tokenizer(), chats(), "testing", show_progress=False)
+    assert [d.input_ids[d.supervised].tolist() for d in documents] == [[stop]] * len(PROMPTS)

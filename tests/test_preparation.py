@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +42,17 @@ def short_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ready(tmp_path: Path, model: Any = None, docs: list[Document] | None = None, **settings: Any) -> Preparation:
-    resumed_from = settings.pop("resumed_from", None)
+    resumed_from, autocast = settings.pop("resumed_from", None), settings.pop("autocast", nullcontext)
+    tokenizer = settings.pop("tokenizer", tiny.tokenizer())
     config = PactConfig.parse({"safety_tokens": WORDS, "anchors": 0, "cache_dir": tmp_path / "cache", **settings})
     assert config is not None
     return prepare(
         model or tiny.llama(),
-        tiny.tokenizer(),
+        tokenizer,
         documents(ROWS) if docs is None else docs,
         config,
         resumed_from=resumed_from,
+        autocast=autocast,
         show_progress=False,
     )
 
@@ -309,3 +313,42 @@ def test_summary(tmp_path: Path, settings: dict[str, Any]) -> None:
     assert rows["safety tokens"].startswith("3, 3 of them held: 'I', 'N', 'S'")
     assert "computed in" in rows["reference"]
     assert "without an answer" not in rows
+
+
+def test_autocast_is_the_trainers(tmp_path: Path) -> None:
+    """Prevents: a float32 reference beside a bfloat16 student, whose divergence is only rounding."""
+
+    def autocast() -> torch.autocast:
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+
+    exact, rounded = ready(tmp_path), ready(tmp_path, autocast=autocast)
+    assert rounded.built
+    assert 0 < np.abs(reference_of(rounded) - reference_of(exact)).max() < 0.5
+
+
+def test_another_template_finds_tokens_and_anchors_anew(tmp_path: Path) -> None:
+    """Prevents: anchors in a chat format that the training data no longer has."""
+    other = copy.deepcopy(tiny.tokenizer())
+    other.chat_template = tiny.TEMPLATE.replace("{{ bos_token }}", "{{ bos_token }}<|system|>\nBe kind.{{ eos_token }}")
+    ready(tmp_path, safety_tokens="auto", anchors=2)
+    changed = ready(tmp_path, safety_tokens="auto", anchors=2, tokenizer=other)
+    assert changed.objective.anchors is not None
+    system = other.convert_tokens_to_ids("<|system|>")
+    assert all(system in d.input_ids for d in changed.objective.anchors.documents)
+    assert len(list((tmp_path / "cache").glob("tokens-*.json"))) == 2
+
+
+def test_resuming_with_other_tokens_is_refused(tmp_path: Path) -> None:
+    """Prevents: a changed `safety_tokens` that is silently ignored by a resumed run."""
+    save_run(ready(tmp_path), tmp_path / "run")
+    with pytest.raises(PactError, match="does not cover this one") as caught:
+        ready(tmp_path, trained(tiny.llama()), resumed_from=tmp_path / "run", safety_tokens=["I", "N"])
+    assert caught.value.got.startswith("safety_tokens = ")
+
+
+def test_token_text_is_no_markup(tmp_path: Path) -> None:
+    """Prevents: a token such as "[/INST]" breaking the table, and with it the run."""
+    replace(SafetyTokens.of_list([7], tiny.tokenizer()), texts=("[/INST]",)).save(tmp_path / "t.json")
+    printed = io.StringIO()
+    print_summary(ready(tmp_path, safety_tokens=str(tmp_path / "t.json")), Console(file=printed, width=200))
+    assert "[/INST]" in printed.getvalue()

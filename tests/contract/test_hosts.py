@@ -257,3 +257,31 @@ def test_models_that_cannot_be_served_are_refused(tmp_path: Path) -> None:
     trainer.train_dataset = trainer.train_dataset.to_iterable_dataset()
     with pytest.raises(PactError, match="streaming"):
         PactCallback(trainer, config(tmp_path))
+
+
+def test_settings_that_cannot_be_served_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents negative weights on labels, a reference of weight shards, and a crash in the first backward pass."""
+    trainer = trl_trainer(tiny.llama(), tmp_path)
+    trainer.compute_loss_func = lambda *_a, **_k: None
+    with pytest.raises(PactError, match="compute_loss_func"):
+        PactCallback(trainer, config(tmp_path))
+    PactCallback(trainer, config(tmp_path, conflict="keep")).binding.remove()
+    trainer.compute_loss_func = None
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
+    trainer.args.gradient_checkpointing = True
+    trainer.args.gradient_checkpointing_kwargs = {"use_reentrant": True}
+    with pytest.raises(PactError, match="use_reentrant: false"):
+        PactCallback(trainer, config(tmp_path, anchors=2))
+    trainer.accelerator.is_fsdp_enabled = True
+    with pytest.raises(PactError, match="pieces of the weights"):
+        PactCallback(trainer, config(tmp_path))
+
+
+def test_a_removed_binding_does_not_prepare(tmp_path: Path) -> None:
+    """Prevents a run that prints PACT's table and trains without it."""
+    trainer = trl_trainer(tiny.llama(), tmp_path)
+    trainer.add_callback(callback := PactCallback(trainer, config(tmp_path)))
+    assert callback.binding is not None
+    callback.binding.remove()
+    with pytest.raises(PactError, match="train without it"):
+        trainer.train()
