@@ -155,8 +155,8 @@ def build(
 ) -> None:
     """Computes the reference of `documents` with `head`'s model as it is now, and stores it in the folder `target`.
 
-    Call it in the autocast context of the trainer's own forward passes. Duplicates are computed once. The folder appears
-    under its name only when it is whole.
+    Call it in the autocast context of the trainer's own forward passes. Duplicates are computed once. The folder
+    appears under its name only when it is whole.
 
     Args:
         identity: goes into the manifest; its `views` say what to compute.
