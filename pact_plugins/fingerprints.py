@@ -59,10 +59,12 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 def _adapter_scale(name: str, model: nn.Module) -> list[float]:
-    """What PEFT multiplies the adapter that owns this parameter by; nothing for the model's own parameters."""
+    """What PEFT multiplies each adapter of this layer by, 0 if it is not active; nothing for the model's own layers."""
     owner, is_adapter, _ = name.partition(".lora_")
-    scaling: dict[str, float] = getattr(model.get_submodule(owner), "scaling", {}) if is_adapter else {}
-    return [float(scaling[adapter]) for adapter in sorted(scaling)]
+    if not is_adapter:
+        return []
+    layer: Any = model.get_submodule(owner)
+    return [float(layer.scaling[a]) * (a in layer.active_adapters) for a in sorted(layer.scaling)]
 
 
 def _is_idle_lora(name: str, parameters: dict[str, nn.Parameter]) -> bool:

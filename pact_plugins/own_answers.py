@@ -31,9 +31,16 @@ def as_chats(tokenizer: Any, prompts: Sequence[str], purpose: str) -> list[list[
     """Token ids of each prompt as the only turn of a chat, up to the answer.
 
     Raises:
-        PactError: the tokenizer's chat template has no header; the error says that `purpose` needs it.
+        PactError: the tokenizer has no chat template; the error says that `purpose` needs it.
     """
-    ChatFormat.from_tokenizer(tokenizer).require_header(purpose)
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise PactError(
+            expected="a tokenizer with a chat template",
+            got="one without",
+            consequence=f"PACT could not {purpose}.",
+            remedy="Set the model's own chat template, or do without: give `pact.safety_tokens` a list and set "
+            "`pact.anchors: 0`.",
+        )
     return [render(tokenizer, [{"role": "user", "content": p}], generation_prompt=True) for p in prompts]
 
 

@@ -153,8 +153,7 @@ def find_anchors(
         return []
     pairs = zip(own_answers.shipped("harmful"), own_answers.shipped("harmless"), strict=True)
     prompts = [prompt for pair in pairs for prompt in pair]
-    purpose = "render the prompts of the anchors (`pact.anchors: 0` does without them)"
-    chats = own_answers.as_chats(tokenizer, prompts, purpose)
+    chats = own_answers.as_chats(tokenizer, prompts, "render the prompts of the anchors")
     stored = cache_folder(config) / f"anchors-{digest([model_identity, tokenizer_fingerprint(tokenizer), chats])}.json"
     if not stored.exists() and not resumed:
         answers = own_answers.write_answers(model, tokenizer, chats, "writing the anchors", show_progress=show_progress)

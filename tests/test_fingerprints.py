@@ -63,6 +63,19 @@ def test_the_scale_of_a_trained_adapter_counts() -> None:
 
 
 @torch.no_grad()
+def test_the_active_adapter_counts() -> None:
+    """Prevents: one adapter being held to the reference of another that the model carries too."""
+    model = lora(1)
+    model.add_adapter("other", model.peft_config["default"])
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter[0, 0] = 0.5
+    first = model_fingerprint(model)
+    model.set_adapter("other")
+    assert model_fingerprint(model) != first
+
+
+@torch.no_grad()
 def test_a_bias_in_b_counts() -> None:
     """Prevents: an adapter whose only effect is its bias being taken for no adapter."""
     idle, biased = lora(1, lora_bias=True), lora(1, lora_bias=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -59,6 +61,13 @@ def test_a_chat_template_is_needed() -> None:
     bare = PreTrainedTokenizerFast(tokenizer_object=tiny.tokenizer().backend_tokenizer)
     with pytest.raises(PactError, match="render for a test"):
         as_chats(bare, PROMPTS, "render for a test")
+
+
+def test_a_template_without_a_generation_prompt_serves() -> None:
+    """Prevents: Mistral's and Llama-2's templates, whose user turns end where the answer begins, being refused."""
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    assert [tokenizer.decode(chat) for chat in as_chats(tokenizer, ["a"], "test")] == ["<s>a<|end|>"]
 
 
 def test_shipped_prompts_are_apart() -> None:
