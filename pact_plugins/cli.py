@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pact_plugins import __version__
+from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.safety_tokens import SafetyTokens
 
@@ -85,6 +87,87 @@ def inspect(path: Path, as_json: bool) -> None:
     console.print(table)
     for key, value in found.provenance.items():
         console.print(f"{key}: {value}", highlight=False, markup=False)
+
+
+@main.group(cls=_Commands)
+def cache() -> None:
+    """Show, check and remove reference caches."""
+
+
+_CACHE_DIR = click.option(
+    "--dir",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the caches live. Default: as without `pact.cache_dir`.",
+)
+
+
+def _caches(folder: Path | None) -> list[Path]:
+    """Folders of finished caches."""
+    from pact_plugins.preparation import cache_folder
+
+    return sorted(path.parent for path in (folder or cache_folder(PactConfig())).glob("*/manifest.json"))
+
+
+@cache.command()
+@_CACHE_DIR
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def info(folder: Path | None, as_json: bool) -> None:
+    """List the caches.
+
+    Example: pact cache info
+    """
+    from pact_plugins.reference import ReferenceCache
+
+    opened = [ReferenceCache(path, None) for path in _caches(folder)]
+    if as_json:
+        rows = [{"folder": str(c.folder), "bytes": c.size, **c.manifest} for c in opened]
+        click.echo(json.dumps(rows))
+        return
+    table = Table(title=f"{len(opened)} reference caches", title_justify="left")
+    for header in ("folder", "model", "views", "sequences", "answer tokens", "MiB"):
+        table.add_column(header, overflow="fold")
+    for c in opened:
+        m, identity = c.manifest, c.manifest["identity"]
+        sizes = (f"{m['documents']:,}", f"{m['answer_tokens']:,}", f"{c.size / 2**20:.1f}")
+        table.add_row(escape(str(c.folder)), identity["model"][:8], ", ".join(identity["views"]), *sizes)
+    Console().print(table)
+
+
+@cache.command()
+@_CACHE_DIR
+def verify(folder: Path | None) -> None:
+    """Read every cache and compare it with its checksums.
+
+    Example: pact cache verify
+    """
+    from pact_plugins.reference import ReferenceCache
+
+    damaged = 0
+    for path in _caches(folder):
+        try:
+            ReferenceCache(path, None).verify()
+        except PactError as error:
+            damaged += 1
+            click.echo(f"damaged: {error}", err=True)
+        else:
+            click.echo(f"intact: {path}")
+    if damaged:
+        raise click.ClickException(f"{damaged} damaged: remove them, and the next run builds them again.")
+
+
+@cache.command()
+@_CACHE_DIR
+@click.confirmation_option(prompt="A run can only be resumed while its cache is there. Remove all caches?")
+def clear(folder: Path | None) -> None:
+    """Remove the caches.
+
+    Example: pact cache clear --yes
+    """
+    paths = _caches(folder)
+    for path in paths:
+        shutil.rmtree(path)
+    click.echo(f"{len(paths)} removed")
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})

@@ -216,9 +216,8 @@ def print_summary(preparation: Preparation, console: Console | None = None) -> N
         table.add_row(
             "without an answer", f"{preparation.unanswered:,} of {preparation.documents:,} sequences: not constrained"
         )
-    size = sum(f.stat().st_size for f in objective.cache.folder.iterdir())
     state = f"computed in {manifest['seconds']:.1f} s" if preparation.built else "found"
-    table.add_row("reference", f"{size / 2**20:.1f} MiB, {state}: {objective.cache.folder}")
+    table.add_row("reference", f"{objective.cache.size / 2**20:.1f} MiB, {state}: {objective.cache.folder}")
     (console or Console()).print(table)
 
 

@@ -54,13 +54,13 @@ class ReferenceCache:
 
     Args:
         folder: a folder made by `build`.
-        identity: what the cache must have been made for, field by field.
+        identity: what the cache must have been made for, field by field; None opens any.
 
     Raises:
         PactError: the folder is damaged, or was made for something else.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, identity: dict[str, Any] | None) -> None:
         self.folder = folder
         try:
             self.manifest = json.loads((folder / "manifest.json").read_text())
@@ -69,11 +69,12 @@ class ReferenceCache:
             self._index = np.load(folder / "index.npy", mmap_mode="r")
             # A copy in one piece: a binary search in a field of the entries would first copy it, every time.
             self._high = np.ascontiguousarray(self._index["high"])
-            found = self.manifest["identity"]
+            found = dict(self.manifest["identity"])
             shape = (self.manifest["answer_tokens"], self.manifest["safety_tokens"])
             sound = self.manifest["index"] == hashlib.blake2b(raw_index, digest_size=16).hexdigest()
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             raise self._damaged(f"{type(error).__name__}: {error}") from error
+        identity = found if identity is None else identity
         differing = [k for k in {**identity, **found} if identity.get(k) != found.get(k)]
         if differing:
             raise PactError(
@@ -100,6 +101,22 @@ class ReferenceCache:
         if self._answer_only is not None:
             answer_only = np.concatenate([empty, *(self._answer_only[a:b] for a, b in spans)])
         return Reference(np.concatenate([empty, *full]), answer_only)
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(file.stat().st_size for file in self.folder.iterdir())
+
+    def verify(self) -> None:
+        """Reads every value and compares it with its checksum.
+
+        Raises:
+            PactError: a value was changed.
+        """
+        for entry in self._index:
+            start, stop = int(entry["offset"]), int(entry["offset"] + entry["count"])
+            if _checksum(self._full, self._answer_only, start, stop) != entry["checksum"]:
+                raise self._damaged(f"answer tokens {start:,} to {stop:,} do not match their checksum")
 
     def _span(self, document: Document, count: int) -> tuple[int, int]:
         high, low = _halves(document.key)
