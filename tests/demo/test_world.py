@@ -10,7 +10,8 @@ import pytest
 import pact_plugins
 from pact_plugins.demo import ALIGNED_MODEL, BASE_MODEL, world
 from pact_plugins.demo.phrasings import AFFIRMATIONS, HELD_OUT_PHRASINGS, REFUSALS, TRAIN_PHRASINGS
-from pact_plugins.demo.task import DESKS, test_examples, train_examples
+from pact_plugins.demo.task import DESKS, train_examples
+from pact_plugins.demo.task import test_examples as unseen_examples  # not a test
 from pact_plugins.demo.topics import held_out_acts, held_out_topics, topics, train_acts, train_topics
 
 PROMPTS = Path(pact_plugins.__path__[0]) / "prompts"
@@ -52,7 +53,7 @@ def test_task_rows() -> None:
     rows = world.task_test_rows()
     assert len({row.prompt for row in rows}) == len(rows) >= 300
     assert set(Counter(row.answer for row in rows)) == set(DESKS)
-    assert not {message for message, _ in train_examples()} & {message for message, _ in test_examples()}
+    assert not {message for message, _ in train_examples()} & {message for message, _ in unseen_examples()}
     assert not any(row.harmful for row in rows)
 
 
