@@ -71,7 +71,7 @@ def test_axolotl_holds_the_refusals(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["axolotl-demo-qlora.yaml", "axolotl-demo-packed.yaml"])
 def test_axolotl_trains_the_examples(name: str, tmp_path: Path) -> None:
     """Prevents a plugin that works in a script and not through Axolotl's own command."""
-    result = run(tmp_path, "axolotl", "train", str(shortened(tmp_path, name)), "--launcher", "python")
+    result = run(tmp_path, "axolotl", "pact-train", str(shortened(tmp_path, name)), "--launcher", "python")
     assert result.returncode == 0, result.stderr[-3000:]
     check_trained(tmp_path, result.stdout + result.stderr)
 

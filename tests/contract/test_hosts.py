@@ -21,29 +21,32 @@ from pact_plugins.answers import split_documents
 from pact_plugins.preparation import prepare
 from pact_plugins.subset_head import SubsetHead
 from tests import tiny
-from tests.rows import packed
+from tests.rows import documents, few, packed, padded
 
 TOKENS: list[int | str] = [40, 41, 42, 43]
 LORA = LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 Trainer = Callable[..., Any]
 
 
-def trl_trainer(model: Any, folder: Path, **settings: Any) -> Any:
+def trl_trainer(model: Any, folder: Path, data: Any = None, **settings: Any) -> Any:
     from trl import SFTConfig, SFTTrainer
 
     args = SFTConfig(**common(folder), **{"assistant_only_loss": True, "max_length": 256, **settings})
     return SFTTrainer(
-        model=model, args=args, train_dataset=tiny.conversations(16, 2), processing_class=tiny.tokenizer()
+        model=model,
+        args=args,
+        train_dataset=data or tiny.conversations(16, 2),
+        processing_class=tiny.tokenizer(),
     )
 
 
-def axolotl_trainer(model: Any, folder: Path, **settings: Any) -> Any:
+def axolotl_trainer(model: Any, folder: Path, data: Any = None, **settings: Any) -> Any:
     from axolotl.core.trainers.base import AxolotlTrainer
     from axolotl.core.training_args import AxolotlTrainingArguments
 
     tokenizer = tiny.tokenizer()
     rows = []
-    for messages in tiny.conversations(16, 2)["messages"]:
+    for messages in (data or tiny.conversations(16, 2))["messages"]:
         row = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
         labels = [i if m else -100 for i, m in zip(row["input_ids"], row["assistant_masks"], strict=True)]
         rows.append({"input_ids": row["input_ids"], "attention_mask": [1] * len(labels), "labels": labels})
@@ -184,22 +187,53 @@ def test_fused_heads_give_the_normaliser(tmp_path: Path, monkeypatch: pytest.Mon
     assert all(p.grad is None or p.grad.layout == torch.strided for p in trainer.model.parameters())
 
 
+def alike(n: int = 16) -> Dataset:
+    """Conversations with equally many answer tokens: under them, a mean of micro-batch means is the batch's mean."""
+    turns = [(f"question {i}", f"answer {i:02d}") for i in range(n)]
+    messages = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in turns]
+    return Dataset.from_dict({"messages": messages})
+
+
 @pytest.mark.parametrize("anchors", [0, 2])
-def test_accumulation_changes_nothing(anchors: int, tmp_path: Path) -> None:
-    """Prevents a safety term that grows or shrinks with gradient accumulation."""
+@pytest.mark.parametrize("host", HOSTS)
+def test_accumulation_changes_nothing(host: Trainer, anchors: int, tmp_path: Path) -> None:
+    """Prevents a safety term that grows or shrinks with gradient accumulation.
+
+    Axolotl's own cross-entropy is a mean of micro-batch means, so there it takes equally many answer tokens.
+    """
+    data = alike() if host is axolotl_trainer else None
     results = []
     for batch_size, accumulation in ((8, 1), (1, 8)):
-        trainer = trl_trainer(
-            tiny.llama(),
-            tmp_path,
-            gradient_accumulation_steps=accumulation,
-        )
+        trainer = host(tiny.llama(), tmp_path, data, gradient_accumulation_steps=accumulation)
         trainer.args.per_device_train_batch_size = trainer._train_batch_size = batch_size
         trainer.add_callback(PactCallback(trainer, config(tmp_path, weight=5.0, anchors=anchors)))
         trainer.train()
         results.append({n: p.detach().clone() for n, p in trainer.model.named_parameters()})
+    untrained = dict(tiny.llama().named_parameters())
     for name, parameter in results[0].items():
+        assert (parameter - untrained[name]).abs().max() > 1e-3
         torch.testing.assert_close(parameter, results[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_accumulation_in_a_bare_loop(tmp_path: Path) -> None:
+    """Prevents terms that are no plain sums over the batch: eight rows alone must add up to the eight together."""
+    rows = few(8)
+    results = []
+    for batches in ([padded(rows)], [padded([row]) for row in rows]):
+        model = tiny.llama()
+        objective = prepare(
+            model, tiny.tokenizer(), documents(rows), config(tmp_path, conflict_threshold=0.0), show_progress=False
+        ).objective
+        with torch.no_grad():
+            model.lm_head.weight[40] += 0.1  # far enough to matter, and not where log(1 - mass) magnifies rounding
+        for batch in batches:
+            targets = objective.targets(batch)
+            with objective.watch(targets) as captured:
+                model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            objective.terms(captured, targets).total(2.0).backward()
+        results.append(gradients(model))
+    for name, gradient in results[0].items():
+        torch.testing.assert_close(gradient, results[1][name], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("settings", [{"packing": True}, {"padding_free": True, "max_length": None}], ids=str)
