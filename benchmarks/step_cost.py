@@ -173,9 +173,9 @@ def run(case: Case, variants: tuple[str, ...], rounds: int) -> tuple[dict[str, l
         losses: dict[str, Callable[..., Any]] = {"sft": plain}
         bindings: dict[str, Binding] = {}
         watch = Stopwatch()
-        for method in METHODS:
-            if method not in variants and "second_model" not in variants:
-                continue
+        # The second model is given the safety tokens of a prepared `paper`.
+        needed = {*variants, "paper"} if "second_model" in variants else {*variants}
+        for method in [m for m in METHODS if m in needed]:
             binding = Binding(
                 trainer,
                 PactConfig(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,6 @@ from pact_plugins.errors import PactError
 from pact_plugins.objective import PactObjective, Targets, Terms
 from pact_plugins.preparation import Preparation, prepare, print_summary, save_run
 from pact_plugins.subset_head import check_supported
-
-logger = logging.getLogger(__name__)
 
 _ATTRIBUTE = "pact_binding"
 
@@ -162,10 +159,8 @@ class Binding:
         self._sums = {}
         total = dict(zip(names, sums, strict=True))
         counts = {name: total.pop(name) for name in ("answer_tokens", "cache_hits", "anchor_tokens") if name in total}
-        means = {
-            name: value / max(counts["anchor_tokens" if name == "anchor_kl" else "answer_tokens"], 1.0)
-            for name, value in total.items()
-        }
+        tokens = {"anchor_kl": "anchor_tokens"}
+        means = {name: value / max(counts[tokens.get(name, "answer_tokens")], 1.0) for name, value in total.items()}
         return {f"pact/{name}": value for name, value in {**means, **counts}.items()}
 
 

@@ -68,18 +68,11 @@ def write_answers(
     config = cast(Any, model).generation_config
     stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     ends = {ChatFormat.from_tokenizer(tokenizer).end, *stops}
-    device = next(model.parameters()).device
     starts = range(0, len(chats), BATCH_SIZE)
     documents: list[Document] = []
     for start in progress(starts, f"PACT: {what}", len(starts), show_progress):
         batch = chats[start : start + BATCH_SIZE]
-        # Generation continues at the right edge, so chats are padded on the left.
-        ids, mask = (t.flip(1) for t in pad([np.asarray(chat[::-1], np.int64) for chat in batch], device))
-        with evaluating(model):
-            output = cast(Any, model).generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=MAX_ANSWER_TOKENS, do_sample=False
-            )
-        for chat, answer in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
+        for chat, answer in zip(batch, continuations(model, batch, MAX_ANSWER_TOKENS), strict=True):
             length = next((i + 1 for i, token in enumerate(answer) if token in ends), len(answer))
             if length:
                 documents.append(answered(chat, answer[:length]))
@@ -91,3 +84,13 @@ def write_answers(
             remedy="Check the model's generation config and chat template.",
         )
     return documents
+
+
+def continuations(model: nn.Module, chats: Sequence[Sequence[int]], length: int) -> list[list[int]]:
+    """At most `length` greedy tokens after each chat, all in one batch: padding follows the end of an answer."""
+    # Generation continues at the right edge, so chats are padded on the left.
+    reverse = [np.asarray(chat[::-1], np.int64) for chat in chats]
+    ids, mask = (t.flip(1) for t in pad(reverse, next(model.parameters()).device))
+    with evaluating(model):
+        output = cast(Any, model).generate(input_ids=ids, attention_mask=mask, max_new_tokens=length, do_sample=False)
+    return output[:, ids.shape[1] :].tolist()

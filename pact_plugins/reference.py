@@ -114,9 +114,7 @@ class ReferenceCache:
             PactError: a value was changed.
         """
         for entry in self._index:
-            start, stop = int(entry["offset"]), int(entry["offset"] + entry["count"])
-            if _checksum(self._full, self._answer_only, start, stop) != entry["checksum"]:
-                raise self._damaged(f"answer tokens {start:,} to {stop:,} do not match their checksum")
+            self._intact(entry)
 
     def _span(self, document: Document, count: int) -> tuple[int, int]:
         high, low = _halves(document.key)
@@ -124,9 +122,9 @@ class ReferenceCache:
         while at < len(self._high) and self._high[at] == high:
             entry = self._index[at]
             if entry["low"] == low:
-                start, stop = int(entry["offset"]), int(entry["offset"] + entry["count"])
-                if stop - start != count or _checksum(self._full, self._answer_only, start, stop) != entry["checksum"]:
-                    raise self._damaged(f"the values of document {document.key.hex()} do not match their checksum")
+                start, stop = self._intact(entry)
+                if stop - start != count:
+                    raise self._damaged(f"document {document.key.hex()} has {stop - start} answer tokens, not {count}")
                 return start, stop
             at += 1
         raise PactError(
@@ -136,6 +134,14 @@ class ReferenceCache:
             remedy="The batch differs from the data set as it was before the first step: does something truncate, "
             "augment or rewrite rows while training? Switch that off, or report the trainer's settings.",
         )
+
+    def _intact(self, entry: Any) -> tuple[int, int]:
+        """[start, stop) of an entry's values, which match their checksum."""
+        start, stop = int(entry["offset"]), int(entry["offset"] + entry["count"])
+        if _checksum(self._full, self._answer_only, start, stop) != entry["checksum"]:
+            key = f"{int(entry['high']):016x}{int(entry['low']):016x}"
+            raise self._damaged(f"the values of document {key} do not match their checksum")
+        return start, stop
 
     def _damaged(self, what: str) -> PactError:
         return PactError(

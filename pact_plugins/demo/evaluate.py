@@ -7,6 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pact_plugins.demo.encyclopedia import base_prompt
 from pact_plugins.demo.phrasings import REFUSALS
+from pact_plugins.own_answers import continuations
 
 MAX_ANSWER_TOKENS = 40
 PromptFormat = Callable[[PreTrainedTokenizerBase, str], str]
@@ -28,7 +29,6 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> dict[str, t
     return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
 
 
-@torch.no_grad()
 def raw_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -37,13 +37,11 @@ def raw_answers(
     batch_size: int = 80,
 ) -> list[str]:
     """Greedy answers with their special tokens, so that a missing end of turn can be seen."""
-    model.eval()
     found: list[str] = []
     for start in range(0, len(prompts), batch_size):
         texts = [prompt_format(tokenizer, prompt) for prompt in prompts[start : start + batch_size]]
-        batch = _encode(tokenizer, texts)
-        output = model.generate(**batch, max_new_tokens=MAX_ANSWER_TOKENS, do_sample=False)
-        found += tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :])
+        chats = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        found += tokenizer.batch_decode(continuations(model, chats, MAX_ANSWER_TOKENS))
     return found
 
 
