@@ -34,12 +34,13 @@ class Anchors:
     documents: Sequence[Document]
     per_step: int
 
-    def batch(self, turn: int, device: torch.device) -> dict[str, Tensor]:
-        """Rows number `turn * per_step` and on, padded: `input_ids`, `attention_mask` and `labels`."""
+    def batch(self, turn: int) -> dict[str, Tensor]:
+        """Rows number `turn * per_step` and on, padded: `input_ids`, `attention_mask` and `labels`, on the host."""
+        host = torch.device("cpu")
         first = turn * self.per_step
         chosen = [self.documents[i % len(self.documents)] for i in range(first, first + self.per_step)]
-        ids, mask = pad([d.input_ids for d in chosen], device)
-        supervised, _ = pad([d.supervised.astype(np.int64) for d in chosen], device)
+        ids, mask = pad([d.input_ids for d in chosen], host)
+        supervised, _ = pad([d.supervised.astype(np.int64) for d in chosen], host)
         return {"input_ids": ids, "attention_mask": mask, "labels": ids.where(supervised > 0, IGNORE_INDEX)}
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.errors import PactError
@@ -26,6 +27,9 @@ Bools = npt.NDArray[np.bool_]
 
 IGNORE_INDEX = -100
 """The label that means "not supervised" in transformers, TRL and Axolotl."""
+
+
+_READ = ("input_ids", "labels", "position_ids", "attention_mask")
 
 
 @dataclass(frozen=True)
@@ -146,14 +150,15 @@ def split_documents(inputs: Mapping[str, Any]) -> list[Document]:
             consequence="PACT could not tell which tokens are trained on.",
             remedy="Use the trainer's own data collator for language modelling.",
         )
-    input_ids, labels = host(inputs["input_ids"]), host(inputs["labels"])
+    inputs = on_host(inputs)
+    input_ids, labels = inputs["input_ids"], inputs["labels"]
     breaks = np.zeros(input_ids.shape, bool)
     breaks[:, 0] = True
-    if inputs.get("position_ids") is not None:
-        position_ids = np.broadcast_to(host(inputs["position_ids"]), input_ids.shape)
+    if "position_ids" in inputs:
+        position_ids = np.broadcast_to(inputs["position_ids"], input_ids.shape)
         breaks[:, 1:] |= position_ids[:, 1:] != position_ids[:, :-1] + 1
-    if inputs.get("attention_mask") is not None:
-        mask = host(inputs["attention_mask"])
+    if "attention_mask" in inputs:
+        mask = inputs["attention_mask"]
         if mask.shape != input_ids.shape:
             raise PactError(
                 expected=f"an attention mask of one value per token, {input_ids.shape}",
@@ -165,10 +170,22 @@ def split_documents(inputs: Mapping[str, Any]) -> list[Document]:
     return list(_cut(input_ids, labels, breaks))
 
 
-def host(values: Any) -> Ints:
-    """An integer tensor, array or nested list as a numpy array on the host."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu().numpy()
+def on_host(inputs: Mapping[str, Any]) -> dict[str, Ints]:
+    """The part of a batch that `split_documents` reads, as numpy arrays.
+
+    One copy for all tensors: each copy from a GPU waits until it has nothing left to do.
+    """
+    present = {k: inputs[k] for k in _READ if inputs.get(k) is not None}
+    if not all(isinstance(values, torch.Tensor) for values in present.values()):
+        return {k: _array(values) for k, values in present.items()}
+    together = torch.cat([values.detach().reshape(-1).long() for values in present.values()]).cpu().numpy()
+    ends = np.cumsum([values.numel() for values in present.values()])
+    parts = np.split(together, ends[:-1])
+    return {k: np.atleast_2d(part.reshape(present[k].shape)) for k, part in zip(present, parts, strict=True)}
+
+
+def _array(values: Any) -> Ints:
+    """An integer tensor, array or nested list with at least two dimensions."""
     return np.atleast_2d(np.asarray(values, dtype=np.int64))
 
 

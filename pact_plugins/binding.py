@@ -13,7 +13,7 @@ from pact_plugins.anchors import Anchors
 from pact_plugins.answers import Document, split_documents
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
-from pact_plugins.objective import PactObjective, Targets, Terms
+from pact_plugins.objective import PactObjective, Targets
 from pact_plugins.preparation import Preparation, prepare, print_summary, save_run
 from pact_plugins.subset_head import check_supported
 
@@ -44,7 +44,7 @@ class Binding:
             )
         self.trainer, self.config = trainer, config
         self.preparation: Preparation | None = None
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor | float] = {}
         self._compute_loss, self._log = trainer.compute_loss, trainer.log
         self._hidden = {name: vars(trainer).get(name) for name in ("compute_loss", "log")}
         check_trainer(trainer, config)
@@ -113,7 +113,7 @@ class Binding:
         with objective.watch(targets) as captured:
             result = self._compute_loss(model, inputs, return_outputs, num_items_in_batch, **kw)
         terms = objective.terms(captured, targets)
-        self._add(terms, {"answer_tokens": terms.count, "cache_hits": targets.documents}, terms.statistics)
+        self._add({"answer_tokens": terms.count, "cache_hits": targets.documents}, terms.statistics)
         safety = terms.total(self.config.weight) * self._scale(targets, num_items_in_batch)
         if objective.anchors is not None and self.trainer.accelerator.sync_gradients:
             safety = safety + self._anchored(objective, objective.anchors, targets, num_items_in_batch)
@@ -142,20 +142,21 @@ class Binding:
         turn = self.trainer.state.global_step * accelerator.num_processes + accelerator.process_index
         with accelerator.autocast():
             terms = objective.anchor_terms(anchors, turn, targets.full.device)
-        self._add(terms, {"anchor_tokens": terms.count}, {"anchor_kl": terms.statistics["kl"]})
+        self._add({"anchor_tokens": terms.count}, {"anchor_kl": terms.statistics["kl"]})
         # Without a count of items, the trainer divides each micro-batch's loss by their number.
         divisor = self.trainer.current_gradient_accumulation_steps if num_items_in_batch is None else 1
         return terms.total(self.config.weight) * (divisor / terms.count)
 
-    def _add(self, terms: Terms, counts: dict[str, int], statistics: dict[str, Tensor]) -> None:
-        device = terms.kl.device
-        sums = {**statistics, **{k: torch.tensor(float(v)).to(device) for k, v in counts.items()}}
-        for name, value in sums.items():
-            self._sums[name] = self._sums.get(name, 0) + value.float()
+    def _add(self, counts: dict[str, int], statistics: dict[str, Tensor]) -> None:
+        """Adds to the sums of the next log entry, without waiting for the device."""
+        for name, value in {**counts, **statistics}.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
 
     def _metrics(self) -> dict[str, float]:
         names = sorted(self._sums)
-        sums = self.trainer.accelerator.reduce(torch.stack([self._sums[n] for n in names]), reduction="sum").tolist()
+        device = self.trainer.accelerator.device
+        values = torch.stack([torch.as_tensor(self._sums[n], dtype=torch.float32, device=device) for n in names])
+        sums = self.trainer.accelerator.reduce(values, reduction="sum").tolist()
         self._sums = {}
         total = dict(zip(names, sums, strict=True))
         counts = {name: total.pop(name) for name in ("answer_tokens", "cache_hits", "anchor_tokens") if name in total}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -57,7 +57,13 @@ def pad(sequences: Sequence[npt.NDArray[np.int64]], device: torch.device) -> tup
     mask = np.zeros_like(ids)
     for row, sequence in enumerate(sequences):
         ids[row, : len(sequence)], mask[row, : len(sequence)] = sequence, 1
-    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+    return to_device(ids, device), to_device(mask, device)
+
+
+def to_device(values: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """A copy on `device`, which a GPU makes beside the kernels that are still running."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def progress(items: Iterable[T], description: str, total: int, shown: bool = True) -> Iterator[T]:

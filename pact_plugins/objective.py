@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from pact_plugins import loss
 from pact_plugins.anchors import Anchors
-from pact_plugins.answers import IGNORE_INDEX, AnswerTokens, host, split_documents
+from pact_plugins.answers import IGNORE_INDEX, AnswerTokens, Ints, on_host, split_documents
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.config import PactConfig
-from pact_plugins.reference import ReferenceCache, log_probabilities
+from pact_plugins.forward import to_device
+from pact_plugins.reference import Halves, ReferenceCache, log_probabilities
 from pact_plugins.safety_tokens import SafetyTokens
 from pact_plugins.subset_head import Capture, Request, SubsetHead
 
@@ -100,34 +102,37 @@ class PactObjective:
         self._positive = torch.tensor(tokens.positive)
         self._positive_ids = np.asarray([tokens.ids[i] for i in tokens.positive])
 
-    def targets(self, inputs: Mapping[str, Any], *, damps: bool = True) -> Targets:
-        """Splits a batch, looks its reference up, and moves both to the batch's device.
+    def targets(self, inputs: Mapping[str, Any], *, device: torch.device | None = None, damps: bool = True) -> Targets:
+        """Splits a batch, looks its reference up, and moves the result to `device`.
 
-        `damps=False` leaves conflicts alone: the rows have no cross-entropy.
+        Args:
+            inputs: `input_ids` and `labels` [B, L], and where present `position_ids` and `attention_mask`.
+            device: where the forward pass will run; the batch's own device if None.
+            damps: False leaves conflicts alone, for rows that have no cross-entropy.
         """
-        device = inputs["input_ids"].device
+        device = device or cast(Tensor, inputs["input_ids"]).device
+        inputs = on_host(inputs)
         tokens = AnswerTokens.of(split_documents(inputs), self.chat)
         reference = self.cache.look_up(tokens.documents, tokens.counts)
-        labels = host(inputs["labels"])
-        full = torch.from_numpy(reference.full).float()
-        labelled, conflict = self._conflicts(tokens, full, damps and self.config.damps)
+        labels = inputs["labels"]
+        labelled, conflict = self._conflicts(tokens, reference.full, damps and self.config.damps)
         request = Request(
-            flat=torch.from_numpy(tokens.row * labels.shape[1] + tokens.column).to(device),
-            label=torch.from_numpy(tokens.label).to(device),
+            flat=to_device(tokens.row * labels.shape[1] + tokens.column, device),
+            label=to_device(tokens.label, device),
             normalise=self.config.objective == "confidence",
-            labelled=labelled.to(device) if len(labelled) else None,
+            labelled=to_device(labelled, device) if len(labelled) else None,
         )
         answer_only = None
         if self._gate is not None and reference.answer_only is not None:
-            answer_only = torch.from_numpy(reference.answer_only).float().to(device)
+            answer_only = to_device(reference.answer_only, device).float()
         if self._weights.device != device:
             self._weights, self._positive = self._weights.to(device), self._positive.to(device)
         return Targets(
             request=request,
-            full=full.to(device),
+            full=to_device(reference.full, device).float(),
             answer_only=answer_only,
-            position=torch.from_numpy(tokens.position).to(device),
-            conflict=conflict.to(device),
+            position=to_device(tokens.position, device),
+            conflict=to_device(conflict, device),
             documents=len(tokens.documents),
             supervised=max(int((labels[:, 1:] != IGNORE_INDEX).sum()), 1),
         )
@@ -174,24 +179,23 @@ class PactObjective:
 
     def anchor_terms(self, anchors: Anchors, turn: int, device: torch.device) -> Terms:
         """The objective on the anchors of this turn, from a forward pass of the decoder alone."""
-        inputs = anchors.batch(turn, device)
-        targets = self.targets(inputs, damps=False)
+        inputs = anchors.batch(turn)
+        targets = self.targets(inputs, device=device, damps=False)
+        ids, mask = (to_device(inputs[name].numpy(), device) for name in ("input_ids", "attention_mask"))
         with self.watch(targets) as captured:
-            self.head.base.get_decoder()(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-            )
+            self.head.base.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
         return self.terms(captured, targets)
 
-    def _conflicts(self, tokens: AnswerTokens, full: Tensor, damps: bool) -> tuple[Tensor, Tensor]:
+    def _conflicts(self, tokens: AnswerTokens, full: Halves, damps: bool) -> tuple[Ints, npt.NDArray[np.float32]]:
         """Indices into the answer tokens whose cross-entropy is damped, and their conflict; computed on the host."""
         if not damps or not len(tokens):
-            return torch.empty(0, dtype=torch.long), torch.empty(0)
-        conflict = loss.conflict(
-            full,
-            self._positive.cpu(),
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        conflict: npt.NDArray[np.float32] = loss.conflict(
+            torch.from_numpy(full).float(),
+            torch.tensor(self.tokens.positive),
             torch.from_numpy(tokens.position),
             torch.from_numpy(tokens.answer),
             torch.from_numpy(np.isin(tokens.label, self._positive_ids)),
-        )
-        labelled = (conflict > self.config.conflict_threshold).nonzero().flatten()
+        ).numpy()
+        labelled = np.flatnonzero(conflict > self.config.conflict_threshold)
         return labelled, conflict[labelled]

@@ -1,8 +1,10 @@
 """Logits of the safety tokens, taken inside the model's own forward pass.
 
 A forward hook on the decoder sees the last hidden state h; `h[answer tokens] @ head.weight[ids].T` is all that PACT
-needs of the language-model head. Full-vocabulary logits never exist, whatever head the trainer fuses. The work is done
-*inside* the hook, because that is where sharded engines have the head's weight at hand.
+needs of the language-model head. Where the log-normaliser is wanted too, it is read off the log-probabilities of the
+labels, lse = z_label - log p_label, which nearly every host computes for its own loss; otherwise it is computed chunk
+by chunk. PACT itself never holds full-vocabulary logits. The work is done before the model's forward pass ends, because
+that is where sharded engines have the head's weight at hand.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pact_plugins.errors import PactError
 from pact_plugins.forward import evaluating
+from pact_plugins.token_losses import TokenLosses
 
 CHUNK_ELEMENTS = 1 << 24
 """Largest number of logits alive at once while log-normalisers are computed (64 MiB in float32)."""
@@ -78,18 +81,22 @@ class SubsetHead:
         self.ids = torch.tensor(ids, dtype=torch.long)
         self._request: Request | None = None
         self._captures: list[Capture] = []
-        self._fused = False
-        # Registered once and for good: torch.compile does not guard on hooks that come and go.
+        self._hidden: list[Tensor] | None = None
+        self._token_losses = TokenLosses(self.base, wanted=lambda: self._watching() is not None)
+        # Registered once and for good: torch.compile does not guard on hooks that come and go. On the outermost module:
+        # adapters may call the `forward` of the one inside, which runs no hooks.
         self._hooks = [
-            self.base.register_forward_pre_hook(self._before_model, with_kwargs=True),
+            model.register_forward_pre_hook(self._before_model),
             self.base.get_decoder().register_forward_hook(self._after_decoder),
-            self.base.register_forward_hook(self._after_model),
+            # Before the hooks of engines that take the weights apart again.
+            model.register_forward_hook(self._after_model, prepend=True),
         ]
 
     def remove(self) -> None:
         """Takes the hooks off the model."""
         for hook in self._hooks:
             hook.remove()
+        self._token_losses.remove()
 
     @contextmanager
     def watch(self, request: Request) -> Generator[list[Capture]]:
@@ -99,7 +106,7 @@ class SubsetHead:
             A list that the forward pass fills; `one` takes its single element.
         """
         grad = torch.is_grad_enabled()
-        self._request, self._captures, self._grad, self._fused = request, [], grad, False
+        self._request, self._captures, self._grad, self._hidden = request, [], grad, None
         try:
             yield self._captures
         finally:
@@ -120,51 +127,70 @@ class SubsetHead:
     def _watching(self) -> Request | None:
         return self._request if torch.is_grad_enabled() == self._grad else None
 
-    def _before_model(self, _module: nn.Module, _args: Any, kw: dict[str, Any]) -> None:
-        # TRL's fused head gives the log-probability of every label: then the log-normaliser costs nothing.
-        self._fused = bool(kw.get("fused_lm_head")) and kw.get("labels") is not None
+    def _before_model(self, _module: nn.Module, _args: Any) -> None:
+        self._hidden = []
+        self._token_losses.clear()
 
     def _after_decoder(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        if (request := self._watching()) is not None:
-            hidden = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
-            self._captures.append(self._capture(hidden, request))
+        if (request := self._watching()) is None:
+            return
+        hidden = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
+        if self._hidden is None:  # the decoder was called alone: no loss will tell anything
+            self._captures.append(self._capture(hidden, request, None))
+        else:
+            self._hidden.append(hidden)
 
     def _after_model(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        if self._fused and (request := self._watching()) is not None:
-            self._complete(self.one(self._captures), request, output.log_probs)
-        self._fused = False
+        if (request := self._watching()) is not None:
+            for hidden in self._hidden or ():
+                self._captures.append(self._capture(hidden, request, self._host_log_probs(hidden, output, request)))
+        self._hidden = None
+        self._token_losses.clear()
 
-    def _capture(self, hidden: Tensor, request: Request) -> Capture:
-        """What `request` asks for at its positions of `hidden` [B, L, H], except for what a fused head completes."""
+    def _host_log_probs(self, hidden: Tensor, output: Any, request: Request) -> Tensor | None:
+        """[N] log-probabilities of the labels from the host's own loss over `hidden` [B, L, H], if it computed any."""
+        rows, width = hidden.shape[:2]
+        log_probs = getattr(output, "log_probs", None)  # TRL's fused head: [B, L - 1]
+        if log_probs is not None and log_probs.shape == (rows, width - 1):
+            return log_probs.reshape(-1).index_select(0, request.flat - request.flat // width).float()
+        values = self._token_losses.values
+        if len(values) == 1 and len(values[0]) == rows * width:
+            return -values[0].index_select(0, request.flat)
+        return None
+
+    def _capture(self, hidden: Tensor, request: Request, log_probs: Tensor | None) -> Capture:
+        """What `request` asks for at its positions of `hidden` [B, L, H].
+
+        `log_probs` [N] are log-probabilities of `request.label`, where the host has computed them.
+        """
         rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, request.flat)
         weight, bias = self._head()
         if self.ids.device != weight.device:
             self.ids = self.ids.to(weight.device)
         subset_bias = None if bias is None else bias[self.ids]
         capture = Capture(self._logits(rows, _rows_of(weight, self.ids), subset_bias))
-        if self._fused:
-            if request.normalise:
-                capture.log_normaliser = self._label_logits(rows, request.label, weight, bias)
-            return capture
         if request.normalise:
-            capture.log_normaliser = self._log_normaliser(rows, weight, bias)
-        if request.labelled is not None:
-            rows, label = rows.index_select(0, request.labelled), request.label.index_select(0, request.labelled)
-            if capture.log_normaliser is not None:
-                normaliser = capture.log_normaliser.index_select(0, request.labelled)
+            if log_probs is None:
+                capture.log_normaliser = self._log_normaliser(rows, weight, bias)
             else:
-                normaliser = self._log_normaliser(rows, weight, bias)
-            capture.cross_entropy = normaliser - self._label_logits(rows, label, weight, bias)
+                capture.log_normaliser = self._label_logits(rows, request.label, weight, bias) - log_probs
+        if (labelled := request.labelled) is not None:
+            if log_probs is None:
+                capture.cross_entropy = self._cross_entropy(rows, request.label, labelled, capture, weight, bias)
+            else:
+                capture.cross_entropy = -log_probs.index_select(0, labelled)
         return capture
 
-    def _complete(self, capture: Capture, request: Request, log_probs: Tensor) -> None:
-        """Turns label logits into log-normalisers, lse = z_label - log p_label, from `log_probs` [B, L - 1]."""
-        width = log_probs.shape[1] + 1
-        own = log_probs.reshape(-1).index_select(0, request.flat - request.flat // width).float()
+    def _cross_entropy(
+        self, rows: Tensor, label: Tensor, labelled: Tensor, capture: Capture, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        """[M] cross-entropies of the labels at `labelled`, with the log-normalisers of `capture` if it has them."""
+        rows, label = rows.index_select(0, labelled), label.index_select(0, labelled)
         if capture.log_normaliser is not None:
-            capture.log_normaliser = capture.log_normaliser - own
-        if request.labelled is not None:
-            capture.cross_entropy = -own.index_select(0, request.labelled)
+            normaliser = capture.log_normaliser.index_select(0, labelled)
+        else:
+            normaliser = self._log_normaliser(rows, weight, bias)
+        return normaliser - self._label_logits(rows, label, weight, bias)
 
     def _head(self) -> tuple[Tensor, Tensor | None]:
         # Looked up at each call: PEFT and sharding engines exchange the module or its weight.
@@ -173,9 +199,11 @@ class SubsetHead:
 
     def _label_logits(self, rows: Tensor, label: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """[N] logits, float32, of one label for each of [N, H] hidden states."""
-        own = (rows.to(weight.dtype) * _rows_of(weight, label)).sum(-1, dtype=torch.float32)
         # Rounded as the model's own head rounds them, so that the errors cancel beside its log-probabilities.
-        own = own.to(weight.dtype).float()
+        device = weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        products = rows.to(dtype).float() * _rows_of(weight, label).to(dtype).float()
+        own = products.sum(-1).to(dtype).float()
         return self._shape_logits(own if bias is None else own + bias[label].float())
 
     def _logits(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -210,7 +238,7 @@ class SubsetHead:
         return torch.cat(parts) if parts else rows.new_zeros(0, dtype=torch.float32)
 
     def check_parity(self, length: int = 8) -> None:
-        """Compares subset logits with the model's own on one short sequence without labels.
+        """Compares logits and log-normalisers with the model's own on one short sequence, without labels and with them.
 
         Raises:
             PactError: they differ, so this model transforms its logits in a way that PACT does not know.
@@ -219,17 +247,22 @@ class SubsetHead:
         # Any ids do; spread over the vocabulary, they make large and small logits.
         vocabulary = self.base.get_input_embeddings().weight.shape[0]
         input_ids = torch.linspace(1, vocabulary - 1, length, device=device).long().unsqueeze(0)
-        request = Request(torch.arange(length, device=device), input_ids[0], normalise=True)
-        with evaluating(self.model), self.watch(request) as captures:
-            logits = self.model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).logits[0].float()
-        capture = self.one(captures)
-        assert capture.log_normaliser is not None
-        own = logits[:, self.ids.to(device)]
+        inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+        request = Request(torch.arange(length - 1, device=device), input_ids[0, 1:], normalise=True)
+        with evaluating(self.model):
+            with self.watch(request) as captures:
+                logits = self.model(**inputs).logits[0, :-1].float()
+            with self.watch(request) as labelled:
+                self.model(**inputs, labels=input_ids)
         scale = logits.abs().max().item()
-        error = max(
-            (own - capture.logits).abs().max().item(),
-            (logits.logsumexp(-1) - capture.log_normaliser).abs().max().item(),
-        )
+        error = 0.0
+        for capture in (self.one(captures), self.one(labelled)):
+            assert capture.log_normaliser is not None
+            for own, found in (
+                (logits[:, self.ids.to(device)], capture.logits),
+                (logits.logsumexp(-1), capture.log_normaliser),
+            ):
+                error = max(error, (own - found).abs().max().item())
         if not error <= PARITY_TOLERANCE * max(scale, 1.0) or not math.isfinite(scale):
             raise PactError(
                 expected="the logits of the safety tokens to be the head's product with the last hidden state",

@@ -38,13 +38,13 @@ def ready(tmp_path: Path, model: torch.nn.Module, number: int = 2, **settings: o
 def test_turns_go_round() -> None:
     """Prevents: the same few anchors in every step, or different ones after a resume."""
     cycle = Anchors(ROWS, 2)
-    firsts = [cycle.batch(turn, CPU)["input_ids"][:, 0].tolist() for turn in range(3)]
+    firsts = [cycle.batch(turn)["input_ids"][:, 0].tolist() for turn in range(3)]
     assert firsts == [[10, 20], [30, 10], [20, 30]]
 
 
 def test_a_batch_is_padded_and_supervised() -> None:
     """Prevents: padding or prompts that are constrained."""
-    batch = Anchors(ROWS, 3).batch(0, CPU)
+    batch = Anchors(ROWS, 3).batch(0)
     assert batch["input_ids"].tolist() == [[10, 11, 12, 0], [20, 21, 22, 23], [30, 31, 32, 33]]
     ignored = IGNORE_INDEX
     assert batch["labels"].tolist() == [

@@ -27,6 +27,7 @@ FLOW = [
     "safety_tokens",
     "discovery",
     "loss",
+    "token_losses",
     "subset_head",
     "reference",
     "objective",

@@ -133,6 +133,47 @@ def test_equals_full_logits(model: nn.Module, chunk_elements: int, monkeypatch: 
     head.remove()
 
 
+@pytest.mark.parametrize("settings", [{}, {"num_items_in_batch": 7}], ids=["mean", "sum"])
+def test_the_model_s_own_loss_gives_the_normaliser(
+    model: nn.Module, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents: a second pass over the vocabulary beside the model's own loss, or a loss that reading it changes."""
+    ids = _inputs()
+    plain = model(input_ids=ids, labels=ids, **settings)
+    expected = _expected(plain.logits, ids)
+    wanted = _gradients(model, plain.loss + _scalar(expected))
+    head = SubsetHead(model, IDS)
+    monkeypatch.setattr(head, "_log_normaliser", lambda *_: pytest.fail("computed once more"))
+    flat = torch.tensor(ROWS) * ids.shape[1] + torch.tensor(COLUMNS)
+    request = Request(flat, ids[torch.tensor(ROWS), torch.tensor(COLUMNS) + 1], True, torch.tensor(LABELLED))
+    with head.watch(request) as captures:
+        loss = model(input_ids=ids, labels=ids, **settings).loss
+    capture = head.one(captures)
+    torch.testing.assert_close(loss, plain.loss, rtol=1e-6, atol=1e-6)
+    for name in ("logits", "log_normaliser", "cross_entropy"):
+        torch.testing.assert_close(getattr(capture, name), getattr(expected, name), atol=2e-5, rtol=1e-5)
+    found = _gradients(model, loss + _scalar(capture))
+    assert found.keys() == wanted.keys() != set()
+    for name, gradient in wanted.items():
+        found_here = found[name].to_dense()
+        assert torch.allclose(found_here, gradient, atol=2e-4 * max(1.0, gradient.abs().max().item())), name
+    head.remove()
+    assert model(input_ids=ids, labels=ids, **settings).loss.equal(plain.loss)
+
+
+def test_the_normaliser_is_exact_enough_under_autocast() -> None:
+    """Prevents: a label's logit that is rounded otherwise than the logits of the loss that it is subtracted from."""
+    model, ids = _llama().train(), _inputs()
+    head = SubsetHead(model, IDS)
+    request = Request(torch.arange(7), ids[0, 1:], normalise=True)
+    with torch.autocast("cpu", torch.bfloat16), head.watch(request) as captures:
+        logits = model(input_ids=ids, labels=ids).logits[0, :-1].float()
+    found = head.one(captures).log_normaliser
+    assert found is not None
+    assert logits.abs().max() > 4  # large enough for bfloat16's rounding to show
+    torch.testing.assert_close(found, logits.logsumexp(-1), atol=2e-3, rtol=0)
+
+
 def test_cross_entropy_without_normaliser(model: nn.Module) -> None:
     """Prevents: `paper` with damping subtracting a cross-entropy of the wrong tokens."""
     ids = _inputs()

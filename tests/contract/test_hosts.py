@@ -21,6 +21,7 @@ from pact_plugins.answers import split_documents
 from pact_plugins.preparation import prepare
 from pact_plugins.subset_head import SubsetHead
 from tests import tiny
+from tests.counting import Counting
 from tests.rows import documents, few, packed, padded
 
 TOKENS: list[int | str] = [40, 41, 42, 43]
@@ -185,6 +186,32 @@ def test_fused_heads_give_the_normaliser(tmp_path: Path, monkeypatch: pytest.Mon
     trainer.model.train()
     trainer.compute_loss(trainer.model, dict(next(iter(trainer.get_train_dataloader())))).backward()
     assert all(p.grad is None or p.grad.layout == torch.strided for p in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("objective", ["paper", "confidence"])
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_step_costs_nothing_over_the_vocabulary(host: Trainer, objective: str, tmp_path: Path) -> None:
+    """Prevents a second forward pass, a tensor over the vocabulary, or a wait for the device that plain steps lack.
+
+    TRL before its fused head has no log-probabilities to give: there `confidence` computes its own, in chunks.
+    """
+    counted, passes = [], []
+    for settings in (None, {"objective": objective, "conflict_threshold": 0.0, "gate": True}):
+        trainer = host(tiny.llama(), tmp_path)
+        if settings:
+            PactCallback(trainer, config(tmp_path, **settings)).on_train_begin()
+        trainer.model.train()
+        trainer.model.get_decoder().register_forward_hook(lambda *_: passes.append(1))
+        batch = dict(next(iter(trainer.get_train_dataloader())))
+        with Counting(len(tiny.tokenizer())) as counting:
+            trainer.compute_loss(trainer.model, batch).backward()
+        counted.append(counting)
+    plain, pact = counted
+    assert plain.wide > 0
+    if host is axolotl_trainer or find_spec("axolotl") is None or objective == "paper":
+        assert pact.wide == plain.wide
+    assert pact.waits == plain.waits
+    assert len(passes) == 2
 
 
 def alike(n: int = 16) -> Dataset:
