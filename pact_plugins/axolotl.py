@@ -9,11 +9,18 @@ missing beside Axolotl itself; the rest is imported in `register`, whose errors 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from axolotl.integrations.base import BasePlugin  # pyright: ignore[reportMissingImports]
 from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from pact_plugins.config import PactConfig
+    from pact_plugins.estimate import Estimate
 
 PLUGIN = "pact_plugins.axolotl.PactPlugin"
 
@@ -79,13 +86,11 @@ def check_file(path: str) -> None:
     Raises:
         PactError: the file has no sound `pact` key, or does not list the plugin.
     """
-    import yaml
-
+    from pact_plugins.config import read_run_file
     from pact_plugins.errors import PactError
 
-    with open(path, encoding="utf-8") as file:
-        cfg = yaml.safe_load(file)
-    if not isinstance(cfg, dict) or PLUGIN not in (cfg.get("plugins") or []):
+    cfg = read_run_file(Path(path))
+    if PLUGIN not in (cfg.get("plugins") or []):
         raise PactError(
             expected=f"`plugins: [{PLUGIN}]` in {path}",
             got="a file that does not list it",
@@ -93,6 +98,45 @@ def check_file(path: str) -> None:
             remedy="Add that line.",
         )
     PactPlugin().register(cfg)
+
+
+def estimate(path: Path) -> Estimate:
+    """What PACT will cost in the run of `axolotl train path`, which is stopped before its first step.
+
+    Raises:
+        PactError: PACT is off, or would be absent or wrong in the run.
+    """
+    from axolotl.cli.args import TrainerCliArgs  # pyright: ignore[reportMissingImports]
+    from axolotl.cli.config import load_cfg  # pyright: ignore[reportMissingImports]
+    from axolotl.cli.train import do_train  # pyright: ignore[reportMissingImports]
+
+    from pact_plugins.config import read_run_file
+    from pact_plugins.estimate import config_of, until_training
+
+    check_file(str(path))
+    config = config_of(read_run_file(path))
+    with _estimating(config):
+        return until_training(
+            lambda folder: do_train(load_cfg(str(path), output_dir=str(folder), hub_model_id=None), TrainerCliArgs())
+        )
+
+
+@contextmanager
+def _estimating(config: PactConfig) -> Generator[None]:
+    """Within the block, the plugin has every trainer estimated in place of trained."""
+    from pact_plugins.estimate import attach
+
+    own = PactPlugin.add_callbacks_post_trainer
+
+    def add_callbacks_post_trainer(self: PactPlugin, cfg: Any, trainer: Any) -> list[Any]:
+        attach(trainer, config)
+        return []
+
+    PactPlugin.add_callbacks_post_trainer = add_callbacks_post_trainer
+    try:
+        yield
+    finally:
+        PactPlugin.add_callbacks_post_trainer = own
 
 
 @click.command(

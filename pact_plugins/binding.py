@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from pact_plugins.anchors import Anchors
 from pact_plugins.answers import Document, split_documents
 from pact_plugins.config import PactConfig
+from pact_plugins.cost import Data, ModelSize, Overhead, Step
 from pact_plugins.errors import PactError
 from pact_plugins.objective import PactObjective, Targets
 from pact_plugins.preparation import Preparation, prepare, print_summary, save_run
@@ -86,8 +87,18 @@ class Binding:
             )
             if trainer.is_world_process_zero():
                 save_run(self.preparation, output_dir)
-                print_summary(self.preparation)
+                print_summary(self.preparation, overhead=self._overhead(self.preparation))
         return self.preparation
+
+    def _overhead(self, preparation: Preparation) -> Overhead | None:
+        """What each step will cost, if PACT has to compute the log-normaliser; None without a data loader."""
+        objective = preparation.objective
+        documents = objective.anchors.documents if objective.anchors else []
+        step = expected_step(self.trainer, preparation.data, documents, self.config)
+        if step is None:
+            return None
+        size = ModelSize.of(objective.head.model)
+        return Overhead.of(step, size, len(objective.tokens.ids), log_normaliser=self.config.normalises)
 
     def compute_loss(
         self,
@@ -239,6 +250,15 @@ def training_documents(trainer: Any) -> Iterator[Document]:
     for i in range(len(dataset)):
         batch: Mapping[str, Any] = trainer.data_collator([_collatable(trainer, dataset[i])])
         yield from split_documents(batch)
+
+
+def expected_step(trainer: Any, data: Data, anchors: Sequence[Document], config: PactConfig) -> Step | None:
+    """The average optimiser step; None if the trainer has no data loader yet, which it makes when training begins."""
+    if (loader := trainer.callback_handler.train_dataloader) is None:
+        return None
+    batches = len(loader)
+    steps = batches * trainer.accelerator.num_processes / min(trainer.args.gradient_accumulation_steps, batches)
+    return Step.of(data, steps, anchors, config.anchors_per_step)
 
 
 def _collatable(trainer: Any, row: dict[str, Any]) -> dict[str, Any]:

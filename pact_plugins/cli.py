@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from contextlib import redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from pact_plugins import __version__
-from pact_plugins.config import PactConfig
-from pact_plugins.errors import PactError
+from pact_plugins.config import PactConfig, read_run_file
+from pact_plugins.errors import PactError, missing_extra
 from pact_plugins.safety_tokens import SafetyTokens
 
 
@@ -180,6 +183,34 @@ def sft(arguments: tuple[str, ...]) -> None:
     from pact_plugins.trl import sft as run
 
     run(arguments)
+
+
+@main.command()
+@click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def estimate(path: Path, as_json: bool) -> None:
+    """Show what PACT will cost in the run of a file for `pact sft` or Axolotl.
+
+    Loads model and data as the run would, and stops before its first step. Of what the run would write, only the
+    host's own tokenised data set stays.
+
+    Example: pact estimate run.yaml
+    """
+    # Standard output is for the estimate alone: hosts take the stream for their logs when they are imported.
+    with redirect_stdout(sys.stderr):
+        from pact_plugins.estimate import host_of, show
+
+        if host_of(read_run_file(path), path) == "trl":
+            from pact_plugins.trl import estimate as of_run
+        elif find_spec("axolotl") is None:
+            raise missing_extra("axolotl", "axolotl", "`pact estimate` of this file")
+        else:
+            from pact_plugins.axolotl import estimate as of_run
+        estimated = of_run(path)
+    if as_json:
+        click.echo(json.dumps(estimated.as_dict(), indent=1))
+    else:
+        show(estimated)
 
 
 @main.command()

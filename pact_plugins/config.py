@@ -6,6 +6,7 @@ import difflib
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pact_plugins.errors import PactError
@@ -94,6 +95,11 @@ class PactConfig(_Block):
         return (self.conflict or ("damp" if self.objective == "confidence" else "keep")) == "damp"
 
     @property
+    def normalises(self) -> bool:
+        """Whether the log-normaliser of training rows is needed: absolute probabilities, or their cross-entropy."""
+        return self.objective == "confidence" or self.damps
+
+    @property
     def anchors_per_step(self) -> int:
         """Anchor rows of each optimiser step (`anchors`, with its default resolved)."""
         if self.anchors is None:
@@ -159,3 +165,24 @@ def _explain(error: ValidationError) -> PactError:
 def _user_path(path: list[str]) -> list[str]:
     fields = {*PactConfig.model_fields, *GateConfig.model_fields}
     return [part for i, part in enumerate(path) if i == 0 or part in fields or (i == len(path) - 1 and part.islower())]
+
+
+def read_run_file(path: Path) -> dict[str, Any]:
+    """The settings of a YAML file that a run is started with.
+
+    Raises:
+        PactError: no such file, or no YAML file of settings.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if isinstance(settings, dict):
+            return settings
+        got = f"a file that holds {type(settings).__name__} in place of keys"
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        got = f"{type(error).__name__}: {error}"
+    raise PactError(
+        expected=f"a readable YAML file {path}",
+        got=got,
+        consequence="Nothing was started.",
+        remedy="Correct the path or the file.",
+    )

@@ -20,6 +20,7 @@ from pact_plugins.anchors import Anchors
 from pact_plugins.answers import Document
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.config import PactConfig
+from pact_plugins.cost import Data, Overhead, count_answer_tokens
 from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest, keys_fingerprint, model_fingerprint, tokenizer_fingerprint
 from pact_plugins.objective import PactObjective
@@ -36,15 +37,13 @@ class Preparation:
         objective: ready for training.
         identity: what the reference cache was made for.
         built: whether the cache was built now rather than found.
-        documents: number of training sequences.
-        unanswered: how many of them have no answer token (cut off before the answer), and train without PACT.
+        data: how much there is to constrain. Sequences without an answer token (cut off before it) train without PACT.
     """
 
     objective: PactObjective
     identity: dict[str, Any]
     built: bool
-    documents: int
-    unanswered: int
+    data: Data
 
 
 def prepare(
@@ -73,16 +72,7 @@ def prepare(
         PactError: the model, tokenizer, tokens, data or cache cannot be served.
     """
     chat = ChatFormat.from_tokenizer(tokenizer)
-    if config.active_gate is not None:
-        chat.require_header("build the reference without the prompt, which the gate needs (`pact.gate`)")
-    answered = [d for d in documents if d.answers(chat)]
-    if not answered:
-        raise PactError(
-            expected="a training set with at least one answer token: supervised, and in an assistant turn",
-            got=f"none in {len(documents):,} supervised sequences",
-            consequence="The run would train without PACT, or train on nothing.",
-            remedy="Check the chat template, and that `max_length`/`sequence_len` does not cut the answers off.",
-        )
+    answered, data = find_answers(documents, chat, config)
     run = _RunFile.load(resumed_from) if resumed_from else None
     with autocast():
         fingerprint = run.identity["model"] if run else model_fingerprint(model)
@@ -94,17 +84,7 @@ def prepare(
             config, model, tokenizer, fingerprint, resumed=run is not None, show_progress=show_progress
         )
         referenced = [*answered, *anchor_rows]
-        identity: dict[str, Any] = {
-            "format": FORMAT,
-            "model": fingerprint,
-            "tokenizer": tokenizer_fingerprint(tokenizer),
-            "safety_tokens": digest(tokens.ids),
-            "views": ["full"] if config.active_gate is None else ["full", "answer_only"],
-            "header": list(chat.header),
-            "end": chat.end,
-            "precision": _autocast_dtype(model),
-            "data": keys_fingerprint(d.key for d in referenced),
-        }
+        identity = cache_identity(config, model, fingerprint, tokenizer, tokens, chat, referenced)
         if run:
             cache, built = run.cache(config, identity), False
         else:
@@ -114,23 +94,80 @@ def prepare(
     objective = PactObjective(
         config, tokens, chat, head, cache, Anchors(anchor_rows, config.anchors_per_step) if anchor_rows else None
     )
-    return Preparation(objective, identity, built, len(documents), len(documents) - len(answered))
+    return Preparation(objective, identity, built, data)
+
+
+def find_answers(documents: Sequence[Document], chat: ChatFormat, config: PactConfig) -> tuple[list[Document], Data]:
+    """The documents that have an answer token, and how much all of them hold.
+
+    Raises:
+        PactError: there is no answer token, or the chat template has no header that the settings need.
+    """
+    if config.active_gate is not None:
+        chat.require_header("build the reference without the prompt, which the gate needs (`pact.gate`)")
+    counts = [count_answer_tokens(d, chat) for d in documents]
+    answered = [d for d, count in zip(documents, counts, strict=True) if count]
+    if not answered:
+        raise PactError(
+            expected="a training set with at least one answer token: supervised, and in an assistant turn",
+            got=f"none in {len(documents):,} supervised sequences",
+            consequence="The run would train without PACT, or train on nothing.",
+            remedy="Check the chat template, and that `max_length`/`sequence_len` does not cut the answers off.",
+        )
+    return answered, Data.of(documents, counts)
+
+
+def cache_identity(
+    config: PactConfig,
+    model: nn.Module,
+    model_identity: str,
+    tokenizer: Any,
+    tokens: SafetyTokens,
+    chat: ChatFormat,
+    documents: Sequence[Document],
+) -> dict[str, Any]:
+    """What a reference cache must have been made for; to be called in the trainer's autocast context."""
+    return {
+        "format": FORMAT,
+        "model": model_identity,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "safety_tokens": digest(tokens.ids),
+        "views": views(config),
+        "header": list(chat.header),
+        "end": chat.end,
+        "precision": _autocast_dtype(model),
+        "data": keys_fingerprint(d.key for d in documents),
+    }
+
+
+def views(config: PactConfig) -> list[str]:
+    """What the cache holds of each answer token: the reference with its full context, and without the prompt."""
+    return ["full"] if config.active_gate is None else ["full", "answer_only"]
+
+
+def known_tokens(config: PactConfig, tokenizer: Any, model_identity: str) -> SafetyTokens | None:
+    """The safety tokens that the config names, or that were found before; None if they have yet to be found."""
+    if isinstance(config.safety_tokens, Path):
+        return SafetyTokens.load(config.safety_tokens)
+    if isinstance(config.safety_tokens, list):
+        return SafetyTokens.of_list(config.safety_tokens, tokenizer)
+    stored = _tokens_file(config, tokenizer, model_identity)
+    return SafetyTokens.load(stored) if stored.exists() else None
+
+
+def _tokens_file(config: PactConfig, tokenizer: Any, model_identity: str) -> Path:
+    prompts = digest([discovery.VERSION, *map(own_answers.shipped, ("harmful", "harmless", "refusals"))])
+    template = getattr(tokenizer, "chat_template", None)
+    how = [model_identity, tokenizer_fingerprint(tokenizer), template, config.base_model, config.top_k, prompts]
+    return cache_folder(config) / f"tokens-{digest(how)}.json"
 
 
 def find_tokens(
     config: PactConfig, model: nn.Module, tokenizer: Any, model_identity: str, show_progress: bool = True
 ) -> SafetyTokens:
     """The safety tokens that the config names, or finds; found ones are kept beside the reference caches."""
-    if isinstance(config.safety_tokens, Path):
-        return SafetyTokens.load(config.safety_tokens)
-    if isinstance(config.safety_tokens, list):
-        return SafetyTokens.of_list(config.safety_tokens, tokenizer)
-    prompts = digest([discovery.VERSION, *map(own_answers.shipped, ("harmful", "harmless", "refusals"))])
-    template = getattr(tokenizer, "chat_template", None)
-    how = [model_identity, tokenizer_fingerprint(tokenizer), template, config.base_model, config.top_k, prompts]
-    stored = cache_folder(config) / f"tokens-{digest(how)}.json"
-    if stored.exists():
-        return SafetyTokens.load(stored)
+    if (known := known_tokens(config, tokenizer, model_identity)) is not None:
+        return known
     if config.base_model is None:
         tokens = discovery.discover(model, tokenizer, top_k=config.top_k, show_progress=show_progress)
     else:
@@ -138,7 +175,7 @@ def find_tokens(
         tokens = discovery.discover_against_base(
             model, base, tokenizer, top_k=config.top_k, show_progress=show_progress
         )
-    tokens.save(stored)
+    tokens.save(_tokens_file(config, tokenizer, model_identity))
     return tokens
 
 
@@ -151,14 +188,36 @@ def find_anchors(
     """
     if not config.anchors_per_step:
         return []
-    pairs = zip(own_answers.shipped("harmful"), own_answers.shipped("harmless"), strict=True)
-    prompts = [prompt for pair in pairs for prompt in pair]
-    chats = own_answers.as_chats(tokenizer, prompts, "render the prompts of the anchors")
-    stored = cache_folder(config) / f"anchors-{digest([model_identity, tokenizer_fingerprint(tokenizer), chats])}.json"
+    chats = _anchor_chats(tokenizer)
+    stored = _anchors_file(config, tokenizer, model_identity, chats)
     if not stored.exists() and not resumed:
         answers = own_answers.write_answers(model, tokenizer, chats, "writing the anchors", show_progress=show_progress)
         anchors.save(answers, stored)
     return anchors.load(stored)
+
+
+def expected_anchors(config: PactConfig, tokenizer: Any, model_identity: str) -> tuple[list[Document], bool]:
+    """The anchors of this model and True, or stand-ins and False if they have yet to be written.
+
+    Stand-ins have the real prompts, and answers of the greatest length.
+    """
+    if not config.anchors_per_step:
+        return [], True
+    chats = _anchor_chats(tokenizer)
+    stored = _anchors_file(config, tokenizer, model_identity, chats)
+    if stored.exists():
+        return anchors.load(stored), True
+    return [own_answers.answered(chat, [0] * own_answers.MAX_ANSWER_TOKENS) for chat in chats], False
+
+
+def _anchor_chats(tokenizer: Any) -> list[list[int]]:
+    pairs = zip(own_answers.shipped("harmful"), own_answers.shipped("harmless"), strict=True)
+    prompts = [prompt for pair in pairs for prompt in pair]
+    return own_answers.as_chats(tokenizer, prompts, "render the prompts of the anchors")
+
+
+def _anchors_file(config: PactConfig, tokenizer: Any, model_identity: str, chats: list[list[int]]) -> Path:
+    return cache_folder(config) / f"anchors-{digest([model_identity, tokenizer_fingerprint(tokenizer), chats])}.json"
 
 
 def load_base(name: str, device: Any) -> nn.Module:
@@ -200,8 +259,10 @@ def _tokens_source(config: PactConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", include={"safety_tokens", "base_model", "top_k"})
 
 
-def print_summary(preparation: Preparation, console: Console | None = None) -> None:
-    """A short table of what PACT will do in this run."""
+def print_summary(
+    preparation: Preparation, console: Console | None = None, *, overhead: Overhead | None = None
+) -> None:
+    """A short table of what PACT will do in this run; `overhead` counts the log-normaliser as computed by PACT."""
     objective = preparation.objective
     config, tokens, manifest = objective.config, objective.tokens, objective.cache.manifest
     strongest = escape(", ".join(repr(text) for text in tokens.texts[:5]))
@@ -212,12 +273,16 @@ def print_summary(preparation: Preparation, console: Console | None = None) -> N
     table.add_row("gate", "on" if config.active_gate else "off")
     table.add_row("safety tokens", f"{len(tokens.ids)}, {len(tokens.positive)} of them held: {strongest}, ...")
     table.add_row("answer tokens", f"{manifest['answer_tokens']:,} in {manifest['documents']:,} distinct sequences")
-    if preparation.unanswered:
-        table.add_row(
-            "without an answer", f"{preparation.unanswered:,} of {preparation.documents:,} sequences: not constrained"
-        )
+    data = preparation.data
+    if data.unanswered:
+        table.add_row("without an answer", f"{data.unanswered:,} of {data.sequences:,} sequences: not constrained")
     state = f"computed in {manifest['seconds']:.1f} s" if preparation.built else "found"
     table.add_row("reference", f"{objective.cache.size / 2**20:.1f} MiB, {state}: {objective.cache.folder}")
+    if overhead is not None:
+        parts = f"anchors {overhead.anchors:.1%}, safety tokens' logits {overhead.subset_head:.2%}"
+        if overhead.log_normaliser:
+            parts += f", and {overhead.log_normaliser:.1%} if the host's loss gives no value per token"
+        table.add_row("expected cost", f"of a step's FLOP: {parts}")
     (console or Console()).print(table)
 
 

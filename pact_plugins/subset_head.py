@@ -56,11 +56,13 @@ class Capture:
         logits: [N, S] logits of the safety tokens.
         log_normaliser: [N] logsumexp of the full-vocabulary logits, or None if it was not asked for.
         cross_entropy: [M] cross-entropy of the labelled tokens, or None if none was asked for.
+        from_host: whether the host's own loss gave the log-probabilities of the labels.
     """
 
     logits: Tensor
     log_normaliser: Tensor | None = None
     cross_entropy: Tensor | None = None
+    from_host: bool = False
 
 
 class SubsetHead:
@@ -168,7 +170,7 @@ class SubsetHead:
         if self.ids.device != weight.device:
             self.ids = self.ids.to(weight.device)
         subset_bias = None if bias is None else bias[self.ids]
-        capture = Capture(self._logits(rows, _rows_of(weight, self.ids), subset_bias))
+        capture = Capture(self._logits(rows, _rows_of(weight, self.ids), subset_bias), from_host=log_probs is not None)
         if request.normalise:
             if log_probs is None:
                 capture.log_normaliser = self._log_normaliser(rows, weight, bias)

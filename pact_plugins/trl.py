@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import yaml
 
 from pact_plugins.callback import PactCallback
-from pact_plugins.config import PactConfig
+from pact_plugins.config import PactConfig, read_run_file
 from pact_plugins.errors import PactError, missing_extra
+from pact_plugins.estimate import Estimate, attach, config_of, until_training
 
 
 def sft(arguments: Sequence[str]) -> None:
@@ -25,19 +27,53 @@ def sft(arguments: Sequence[str]) -> None:
     Raises:
         PactError: TRL is not installed, there is no such file or key, or PACT cannot serve the run.
     """
-    try:
-        from trl.scripts import sft as script
-    except ImportError as error:
-        raise missing_extra("trl", "trl", "`pact sft`") from error
+    _require_trl("`pact sft`")
     path, settings = _read_config(arguments)
     config = PactConfig.parse(settings.pop("pact"))
+    _run_script(
+        path,
+        settings,
+        arguments,
+        lambda trainer: trainer.add_callback(PactCallback(trainer, config if config is not None else False)),
+    )
+
+
+def estimate(path: Path) -> Estimate:
+    """What PACT will cost in the run of `pact sft --config path`, which is stopped before its first step.
+
+    Raises:
+        PactError: TRL is not installed, there is no such file or key, or PACT is off or cannot serve the run.
+    """
+    _require_trl("`pact estimate`")
+    settings = read_settings(path)
+    config = config_of(settings)
+    del settings["pact"]
+    return until_training(
+        lambda folder: _run_script(
+            path,
+            {**settings, "output_dir": str(folder), "push_to_hub": False},
+            ["--config", str(path)],
+            lambda trainer: attach(trainer, config),
+        )
+    )
+
+
+def _require_trl(purpose: str) -> None:
+    if find_spec("trl") is None:
+        raise missing_extra("trl", "trl", purpose)
+
+
+def _run_script(path: Path, settings: dict[str, Any], arguments: Sequence[str], attach: Callable[[Any], None]) -> None:
+    """TRL's own script, with `settings` in place of the file `path`, and with every trainer through `attach`."""
+    from trl.scripts import sft as script
+
     with tempfile.TemporaryDirectory() as folder:
         # TRL refuses keys that it does not know, so it gets the file without ours.
         rest = Path(folder) / path.name
         rest.write_text(yaml.safe_dump(settings), encoding="utf-8")
         own = [str(rest) if Path(a) == path else a for a in arguments]
         parsed = script.make_parser(prog="pact sft").parse_args_and_config(own)
-        with _pact_on_every_trainer(config) as trainers:
+        with _every_trainer(attach) as trainers:
             script.main(*parsed)
     if not trainers:
         raise PactError(
@@ -59,28 +95,25 @@ def _read_config(arguments: Sequence[str]) -> tuple[Path, dict[str, Any]]:
             remedy="Put the settings into a file: `pact sft --config run.yaml`.",
         )
     path = Path(values[-1])
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise PactError(
-            expected=f"a readable YAML file {path}",
-            got=f"{type(error).__name__}: {error}",
-            consequence="Nothing was started.",
-            remedy="Correct the path or the file.",
-        ) from error
-    if not isinstance(settings, dict) or "pact" not in settings:
+    return path, read_settings(path)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a file for `pact sft`."""
+    settings = read_run_file(path)
+    if "pact" not in settings:
         raise PactError(
             expected=f"the key `pact` in {path}",
             got="no such key",
             consequence="The run would train without PACT.",
             remedy="Add `pact: true`, a block of settings, or `pact: false` for an explicit off.",
         )
-    return path, settings
+    return settings
 
 
 @contextmanager
-def _pact_on_every_trainer(config: PactConfig | None) -> Generator[list[Any]]:
-    """Within the block, every `trl.SFTTrainer` that is made has PACT; yields the list of them."""
+def _every_trainer(attach: Callable[[Any], None]) -> Generator[list[Any]]:
+    """Within the block, every `trl.SFTTrainer` that is made goes through `attach`; yields the list of them."""
     import trl
 
     host: Any = trl
@@ -89,7 +122,7 @@ def _pact_on_every_trainer(config: PactConfig | None) -> Generator[list[Any]]:
 
     def make(*args: Any, **kw: Any) -> Any:
         trainer = original(*args, **kw)
-        trainer.add_callback(PactCallback(trainer, config if config is not None else False))
+        attach(trainer)
         trainers.append(trainer)
         return trainer
 

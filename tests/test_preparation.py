@@ -138,7 +138,7 @@ def test_order_and_repetition_of_rows_share_the_reference(tmp_path: Path) -> Non
     assert ready(tmp_path).built
     shuffled = ready(tmp_path, docs=documents([*reversed(ROWS), ROWS[0]]))
     assert not shuffled.built
-    assert shuffled.documents == len(ROWS) + 1
+    assert shuffled.data.sequences == len(ROWS) + 1
 
 
 def test_a_tokens_file_is_used_as_it_is(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_data_without_answers_is_refused(tmp_path: Path, docs: list[Any]) -> Non
 def test_rows_without_answers_are_counted(tmp_path: Path) -> None:
     """Prevents: rows that train without PACT going unmentioned."""
     p = ready(tmp_path, docs=documents([*ROWS, ([0, 4, 5, 8], [-100, 4, 5, 8])]))
-    assert (p.documents, p.unanswered) == (len(ROWS) + 1, 1)
+    assert (p.data.sequences, p.data.unanswered) == (len(ROWS) + 1, 1)
     printed = io.StringIO()
     print_summary(p, Console(file=printed, width=200))
     assert "1 of 5 sequences: not constrained" in printed.getvalue()

@@ -1,0 +1,220 @@
+"""What PACT costs, as formulas over the data, the model and the settings of a run: nothing here runs the model.
+
+Shares of a step are shares of its floating-point operations (FLOP). A weight costs 2 FLOP a token in the forward pass,
+2 for the gradient of its input, 2 for its own gradient if it is trained, and 2 more for a second forward pass where
+gradient checkpointing asks for one. Attention's own products and padding are left out of a step: both would make PACT's
+share smaller.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from pact_plugins.answers import Document
+from pact_plugins.chat_format import ChatFormat
+from pact_plugins.forward import batches_by_length
+from pact_plugins.subset_head import underlying
+
+BYTES_PER_VALUE = 2
+"""A log-probability is stored as float16."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """How much there is to constrain.
+
+    Attributes:
+        sequences: training sequences of an epoch, duplicates included.
+        distinct: different ones among them that have an answer token.
+        unanswered: those without an answer token, duplicates included.
+        tokens: tokens of an epoch.
+        answer_tokens: answer tokens of the distinct sequences: what the reference is computed for.
+        answer_tokens_per_epoch: answer tokens of an epoch: what the loss is computed for.
+    """
+
+    sequences: int
+    distinct: int
+    unanswered: int
+    tokens: int
+    answer_tokens: int
+    answer_tokens_per_epoch: int
+
+    @classmethod
+    def of(cls, documents: Sequence[Document], answer_tokens: Sequence[int]) -> Data:
+        """Counts `documents`, which have `answer_tokens` each."""
+        often = Counter(d.key for d in documents)
+        each = {d.key: n for d, n in zip(documents, answer_tokens, strict=True) if n}
+        return cls(
+            sequences=len(documents),
+            distinct=len(each),
+            unanswered=sum(n == 0 for n in answer_tokens),
+            tokens=sum(len(d.input_ids) for d in documents),
+            answer_tokens=sum(each.values()),
+            answer_tokens_per_epoch=sum(n * often[key] for key, n in each.items()),
+        )
+
+
+def count_answer_tokens(document: Document, chat: ChatFormat) -> int:
+    """Answer tokens of one sequence."""
+    return sum(stop - start for start, stop in document.answers(chat))
+
+
+def cache_bytes(answer_tokens: int, safety_tokens: int, views: Sequence[str]) -> int:
+    """Bytes of the cached values: answer tokens * |S| * 2 in each view.
+
+    The index adds a few dozen bytes a sequence. Every view is counted for every answer token.
+    """
+    return sum(answer_tokens * safety_tokens * BYTES_PER_VALUE for _ in views)
+
+
+def forward_lengths(document: Document, chat: ChatFormat, views: Sequence[str]) -> list[int]:
+    """Lengths of the sequences that go through the model to compute the reference of `document`.
+
+    With the full context, one up to its last answer token; without the prompt, the header and the answer, one for each
+    answer.
+    """
+    answers = document.answers(chat)
+    lengths = [answers[-1][1] - 1] if "full" in views else []
+    if "answer_only" in views:
+        lengths += [len(chat.header) + stop - start - 1 for start, stop in answers]
+    return lengths
+
+
+def padded_tokens(lengths: Sequence[int]) -> int:
+    """Tokens that go through the model for sequences of these lengths, batched by length, padding included."""
+    return sum(len(batch) * lengths[batch[0]] for batch in batches_by_length(lengths))
+
+
+def stratified(lengths: Sequence[int], size: int) -> list[int]:
+    """Indices of `size` sequences: the middle one of each of `size` equally large groups of similar length."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    return [order[int((k + 0.5) * len(order) / size)] for k in range(min(size, len(order)))]
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What of a model decides the FLOP of a step.
+
+    Attributes:
+        parameters: P, weights that every token is multiplied with: all but an input embedding of its own. Of a mixture
+            of experts all are counted, though a token meets few: there PACT's share is larger than computed here.
+        trained: those of them that are trained.
+        hidden: H, width of the hidden state.
+        vocabulary: V, rows of the head.
+        head_trained: whether the head is trained.
+        checkpointing: whether the forward pass is run a second time (gradient checkpointing).
+    """
+
+    parameters: int
+    trained: int
+    hidden: int
+    vocabulary: int
+    head_trained: bool
+    checkpointing: bool
+
+    @classmethod
+    def of(cls, model: nn.Module) -> ModelSize:
+        """Sizes of a supported model, adapter included (see `subset_head.check_supported`)."""
+        base = underlying(model)
+        head = base.get_output_embeddings().weight
+        embedding = base.get_input_embeddings().weight
+        multiplied = [p for p in model.parameters() if p is head or p is not embedding]
+        vocabulary, hidden = head.shape
+        return cls(
+            parameters=sum(map(_elements, multiplied)),
+            trained=sum(_elements(p) for p in multiplied if p.requires_grad),
+            hidden=hidden,
+            vocabulary=vocabulary,
+            head_trained=head.requires_grad,
+            checkpointing=bool(getattr(base, "is_gradient_checkpointing", False)),
+        )
+
+    def step_flop(self, tokens: float) -> float:
+        """tokens * ((4 + 2 if checkpointing) * P + 2 * trained): 6 P, 8 P with checkpointing, 4 P under LoRA."""
+        return tokens * ((4 + 2 * self.checkpointing) * self.parameters + 2 * self.trained)
+
+    def subset_head_flop(self, answer_tokens: float, safety_tokens: int) -> float:
+        """(4 + 2 if the head is trained) * N * |S| * H."""
+        return (4 + 2 * self.head_trained) * answer_tokens * safety_tokens * self.hidden
+
+    def log_normaliser_flop(self, answer_tokens: float) -> float:
+        """(6 + 2 if the head is trained) * N * V * H: in chunks, which the backward pass computes again."""
+        return (6 + 2 * self.head_trained) * answer_tokens * self.vocabulary * self.hidden
+
+
+def _elements(parameter: Any) -> int:
+    # bitsandbytes packs two 4-bit weights into one element.
+    state = getattr(parameter, "quant_state", None)
+    return math.prod(state.shape) if state is not None else parameter.numel()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step of one process, averaged over an epoch.
+
+    Attributes:
+        tokens, answer_tokens: of the training rows.
+        anchor_tokens, anchor_answer_tokens: of the anchors that join it.
+    """
+
+    tokens: float
+    answer_tokens: float
+    anchor_tokens: float
+    anchor_answer_tokens: float
+
+    @classmethod
+    def of(cls, data: Data, steps_per_epoch: float, anchors: Sequence[Document], anchors_per_step: int) -> Step:
+        """The average step.
+
+        Args:
+            data: of the whole training set.
+            steps_per_epoch: steps of all processes together, in which an epoch is used up.
+            anchors: all of them, in turn; may be empty.
+            anchors_per_step: rows that join each step.
+        """
+        lengths = [(len(d.input_ids), int(d.supervised.sum())) for d in anchors] or [(0, 0)]
+        anchor, answer = np.mean(lengths, axis=0) * anchors_per_step
+        return cls(
+            tokens=data.tokens / steps_per_epoch,
+            answer_tokens=data.answer_tokens_per_epoch / steps_per_epoch,
+            anchor_tokens=float(anchor),
+            anchor_answer_tokens=float(answer),
+        )
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """What PACT adds to a step, as shares of the step's own FLOP.
+
+    Attributes:
+        anchors: their tokens over the step's: they go forward and backward like training rows.
+        subset_head: logits of the safety tokens.
+        log_normaliser: logsumexp over the vocabulary, where the host's own loss does not give it.
+    """
+
+    anchors: float
+    subset_head: float
+    log_normaliser: float
+
+    @classmethod
+    def of(cls, step: Step, model: ModelSize, safety_tokens: int, *, log_normaliser: bool) -> Overhead:
+        """The shares; `log_normaliser` says whether PACT computes it itself."""
+        own = model.step_flop(step.tokens)
+        constrained = step.answer_tokens + step.anchor_answer_tokens
+        return cls(
+            anchors=step.anchor_tokens / step.tokens,
+            subset_head=model.subset_head_flop(constrained, safety_tokens) / own,
+            log_normaliser=model.log_normaliser_flop(step.answer_tokens) / own if log_normaliser else 0.0,
+        )
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.anchors + self.subset_head + self.log_normaliser

@@ -1,0 +1,326 @@
+"""What PACT will cost in a run, found out on its own data and model when it would begin to train."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import TrainerCallback
+
+from pact_plugins.answers import AnswerTokens, Document, on_host, split_documents
+from pact_plugins.binding import check_trainer, expected_step, training_documents
+from pact_plugins.chat_format import ChatFormat
+from pact_plugins.config import PactConfig
+from pact_plugins.cost import (
+    Data,
+    ModelSize,
+    Overhead,
+    Step,
+    cache_bytes,
+    count_answer_tokens,
+    forward_lengths,
+    padded_tokens,
+    stratified,
+)
+from pact_plugins.errors import PactError
+from pact_plugins.fingerprints import digest, model_fingerprint
+from pact_plugins.forward import to_device
+from pact_plugins.preparation import cache_folder, cache_identity, expected_anchors, find_answers, known_tokens, views
+from pact_plugins.reference import build
+from pact_plugins.subset_head import Request, SubsetHead
+
+SAMPLE_TOKENS = 16_384
+"""Tokens, roughly, of the sequences on which the time to build the cache is measured."""
+
+LogNormaliser = Literal["not needed", "read off the host's loss", "computed in chunks"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What PACT will cost in a run.
+
+    Attributes:
+        data: how much there is to constrain; counted.
+        optimiser_steps: of the whole run, as the host computes them.
+        safety_tokens: |S|; an upper bound (`pact.top_k`) unless `safety_tokens_known`.
+        views: what the cache holds of each answer token.
+        anchors: rows that join each step.
+        anchor_answer_tokens: answer tokens of all anchors, which the cache holds too; an upper bound unless
+            `anchors_known`.
+        cache_bytes: of the cached values of data and anchors; computed.
+        cache: folder of the cache that the run will find; None if it has to build one.
+        build_tokens: tokens that go through the model to build the cache, padding included; computed.
+        build_seconds: measured on a sample and scaled by tokens; 0 if the cache is there. Finding the safety tokens and
+            writing the anchors, once for each model, come on top unless they are known.
+        sampled_sequences, sampled_tokens: what the time was measured on.
+        step: the average optimiser step; counted.
+        model: what of the model decides the FLOP of a step.
+        overhead: shares of the step's FLOP; reasoned.
+        log_normaliser: where it comes from; seen in one forward pass of the host's own loss.
+    """
+
+    data: Data
+    optimiser_steps: int
+    safety_tokens: int
+    safety_tokens_known: bool
+    views: list[str]
+    anchors: int
+    anchor_answer_tokens: int
+    anchors_known: bool
+    cache_bytes: int
+    cache: str | None
+    build_tokens: int
+    build_seconds: float
+    sampled_sequences: int
+    sampled_tokens: int
+    step: Step
+    model: ModelSize
+    overhead: Overhead
+    log_normaliser: LogNormaliser
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, in types that JSON has."""
+        content = asdict(self)
+        content["overhead"]["total"] = self.overhead.total
+        return content
+
+
+class _Estimated(BaseException):
+    """Ends a run before its first step. No `Exception`: hosts report those as failures of their own."""
+
+    def __init__(self, estimate: Estimate) -> None:
+        super().__init__("the run was only estimated")
+        self.estimate = estimate
+
+
+class _Estimating(TrainerCallback):
+    def __init__(self, trainer: Any, config: PactConfig) -> None:
+        self.trainer, self.config = trainer, config
+
+    def on_train_begin(self, *_args: Any, **_kw: Any) -> None:
+        raise _Estimated(estimate(self.trainer, self.config))
+
+
+def attach(trainer: Any, config: PactConfig) -> None:
+    """Lets `trainer.train()` estimate and stop in place of its first step (see `until_training`)."""
+    check_trainer(trainer, config)
+    # The first callback, before those of loggers: they would open a run of their own.
+    trainer.callback_handler.callbacks.insert(0, _Estimating(trainer, config))
+
+
+def until_training(start: Callable[[Path], None]) -> Estimate:
+    """The estimate of the run that `start` starts with a trainer that went through `attach`.
+
+    `start` is given a folder for what the host writes of the run, which is removed at the end.
+    """
+    with tempfile.TemporaryDirectory(prefix="pact-estimate-") as folder:
+        try:
+            start(Path(folder))
+        except _Estimated as ended:
+            return ended.estimate
+    raise PactError(
+        expected="the host to begin training",
+        got="a run that ended without",
+        consequence="There is nothing to estimate.",
+        remedy="Check that the file trains a model: the run itself would not either.",
+    )
+
+
+def config_of(settings: dict[str, Any]) -> PactConfig:
+    """The settings of PACT in a run file.
+
+    Raises:
+        PactError: PACT is switched off, or the run continues another one.
+    """
+    config = PactConfig.parse(settings.get("pact"))
+    if config is None:
+        raise PactError(
+            expected="a run with PACT",
+            got="`pact: false`",
+            consequence="Without PACT there is nothing to estimate: it costs nothing.",
+            remedy="Write `pact: true` to see what it would cost.",
+        )
+    if settings.get("resume_from_checkpoint"):
+        raise PactError(
+            expected="a run that starts from the original model",
+            got=f"`resume_from_checkpoint: {settings['resume_from_checkpoint']}`",
+            consequence="The weights of a checkpoint would be taken for the reference.",
+            remedy="Remove that key for the estimate; a resumed run finds the cache of the run that it continues.",
+        )
+    return config
+
+
+def host_of(settings: dict[str, Any], path: Path) -> Literal["trl", "axolotl"]:
+    """Which host a run file is for, by its keys."""
+    if "plugins" in settings or {"base_model", "datasets"} <= settings.keys():
+        return "axolotl"
+    if "model_name_or_path" in settings:
+        return "trl"
+    raise PactError(
+        expected="a file for Axolotl (`plugins`, `base_model`, `datasets`) or for `pact sft` (`model_name_or_path`)",
+        got=f"the keys {', '.join(map(str, settings)) or '(none)'} in {path}",
+        consequence="It is not known how the run would load its model and data.",
+        remedy="Name the file that you train with.",
+    )
+
+
+def estimate(trainer: Any, config: PactConfig) -> Estimate:
+    """What PACT will cost in the run that `trainer` is about to begin.
+
+    Runs the model on a sample of the sequences, and one forward pass of the trainer's own loss. Writes nothing that
+    stays.
+
+    Raises:
+        PactError: PACT cannot serve the run.
+    """
+    model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
+    chat, held = ChatFormat.from_tokenizer(tokenizer), views(config)
+    answered, data = find_answers(list(training_documents(trainer)), chat, config)
+    with trainer.accelerator.autocast():
+        fingerprint = model_fingerprint(model)
+        tokens = known_tokens(config, tokenizer, fingerprint)
+        ids = list(tokens.ids) if tokens else list(range(config.top_k))
+        anchors, anchors_known = expected_anchors(config, tokenizer, fingerprint)
+        referenced = list({d.key: d for d in [*answered, *anchors]}.values())
+        head = SubsetHead(model, ids)
+        head.check_parity()
+        folder = None
+        if tokens is not None and anchors_known:
+            identity = cache_identity(config, model, fingerprint, tokenizer, tokens, chat, referenced)
+            folder = cache_folder(config) / digest(identity)
+        found = folder is not None and folder.exists()
+        build_tokens, seconds, sample = 0, 0.0, _Sample(0, 0)
+        if not found:
+            build_tokens, seconds, sample = _build_time(head, chat, referenced, held)
+    log_normaliser = _log_normaliser(trainer, config, head, chat)
+    head.remove()
+    step = expected_step(trainer, data, anchors, config)
+    assert step is not None, "a trainer that begins to train has a data loader"
+    size = ModelSize.of(model)
+    answer_tokens = sum(count_answer_tokens(d, chat) for d in referenced)
+    return Estimate(
+        data=data,
+        optimiser_steps=trainer.state.max_steps,
+        safety_tokens=len(ids),
+        safety_tokens_known=tokens is not None,
+        views=held,
+        anchors=config.anchors_per_step,
+        anchor_answer_tokens=answer_tokens - data.answer_tokens,
+        anchors_known=anchors_known,
+        cache_bytes=cache_bytes(answer_tokens, len(ids), held),
+        cache=str(folder) if found else None,
+        build_tokens=build_tokens,
+        build_seconds=seconds,
+        sampled_sequences=sample.sequences,
+        sampled_tokens=sample.tokens,
+        step=step,
+        model=size,
+        overhead=Overhead.of(step, size, len(ids), log_normaliser=log_normaliser == "computed in chunks"),
+        log_normaliser=log_normaliser,
+    )
+
+
+@dataclass(frozen=True)
+class _Sample:
+    sequences: int
+    tokens: int
+
+
+def _build_time(
+    head: SubsetHead, chat: ChatFormat, documents: Sequence[Document], held: list[str]
+) -> tuple[int, float, _Sample]:
+    """Tokens to run, seconds for them, and the sample: the real build on a sample, the second time that it is run."""
+
+    def tokens_to_run(chosen: Sequence[Document]) -> int:
+        return padded_tokens([length for d in chosen for length in forward_lengths(d, chat, held)])
+
+    lengths = [len(d.input_ids) for d in documents]
+    size = max(8, SAMPLE_TOKENS // max(1, round(float(np.mean(lengths)))))
+    sample = [documents[i] for i in stratified(lengths, size)]
+    seconds = 0.0
+    with tempfile.TemporaryDirectory(prefix="pact-estimate-") as folder:
+        for name in ("warm-up", "measured"):
+            started = time.perf_counter()
+            build(Path(folder) / name, {"views": held}, sample, head, chat, show_progress=False)
+            seconds = time.perf_counter() - started
+    sampled, whole = tokens_to_run(sample), tokens_to_run(documents)
+    return whole, seconds * whole / sampled, _Sample(len(sample), sampled)
+
+
+def _log_normaliser(trainer: Any, config: PactConfig, head: SubsetHead, chat: ChatFormat) -> LogNormaliser:
+    """Where the log-normaliser comes from, seen in one forward pass of the trainer's own loss on its first batch."""
+    if not config.normalises:
+        return "not needed"
+    inputs = trainer._prepare_inputs(next(iter(trainer.callback_handler.train_dataloader)))
+    device = inputs["input_ids"].device
+    batch = on_host(inputs)
+    tokens = AnswerTokens.of(split_documents(batch), chat)
+    flat = to_device(tokens.row * batch["labels"].shape[1] + tokens.column, device)
+    trainer.model_wrapped.train()
+    with torch.enable_grad(), head.watch(Request(flat, to_device(tokens.label, device), normalise=True)) as captures:
+        trainer.compute_loss(trainer.model_wrapped, inputs)
+    return "read off the host's loss" if SubsetHead.one(captures).from_host else "computed in chunks"
+
+
+def show(e: Estimate, console: Console | None = None) -> None:
+    """A table of the estimate, which says of each figure how it came about."""
+    data, step, size, share = e.data, e.step, e.model, e.overhead
+    table = Table(title="PACT: expected cost", title_justify="left")
+    for header in ("", "", "how"):
+        table.add_column(header)
+    without = f"; {data.unanswered:,} without an answer" if data.unanswered else ""
+    table.add_row("training sequences", f"{data.sequences:,}, {data.distinct:,} of them distinct{without}", "counted")
+    table.add_row(
+        "answer tokens", f"{data.answer_tokens:,} distinct; {data.answer_tokens_per_epoch:,} per epoch", "counted"
+    )
+    table.add_row("optimiser steps", f"{e.optimiser_steps:,}", "by the host")
+    table.add_row(
+        "safety tokens", f"{e.safety_tokens}", "known" if e.safety_tokens_known else "not found yet: at most (top_k)"
+    )
+    if e.anchors:
+        table.add_row(
+            "anchors",
+            f"{e.anchors} rows a step; {e.anchor_answer_tokens:,} answer tokens in all",
+            "known" if e.anchors_known else "not written yet: at most",
+        )
+    answers = data.answer_tokens + e.anchor_answer_tokens
+    table.add_row(
+        "reference cache",
+        f"{e.cache_bytes / 2**20:,.1f} MiB = {answers:,} answer tokens x {e.safety_tokens} x 2 bytes x "
+        f"{len(e.views)} view{'s' if len(e.views) > 1 else ''}",
+        "computed",
+    )
+    if e.cache is not None:
+        table.add_row("time to build it", f"0 s: it is there, {e.cache}", "found")
+    else:
+        table.add_row(
+            "time to build it",
+            f"{e.build_seconds:,.1f} s for {e.build_tokens:,} tokens",
+            f"measured on {e.sampled_sequences} sequences, {e.sampled_tokens:,} tokens",
+        )
+    table.add_row("each step", f"{share.total:+.2%} FLOP", "reasoned")
+    table.add_row("  anchors", f"{share.anchors:.2%} = {step.anchor_tokens:,.0f} / {step.tokens:,.0f} tokens", "")
+    own = f"({4 + 2 * size.checkpointing} x {size.parameters:,} + 2 x {size.trained:,}) x {step.tokens:,.0f}"
+    constrained = step.answer_tokens + step.anchor_answer_tokens
+    table.add_row(
+        "  safety tokens' logits",
+        f"{share.subset_head:.2%} = {4 + 2 * size.head_trained} x {constrained:,.0f} x {e.safety_tokens} x "
+        f"{size.hidden:,} / ({own})",
+        "",
+    )
+    chunks = f" = {6 + 2 * size.head_trained} x {step.answer_tokens:,.0f} x {size.vocabulary:,} x {size.hidden:,} / own"
+    table.add_row(
+        "  log-normaliser", f"{share.log_normaliser:.2%}{chunks if share.log_normaliser else ''}", e.log_normaliser
+    )
+    (console or Console()).print(table)
+    if not (e.safety_tokens_known and e.anchors_known):
+        text = "Finding the safety tokens and writing the anchors, once for each model, come on top of the build."
+        (console or Console()).print(text)
