@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 if TYPE_CHECKING:
     from pact_plugins.config import PactConfig
-    from pact_plugins.estimate import Estimate
+    from pact_plugins.cost_report import Estimate
 
 PLUGIN = "pact_plugins.axolotl.PactPlugin"
 

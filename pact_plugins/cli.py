@@ -198,7 +198,8 @@ def estimate(path: Path, as_json: bool) -> None:
     """
     # Standard output is for the estimate alone: hosts take the stream for their logs when they are imported.
     with redirect_stdout(sys.stderr):
-        from pact_plugins.estimate import host_of, show
+        from pact_plugins.cost_report import show
+        from pact_plugins.estimate import host_of
 
         if host_of(read_run_file(path), path) == "trl":
             from pact_plugins.trl import estimate as of_run

@@ -14,8 +14,9 @@ import yaml
 
 from pact_plugins.callback import PactCallback
 from pact_plugins.config import PactConfig, read_run_file
+from pact_plugins.cost_report import Estimate
 from pact_plugins.errors import PactError, missing_extra
-from pact_plugins.estimate import Estimate, attach, config_of, until_training
+from pact_plugins.estimate import attach, config_of, until_training
 
 
 def sft(arguments: Sequence[str]) -> None:

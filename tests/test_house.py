@@ -32,6 +32,7 @@ FLOW = [
     "reference",
     "objective",
     "cost",
+    "cost_report",
     "preparation",
     "binding",
     "callback",
