@@ -6,9 +6,9 @@ the steps of one round. Plain fine-tuning and the second model are compared in r
 second model leave the next one a machine short of caches. Memory is the peak of the bytes that tensors hold during a
 step, of a process for each variant.
 
-Two more figures are sharper than the ratio of seconds on a machine that others use too: the ratio of processor time, and
-PACT's own share of a step: after each step of a method, what PACT adds to it (splitting the batch, lookup, the safety
-tokens' logits, the loss, and the backward pass of all of them) is done once more by itself and timed.
+Two more figures are sharper than the ratio of seconds on a machine that others use too: the ratio of processor time,
+and PACT's own share of a step: after each step of a method, what PACT adds to it (splitting the batch, lookup, the
+safety tokens' logits, the loss, and the backward pass of all of them) is done once more by itself and timed.
 """
 
 from __future__ import annotations
@@ -99,15 +99,15 @@ def rows_of(case: Case, number: int) -> list[dict[str, list[int]]]:
     return rows
 
 
-def trainer_of(case: Case, steps: int, folder: Path) -> Any:
-    """The host's own trainer, for `steps` steps."""
+def trainer_of(case: Case, steps: int, folder: Path, number: int = 16) -> Any:
+    """The host's own trainer, for `steps` steps on `number` rows."""
     from datasets import Dataset
     from transformers import AutoTokenizer
 
     from pact_plugins.demo import ALIGNED_MODEL
 
     tokenizer = AutoTokenizer.from_pretrained(ALIGNED_MODEL)
-    rows = rows_of(case, 16)
+    rows = rows_of(case, number)
     common: dict[str, Any] = {
         "output_dir": str(folder / "out"),
         "max_steps": steps,
@@ -318,7 +318,7 @@ def compare(case: Case, rounds: int) -> list[Row]:
 def markdown(rows: list[Row]) -> str:
     """The rows as a table."""
     lines = [
-        "| case | method / baseline | time, median (middle half) | processor time | PACT's own share | memory | pairs |",
+        "| case | method / baseline | time, median (middle half) | processor time | own share | memory | pairs |",
         "|---|---|---|---|---|---|---|",
     ]
     for r in rows:
