@@ -18,12 +18,13 @@ from torch import nn
 from pact_plugins import anchors, artefacts, discovery, own_answers
 from pact_plugins.anchors import Anchors
 from pact_plugins.answers import Document
+from pact_plugins.building import open_or_build
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest, keys_fingerprint, model_fingerprint, tokenizer_fingerprint
 from pact_plugins.objective import PactObjective
-from pact_plugins.reference import FORMAT, ReferenceCache, open_or_build
+from pact_plugins.reference import FORMAT, ReferenceCache
 from pact_plugins.safety_tokens import SafetyTokens
 from pact_plugins.subset_head import SubsetHead
 
@@ -100,6 +101,7 @@ def prepare(
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "safety_tokens": digest(tokens.ids),
             "views": ["full"] if config.active_gate is None else ["full", "answer_only"],
+            "reach": config.active_gate.reach if config.active_gate else 0,
             "header": list(chat.header),
             "end": chat.end,
             "precision": _autocast_dtype(model),

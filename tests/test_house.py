@@ -30,6 +30,7 @@ FLOW = [
     "token_losses",
     "subset_head",
     "reference",
+    "building",
     "objective",
     "preparation",
     "binding",
