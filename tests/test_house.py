@@ -21,6 +21,7 @@ FLOW = [
     "artefacts",
     "chat_format",
     "answers",
+    "dataset",
     "forward",
     "own_answers",
     "anchors",
