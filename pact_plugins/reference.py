@@ -205,12 +205,14 @@ class CacheWriter:
         self._offset = {view: np.empty_like(start) for view, start in starts.items()}
         for view, start in starts.items():
             self._offset[view][order] = start
-        self._views = {
+        self._files = {
             view: np.lib.format.open_memmap(
                 self._partial / f"{view}.npy", "w+", np.float16, shape=(int(counts[view].sum()), safety_tokens)
             )
             for view in identity["views"]
         }
+        # As plain arrays: slices of `np.memmap` are slow to make.
+        self._views: dict[str, Halves] = {view: np.asarray(file) for view, file in self._files.items()}
 
     def write(self, view: str, document: int, values: Halves, skip: int = 0) -> None:
         """Stores [n, S] values of a document (its place in `keys`), after the first `skip` of its values."""
@@ -224,8 +226,8 @@ class CacheWriter:
             starts, stops = spans[: len(views)], spans[len(views) :]
             self._index[2, entry] = _checksum(v[a:b] for v, a, b in zip(views, starts, stops, strict=True))
         np.save(self._partial / "index.npy", self._index)
-        for values in views:
-            values.flush()
+        for file in self._files.values():
+            file.flush()
         manifest = {
             "identity": self.identity,
             "documents": self._index.shape[1],
