@@ -144,6 +144,19 @@ def test_small_batches_change_nothing(
     assert np.abs(one.answer_only - other.answer_only).max() < HALF
 
 
+@pytest.mark.parametrize("budget", [1, 300, 4096])
+def test_batches_are_mostly_tokens(budget: int) -> None:
+    """Prevents: forward passes over padding, which cost what tokens cost; batches that do not fit, or lose a row."""
+    lengths = [1, 250, 7, 80, 81, 79, 3, 120, 249, 2, 60, 60, 5]
+    batches = building.batches_by_length(lengths, budget)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    widths = [max(lengths[i] for i in batch) for batch in batches]
+    padded_to = [width * len(batch) for width, batch in zip(widths, batches, strict=True)]
+    assert all(size <= budget or len(batch) == 1 for size, batch in zip(padded_to, batches, strict=True))
+    assert sum(padded_to) * 0.75 <= sum(lengths)
+    assert len(batches) < len(lengths) or budget == 1
+
+
 def test_without_the_gate_only_one_view_is_made(head: SubsetHead, rows: list[Row], tmp_path: Path) -> None:
     """Prevents: paying for, or needing a chat template for, a view that nothing reads."""
     cache = made(tmp_path / "c", head, rows, FULL_ONLY)
