@@ -15,7 +15,7 @@ from pact_plugins.answers import AnswerTokens, Document, Ints
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest
-from pact_plugins.forward import batches_by_length, evaluating, pad, progress
+from pact_plugins.forward import batches_by_length, evaluating, pad, progress, to_device
 from pact_plugins.reference import CacheWriter, Halves, ReferenceCache, log_probabilities
 from pact_plugins.subset_head import Request, SubsetHead
 
@@ -145,7 +145,7 @@ def _log_probabilities(head: SubsetHead, batch: list[_Sequence]) -> Tensor:
     """[N, S] float16, on the model's device; NaN where a value is not finite, so that infinity is seen too."""
     ids, mask = pad([s.ids for s in batch], next(head.model.parameters()).device)
     flat = np.concatenate([row * ids.shape[1] + s.columns for row, s in enumerate(batch)])
-    positions = torch.from_numpy(flat).to(ids.device)
+    positions = to_device(flat, ids.device)
     request = Request(positions, ids.reshape(-1)[positions], normalise=True)
     with head.watch(request) as captures:
         # The decoder alone: the head's full-vocabulary logits would be thrown away.
