@@ -211,7 +211,10 @@ def main() -> int:
         for documents in (1000 * scale, 10_000 * scale, 100_000 * scale):
             note("caches", cache_row(folder / str(documents), documents, min(documents, 20_000)))
         for rows in (200 * scale, 2000 * scale) if arguments.quick else (1000, 10_000, 100_000):
-            note("start_up", start_up_row(trainer_of(rows, folder), rows))
+            trainer = trainer_of(rows, folder)
+            # The middle one of three: the first also pays for what the process does only once.
+            found = sorted((start_up_row(trainer, rows) for _ in range(3)), key=lambda row: row["all_us_per_row"])
+            note("start_up", found[1])
         for documents in (20 * scale, 200 * scale, 2000 * scale):
             note("builds", build_row(folder / f"build-{documents}", documents))
     arguments.json.write_text(json.dumps(content, indent=1) + "\n")

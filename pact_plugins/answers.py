@@ -203,7 +203,7 @@ def _runs(mask: Bools) -> list[tuple[int, int]]:
     """[start, stop) of each maximal run of True."""
     framed = np.zeros(len(mask) + 2, bool)
     framed[1:-1] = mask
-    edges = np.flatnonzero(framed[1:] != framed[:-1]).tolist()
+    edges = (framed[1:] != framed[:-1]).nonzero()[0].tolist()
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 
@@ -211,5 +211,5 @@ def _find(values: Ints, pattern: tuple[int, ...]) -> list[int]:
     """Every offset at which `pattern` occurs in `values`; none for an empty pattern."""
     if not pattern or len(values) < len(pattern):
         return []
-    starts = np.flatnonzero(values[: len(values) - len(pattern) + 1] == pattern[0])
+    starts = (values[: len(values) - len(pattern) + 1] == pattern[0]).nonzero()[0]
     return [int(i) for i in starts if tuple(values[i : i + len(pattern)].tolist()) == pattern]
