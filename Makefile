@@ -20,6 +20,8 @@ lint: .venv/ready
 
 bench: .venv/ready
 	.venv/bin/python -m benchmarks.step_cost --quick --json step-cost.json --markdown step-cost.md
+	.venv/bin/python -m benchmarks.cache_build --quick --json cache-build.json
+	.venv/bin/python -m benchmarks.scaling --quick --json scaling.json --markdown scaling.md
 
 golden: .venv/ready
 	.venv/bin/python -m tests.golden tests/golden

@@ -3,12 +3,19 @@
 Every variant trains the same random-weight Llama (body of about 50M parameters) on the same rows, inside one run of the
 host's own trainer: the variants take turns, step by step, in an order drawn anew every round, and the ratio is taken of
 the steps of one round. Plain fine-tuning and the second model are compared in runs of their own, since the steps of the
-second model leave the next one a machine short of caches. Memory is the peak of one process for each variant.
+second model leave the next one a machine short of caches. Memory is the peak of the bytes that tensors hold during a
+step, of a process for each variant.
+
+Two more figures are sharper than the ratio of seconds on a machine that others use too: the ratio of processor time,
+and PACT's own share of a step: after each step of a method, what PACT adds to it (splitting the batch, lookup, the
+safety tokens' logits, the loss, and the backward pass of all of them) is done once more by itself and timed.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import itertools
 import json
 import multiprocessing
 import random
@@ -16,7 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,6 +60,7 @@ class Row:
     time_ratio_high: float
     memory_ratio: float
     pairs: int
+    cpu_ratio_median: float
     seconds_median: float
     own_share: float
 
@@ -91,15 +99,15 @@ def rows_of(case: Case, number: int) -> list[dict[str, list[int]]]:
     return rows
 
 
-def trainer_of(case: Case, steps: int, folder: Path) -> Any:
-    """The host's own trainer, for `steps` steps."""
+def trainer_of(case: Case, steps: int, folder: Path, number: int = 16) -> Any:
+    """The host's own trainer, for `steps` steps on `number` rows."""
     from datasets import Dataset
     from transformers import AutoTokenizer
 
     from pact_plugins.demo import ALIGNED_MODEL
 
     tokenizer = AutoTokenizer.from_pretrained(ALIGNED_MODEL)
-    rows = rows_of(case, 16)
+    rows = rows_of(case, number)
     common: dict[str, Any] = {
         "output_dir": str(folder / "out"),
         "max_steps": steps,
@@ -140,26 +148,41 @@ def trainer_of(case: Case, steps: int, folder: Path) -> Any:
     )
 
 
-class Stopwatch:
-    """Seconds spent in wrapped functions."""
+@dataclass(frozen=True)
+class Step:
+    """Seconds of one step: by the clock, of the processor (all threads), and of PACT's own work done by itself."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any, **kw: Any) -> Any:
-            started = time.perf_counter()
-            result = function(*args, **kw)
-            self.seconds += time.perf_counter() - started
-            return result
-
-        return timed
+    clock: float
+    cpu: float
+    own: float
 
 
-def run(case: Case, variants: tuple[str, ...], rounds: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Seconds of each step of each variant, and PACT's own part of them (forward only: its backward is not separable).
+def own_seconds(objective: Any, batch: dict[str, Any], host_tells: bool) -> float:
+    """Seconds of PACT's own work for one batch, forward and backward, on hidden states of the same shape.
 
-    The first round warms up and is left out.
+    `host_tells`: whether the host's own loss gives the log-probabilities of the labels.
+    """
+    weight = objective.head._head()[0]
+    hidden = torch.randn(*batch["input_ids"].shape, weight.shape[1], requires_grad=True)
+    log_probs = None
+    if host_tells:
+        log_probs = torch.full((len(objective.targets(batch).request.flat),), -5.0, requires_grad=True)
+    before = weight.grad
+    started = time.perf_counter()
+    targets = objective.targets(batch)
+    capture = objective.head._capture(hidden, targets.request, log_probs)
+    (objective.terms([capture], targets).total(1.0) / targets.supervised).backward()
+    elapsed = time.perf_counter() - started
+    weight.grad = before
+    return elapsed
+
+
+def run(
+    case: Case, variants: tuple[str, ...], rounds: int, around: Callable[[Callable[[], Any]], Any] | None = None
+) -> dict[str, list[Step]]:
+    """Each step of each variant. The first round warms up and is left out.
+
+    `around` is called with each forward and backward pass, and has to run it.
     """
     from transformers import TrainerCallback
 
@@ -172,7 +195,10 @@ def run(case: Case, variants: tuple[str, ...], rounds: int) -> tuple[dict[str, l
         plain = trainer.compute_loss
         losses: dict[str, Callable[..., Any]] = {"sft": plain}
         bindings: dict[str, Binding] = {}
-        watch = Stopwatch()
+        told: list[bool] = []
+        if around is not None:
+            own_step = trainer.training_step
+            trainer.training_step = lambda *args, **kw: around(lambda: own_step(*args, **kw))
         # The second model is given the safety tokens of a prepared `paper`.
         needed = {*variants, "paper"} if "second_model" in variants else {*variants}
         for method in [m for m in METHODS if m in needed]:
@@ -185,20 +211,19 @@ def run(case: Case, variants: tuple[str, ...], rounds: int) -> tuple[dict[str, l
                     cache_dir=folder / "cache",
                 ),
             )
-            objective = binding.prepare().objective
+            head = binding.prepare().objective.head
+            head._host_log_probs = noting(head._host_log_probs, told)
             losses[method] = binding.compute_loss
             bindings[method] = binding
             trainer.compute_loss, trainer.log = plain, binding._log
             trainer.pact_binding = None
-            for owner, part in ((objective, "targets"), (objective, "terms"), (objective.head, "_capture")):
-                setattr(owner, part, watch.wrap(getattr(owner, part)))
         if "second_model" in variants:
             from benchmarks.second_model import SecondModel
 
             objective = bindings["paper"].preparation.objective
             losses["second_model"] = SecondModel(trainer.model, objective.tokens, objective.chat, plain).compute_loss
-        seconds: dict[str, list[float]] = {v: [] for v in variants}
-        own: dict[str, list[float]] = {v: [] for v in variants}
+        done: dict[str, list[Step]] = {v: [] for v in variants}
+        batch = dict(next(iter(trainer.get_train_dataloader())))
 
         class Turns(TrainerCallback):
             """Gives each step to the variant whose turn it is, and times it."""
@@ -207,30 +232,56 @@ def run(case: Case, variants: tuple[str, ...], rounds: int) -> tuple[dict[str, l
                 turn, place = divmod(state.global_step, len(variants))
                 self.variant = random.Random(turn).sample(variants, len(variants))[place]
                 trainer.compute_loss = losses[self.variant]
-                watch.seconds, self.started = 0.0, time.perf_counter()
+                self.clock, self.cpu = time.perf_counter(), time.process_time()
 
             def on_step_end(self, _args: Any, state: Any, *_rest: Any, **_kw: Any) -> None:
-                elapsed = time.perf_counter() - self.started
+                clock, cpu = time.perf_counter() - self.clock, time.process_time() - self.cpu
                 if state.global_step > len(variants):
-                    seconds[self.variant].append(elapsed)
-                    own[self.variant].append(watch.seconds)
+                    binding = bindings.get(self.variant)
+                    own = own_seconds(binding.preparation.objective, batch, told[-1]) if binding else 0.0
+                    done[self.variant].append(Step(clock, cpu, own))
 
         trainer.add_callback(Turns())
         trainer.train()
-    return seconds, own
+    return done
 
 
-def peak_memory(case: Case, variant: str) -> float:
-    """Peak resident memory, in bytes, of a process that trains three steps with one variant."""
+def noting(host_log_probs: Callable[..., Any], told: list[bool]) -> Callable[..., Any]:
+    """The same function; notes in `told` whether it found any."""
+
+    def noted(*args: Any) -> Any:
+        found = host_log_probs(*args)
+        told.append(found is not None)
+        return found
+
+    return noted
+
+
+def peak_memory(case: Case, variant: str) -> int:
+    """Largest number of bytes that tensors hold during the second step of one variant, in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak, (case, variant))
 
 
-def _peak(case: Case, variant: str) -> float:
-    run(case, (variant,), rounds=2)
-    # Not `getrusage`: what a process inherits there is its parent's peak.
-    status = Path("/proc/self/status").read_text()
-    return 1024 * float(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+def _peak(case: Case, variant: str) -> int:
+    peaks: list[int] = []
+
+    def profiled(step: Callable[[], Any]) -> Any:
+        """Runs the step, and replays its allocations, which the profiler of a CPU build reports one by one."""
+        alive = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors()}
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            result = step()
+        events = sorted((e.start_ns(), e.nbytes()) for e in profile.profiler.kineto_results.events() if e.nbytes())
+        held = list(itertools.accumulate((size for _, size in events), initial=sum(alive.values())))
+        peaks.append(max(held))
+        return result
+
+    run(case, (variant,), rounds=1, around=profiled)
+    return peaks[-1]
+
+
+def _tensors() -> Iterator[torch.Tensor]:
+    return (o for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.layout == torch.strided)
 
 
 def compare(case: Case, rounds: int) -> list[Row]:
@@ -239,10 +290,10 @@ def compare(case: Case, rounds: int) -> list[Row]:
     rows = []
     for baseline in ("sft", "second_model"):
         # The second model costs half as much again: fewer rounds tell.
-        seconds, own = run(case, (baseline, *METHODS), rounds if baseline == "sft" else (rounds + 1) // 2)
+        done = run(case, (baseline, *METHODS), rounds if baseline == "sft" else (rounds + 1) // 2)
         for method in METHODS:
-            share = statistics.median(o / s for o, s in zip(own[method], seconds[method], strict=True))
-            ratios = sorted(a / b for a, b in zip(seconds[method], seconds[baseline], strict=True))
+            pairs = list(zip(done[method], done[baseline], strict=True))
+            ratios = sorted(a.clock / b.clock for a, b in pairs)
             # The interval of the middle half of the pairs.
             low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
             rows.append(
@@ -255,8 +306,9 @@ def compare(case: Case, rounds: int) -> list[Row]:
                     round(high, 4),
                     round(memory[method] / memory[baseline], 4),
                     len(ratios),
-                    round(statistics.median(seconds[method]), 3),
-                    round(share, 4),
+                    round(statistics.median(a.cpu / b.cpu for a, b in pairs), 4),
+                    round(statistics.median(s.clock for s in done[method]), 3),
+                    round(statistics.median(s.own / s.clock for s in done[method]), 4),
                 )
             )
             print(json.dumps(asdict(rows[-1])), flush=True)
@@ -266,12 +318,13 @@ def compare(case: Case, rounds: int) -> list[Row]:
 def markdown(rows: list[Row]) -> str:
     """The rows as a table."""
     lines = [
-        "| case | method / baseline | time, median (middle half) | memory | PACT's forward share | pairs |",
-        "|---|---|---|---|---|---|",
+        "| case | method / baseline | time, median (middle half) | processor time | own share | memory | pairs |",
+        "|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         interval = f"{r.time_ratio_median:.3f} ({r.time_ratio_low:.3f} to {r.time_ratio_high:.3f})"
-        cells = [r.case, f"{r.method} / {r.baseline}", interval, f"{r.memory_ratio:.3f}", f"{r.own_share:.1%}", r.pairs]
+        shares = [f"{r.cpu_ratio_median:.3f}", f"{r.own_share:.2%}", f"{r.memory_ratio:.3f}"]
+        cells = [r.case, f"{r.method} / {r.baseline}", interval, *shares, r.pairs]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 

@@ -201,13 +201,15 @@ def _cut(input_ids: Ints, labels: Ints, breaks: Bools) -> Iterator[Document]:
 
 def _runs(mask: Bools) -> list[tuple[int, int]]:
     """[start, stop) of each maximal run of True."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
-    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+    framed = np.zeros(len(mask) + 2, bool)
+    framed[1:-1] = mask
+    edges = (framed[1:] != framed[:-1]).nonzero()[0].tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def _find(values: Ints, pattern: tuple[int, ...]) -> list[int]:
     """Every offset at which `pattern` occurs in `values`; none for an empty pattern."""
     if not pattern or len(values) < len(pattern):
         return []
-    windows = np.lib.stride_tricks.sliding_window_view(values, len(pattern))
-    return [int(i) for i in np.flatnonzero((windows == np.asarray(pattern)).all(-1))]
+    starts = (values[: len(values) - len(pattern) + 1] == pattern[0]).nonzero()[0]
+    return [int(i) for i in starts if tuple(values[i : i + len(pattern)].tolist()) == pattern]

@@ -13,6 +13,7 @@ from pact_plugins.anchors import Anchors
 from pact_plugins.answers import Document, split_documents
 from pact_plugins.config import PactConfig
 from pact_plugins.cost import Data, ModelSize, Overhead, Step
+from pact_plugins.dataset import read_documents
 from pact_plugins.errors import PactError
 from pact_plugins.objective import PactObjective, Targets
 from pact_plugins.preparation import Preparation, prepare, print_summary, save_run
@@ -240,11 +241,10 @@ def training_documents(trainer: Any) -> Iterator[Document]:
     """Every sequence of the training set, as the trainer's batches will hold it."""
     dataset = trainer.train_dataset
     columns: set[str] = set(getattr(dataset, "column_names", None) or ())
-    # Rows that hold their labels need no collator, unless they are packed: then only it knows the boundaries.
-    if {"input_ids", "labels"} <= columns and "seq_lengths" not in columns:
-        wanted = [c for c in ("input_ids", "labels", "position_ids", "attention_mask") if c in columns]
-        for row in dataset.select_columns(wanted).with_format(None):
-            yield from split_documents(row)
+    # Rows that hold their labels need no collator, unless they are packed: then it decides whether boundaries count.
+    bounded = getattr(trainer.data_collator, "padding_free", False)
+    if {"input_ids", "labels"} <= columns and ("seq_lengths" not in columns or bounded):
+        yield from read_documents(dataset)
         return
     # One row at a time, so that no collator option (shuffling, dropping the last batch) can leave one out.
     for i in range(len(dataset)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,10 @@ from pact_plugins.errors import PactError
 
 Objective = Literal["paper", "confidence"]
 Conflict = Literal["damp", "keep"]
+
+NEGLIGIBLE_GATE = 1e-4
+"""A gate below this moves the mixture of the two references by less than their storage does: a log-probability between
+-8 and -4 is rounded by up to 2e-3 in float16, for which the two would have to differ by 20."""
 
 
 class _Block(BaseModel):
@@ -29,6 +34,20 @@ class GateConfig(_Block):
     hold: int = Field(default=8, ge=0, description="Answer tokens (N) before the gate starts to fade.")
     decay: float = Field(default=8.0, gt=0, description="Answer tokens (tau) in which the gate fades by a factor e.")
     boost: float = Field(default=1.0, ge=0, le=1, description="Upper bound of the gate.")
+
+    @property
+    def reach(self) -> int:
+        """Answer tokens, from the first, at which the gate can be at least `NEGLIGIBLE_GATE`.
+
+        The gate is at most boost * exp(-max(t - hold, 0) / decay) at the token with index t, so these are the t with::
+
+            t <= hold + decay * ln(boost / NEGLIGIBLE_GATE)
+
+        82 with the paper's settings. Beyond them the reference without the prompt is not computed.
+        """
+        if self.boost < NEGLIGIBLE_GATE:
+            return 0
+        return math.floor(self.hold + self.decay * math.log(self.boost / NEGLIGIBLE_GATE)) + 1
 
 
 class PactConfig(_Block):
@@ -113,6 +132,11 @@ class PactConfig(_Block):
             return self.gate
         on = self.objective == "paper" if self.gate is None else self.gate
         return GateConfig() if on else None
+
+    @property
+    def gate_reach(self) -> int:
+        """Answer tokens, from the first, at which the gate matters; 0 when it is off."""
+        return self.active_gate.reach if self.active_gate else 0
 
     @classmethod
     def parse(cls, value: Any) -> PactConfig | None:

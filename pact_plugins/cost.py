@@ -66,24 +66,36 @@ def count_answer_tokens(document: Document, chat: ChatFormat) -> int:
     return sum(stop - start for start, stop in document.answers(chat))
 
 
-def cache_bytes(answer_tokens: int, safety_tokens: int, views: Sequence[str]) -> int:
-    """Bytes of the cached values: answer tokens * |S| * 2 in each view.
+def count_reached_tokens(document: Document, chat: ChatFormat, reach: int) -> int:
+    """Answer tokens of one sequence among the first `reach` of their answer: those of the view without the prompt."""
+    return sum(min(stop - start, reach) for start, stop in document.answers(chat))
 
-    The index adds a few dozen bytes a sequence. Every view is counted for every answer token.
+
+def cache_bytes(answer_tokens: int, reached_tokens: int, safety_tokens: int) -> int:
+    """Bytes of the cached values: (answer tokens + those that the gate reaches) * |S| * 2.
+
+    The index adds a few dozen bytes a sequence.
     """
-    return sum(answer_tokens * safety_tokens * BYTES_PER_VALUE for _ in views)
+    return (answer_tokens + reached_tokens) * safety_tokens * BYTES_PER_VALUE
 
 
-def forward_lengths(document: Document, chat: ChatFormat, views: Sequence[str]) -> list[int]:
-    """Lengths of the sequences that go through the model to compute the reference of `document`.
+def forward_lengths(documents: Sequence[Document], chat: ChatFormat, reach: int) -> list[int]:
+    """Lengths of the sequences that go through the model to compute the reference of `documents`.
 
-    With the full context, one up to its last answer token; without the prompt, the header and the answer, one for each
-    answer.
+    With the full context, one for each document, up to its last answer token; without the prompt, the header and the
+    first `reach` tokens of each answer, equal ones once.
     """
-    answers = document.answers(chat)
-    lengths = [answers[-1][1] - 1] if "full" in views else []
-    if "answer_only" in views:
-        lengths += [len(chat.header) + stop - start - 1 for start, stop in answers]
+    lengths: list[int] = []
+    openings: set[bytes] = set()
+    for document in documents:
+        answers = document.answers(chat)
+        lengths.append(answers[-1][1] - 1)
+        for start, stop in answers if reach else []:
+            # The token that comes last is only predicted.
+            opening = document.input_ids[start : min(stop, start + reach) - 1]
+            if (content := opening.tobytes()) not in openings:
+                openings.add(content)
+                lengths.append(len(chat.header) + len(opening))
     return lengths
 
 

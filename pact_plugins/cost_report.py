@@ -21,7 +21,7 @@ class Estimate:
         data: how much there is to constrain; counted.
         optimiser_steps: of the whole run, as the host computes them.
         safety_tokens: |S|; an upper bound (`pact.top_k`) unless `safety_tokens_known`.
-        views: what the cache holds of each answer token.
+        reached_tokens: answer tokens of data and anchors that the cache holds without the prompt too, for the gate.
         anchors: rows that join each step.
         anchor_answer_tokens: answer tokens of all anchors, which the cache holds too; an upper bound unless
             `anchors_known`.
@@ -41,7 +41,7 @@ class Estimate:
     optimiser_steps: int
     safety_tokens: int
     safety_tokens_known: bool
-    views: list[str]
+    reached_tokens: int
     anchors: int
     anchor_answer_tokens: int
     anchors_known: bool
@@ -84,11 +84,12 @@ def show(e: Estimate, console: Console | None = None) -> None:
             f"{e.anchors} rows a step; {e.anchor_answer_tokens:,} answer tokens in all",
             "known" if e.anchors_known else "not written yet: at most",
         )
-    answers = data.answer_tokens + e.anchor_answer_tokens
+    answers = f"{data.answer_tokens + e.anchor_answer_tokens:,}"
+    if e.reached_tokens:
+        answers = f"({answers} + {e.reached_tokens:,} without the prompt)"
     table.add_row(
         "reference cache",
-        f"{e.cache_bytes / 2**20:,.1f} MiB = {answers:,} answer tokens x {e.safety_tokens} x 2 bytes x "
-        f"{len(e.views)} view{'s' if len(e.views) > 1 else ''}",
+        f"{e.cache_bytes / 2**20:,.1f} MiB = {answers} answer tokens x {e.safety_tokens} x 2 bytes",
         "computed",
     )
     if e.cache is not None:

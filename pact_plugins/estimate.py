@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from pact_plugins.answers import AnswerTokens, Document, on_host, split_documents
 from pact_plugins.binding import check_trainer, expected_step, training_documents
+from pact_plugins.building import build
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.config import PactConfig
 from pact_plugins.cost import (
@@ -22,6 +23,7 @@ from pact_plugins.cost import (
     Overhead,
     cache_bytes,
     count_answer_tokens,
+    count_reached_tokens,
     forward_lengths,
     padded_tokens,
     stratified,
@@ -31,7 +33,6 @@ from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest, model_fingerprint
 from pact_plugins.forward import to_device
 from pact_plugins.preparation import cache_folder, cache_identity, expected_anchors, find_answers, known_tokens, views
-from pact_plugins.reference import build
 from pact_plugins.subset_head import Request, SubsetHead
 
 SAMPLE_TOKENS = 16_384
@@ -127,7 +128,7 @@ def estimate(trainer: Any, config: PactConfig) -> Estimate:
         PactError: PACT cannot serve the run.
     """
     model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
-    chat, held = ChatFormat.from_tokenizer(tokenizer), views(config)
+    chat, reach = ChatFormat.from_tokenizer(tokenizer), config.gate_reach
     answered, data = find_answers(list(training_documents(trainer)), chat, config)
     with trainer.accelerator.autocast():
         fingerprint = model_fingerprint(model)
@@ -144,23 +145,24 @@ def estimate(trainer: Any, config: PactConfig) -> Estimate:
         found = folder is not None and folder.exists()
         build_tokens, seconds, sample = 0, 0.0, _Sample(0, 0)
         if not found:
-            build_tokens, seconds, sample = _build_time(head, chat, referenced, held)
+            build_tokens, seconds, sample = _build_time(head, chat, referenced, config)
     log_normaliser = _log_normaliser(trainer, config, head, chat)
     head.remove()
     step = expected_step(trainer, data, anchors, config)
     assert step is not None, "a trainer that begins to train has a data loader"
     size = ModelSize.of(model)
     answer_tokens = sum(count_answer_tokens(d, chat) for d in referenced)
+    reached_tokens = sum(count_reached_tokens(d, chat, reach) for d in referenced)
     return Estimate(
         data=data,
         optimiser_steps=trainer.state.max_steps,
         safety_tokens=len(ids),
         safety_tokens_known=tokens is not None,
-        views=held,
+        reached_tokens=reached_tokens,
         anchors=config.anchors_per_step,
         anchor_answer_tokens=answer_tokens - data.answer_tokens,
         anchors_known=anchors_known,
-        cache_bytes=cache_bytes(answer_tokens, len(ids), held),
+        cache_bytes=cache_bytes(answer_tokens, reached_tokens, len(ids)),
         cache=str(folder) if found else None,
         build_tokens=build_tokens,
         build_seconds=seconds,
@@ -180,21 +182,21 @@ class _Sample:
 
 
 def _build_time(
-    head: SubsetHead, chat: ChatFormat, documents: Sequence[Document], held: list[str]
+    head: SubsetHead, chat: ChatFormat, documents: Sequence[Document], config: PactConfig
 ) -> tuple[int, float, _Sample]:
     """Tokens to run, seconds for them, and the sample: the real build on a sample, the second time that it is run."""
 
     def tokens_to_run(chosen: Sequence[Document]) -> int:
-        return padded_tokens([length for d in chosen for length in forward_lengths(d, chat, held)])
+        return padded_tokens(forward_lengths(chosen, chat, config.gate_reach))
 
     lengths = [len(d.input_ids) for d in documents]
     size = max(8, SAMPLE_TOKENS // max(1, round(float(np.mean(lengths)))))
     sample = [documents[i] for i in stratified(lengths, size)]
-    seconds = 0.0
+    seconds, kind = 0.0, {"views": views(config), "reach": config.gate_reach}
     with tempfile.TemporaryDirectory(prefix="pact-estimate-") as folder:
         for name in ("warm-up", "measured"):
             started = time.perf_counter()
-            build(Path(folder) / name, {"views": held}, sample, head, chat, show_progress=False)
+            build(Path(folder) / name, kind, sample, head, chat, show_progress=False)
             seconds = time.perf_counter() - started
     sampled, whole = tokens_to_run(sample), tokens_to_run(documents)
     return whole, seconds * whole / sampled, _Sample(len(sample), sampled)

@@ -17,6 +17,9 @@ T = TypeVar("T")
 TOKENS_PER_BATCH = 4096
 """Tokens, padding included, in one forward pass of discovery or cache building."""
 
+SHORTEST = 0.75
+"""Length of a batch's shortest sequence beside its longest, at least: padding is at most a quarter of a batch."""
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Generator[None]:
@@ -39,12 +42,16 @@ def evaluating(model: nn.Module) -> Generator[None]:
 
 
 def batches_by_length(lengths: Sequence[int], budget: int = TOKENS_PER_BATCH) -> list[list[int]]:
-    """Indices of sequences in batches of similar length, each of at most `budget` tokens after padding."""
+    """Indices of sequences in batches of similar length, each of at most `budget` tokens after padding.
+
+    A sequence shorter than `SHORTEST` times its batch's longest opens a new batch.
+    """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     batches: list[list[int]] = []
     for i in order:
         # The first of a batch is its longest, so it alone decides the padded width.
-        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > budget:
+        longest = lengths[batches[-1][0]] if batches else 0
+        if not batches or (len(batches[-1]) + 1) * longest > budget or lengths[i] < SHORTEST * longest:
             batches.append([])
         batches[-1].append(i)
     return batches

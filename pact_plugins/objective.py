@@ -113,7 +113,7 @@ class PactObjective:
         device = device or cast(Tensor, inputs["input_ids"]).device
         inputs = on_host(inputs)
         tokens = AnswerTokens.of(split_documents(inputs), self.chat)
-        reference = self.cache.look_up(tokens.documents, tokens.counts)
+        reference = self.cache.look_up(tokens)
         labels = inputs["labels"]
         labelled, conflict = self._conflicts(tokens, reference.full, damps and self.config.damps)
         request = Request(

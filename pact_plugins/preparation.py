@@ -18,13 +18,14 @@ from torch import nn
 from pact_plugins import anchors, artefacts, discovery, own_answers
 from pact_plugins.anchors import Anchors
 from pact_plugins.answers import Document
+from pact_plugins.building import open_or_build
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.config import PactConfig
 from pact_plugins.cost import Data, Overhead, count_answer_tokens
 from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest, keys_fingerprint, model_fingerprint, tokenizer_fingerprint
 from pact_plugins.objective import PactObjective
-from pact_plugins.reference import FORMAT, ReferenceCache, open_or_build
+from pact_plugins.reference import FORMAT, ReferenceCache
 from pact_plugins.safety_tokens import SafetyTokens
 from pact_plugins.subset_head import SubsetHead
 
@@ -133,6 +134,7 @@ def cache_identity(
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "safety_tokens": digest(tokens.ids),
         "views": views(config),
+        "reach": config.gate_reach,
         "header": list(chat.header),
         "end": chat.end,
         "precision": _autocast_dtype(model),
@@ -207,7 +209,10 @@ def expected_anchors(config: PactConfig, tokenizer: Any, model_identity: str) ->
     stored = _anchors_file(config, tokenizer, model_identity, chats)
     if stored.exists():
         return anchors.load(stored), True
-    return [own_answers.answered(chat, [0] * own_answers.MAX_ANSWER_TOKENS) for chat in chats], False
+    # Equal answers would be computed once: each has a token of its own.
+    return [
+        own_answers.answered(chat, [i % len(tokenizer)] * own_answers.MAX_ANSWER_TOKENS) for i, chat in enumerate(chats)
+    ], False
 
 
 def _anchor_chats(tokenizer: Any) -> list[list[int]]:

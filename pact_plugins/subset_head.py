@@ -10,10 +10,10 @@ that is where sharded engines have the head's weight at hand.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,17 @@ from pact_plugins.errors import PactError
 from pact_plugins.forward import evaluating
 from pact_plugins.token_losses import TokenLosses
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
 CHUNK_ELEMENTS = 1 << 24
 """Largest number of logits alive at once while log-normalisers are computed (64 MiB in float32)."""
 
 PARITY_TOLERANCE = 2e-2
 """Largest accepted difference between subset logits and the model's own, relative to the largest logit."""
+
+
+def _uncompiled(function: Function) -> Function:
+    return cast(Function, torch.compiler.disable(function))  # its own type forgets that methods are bound
 
 
 @dataclass(frozen=True)
@@ -160,6 +166,7 @@ class SubsetHead:
             return -values[0].index_select(0, request.flat)
         return None
 
+    @_uncompiled  # sparse gradients, and shapes that change with every batch: compiling would not help
     def _capture(self, hidden: Tensor, request: Request, log_probs: Tensor | None) -> Capture:
         """What `request` asks for at its positions of `hidden` [B, L, H].
 

@@ -68,24 +68,24 @@ class _BeforeReduction(TorchFunctionMode):
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        # The function itself passes on every argument that it has, those left at their defaults too.
         if func is not _cross_entropy or not _is_plain(*args, **kwargs):
             return func(*args, **kwargs)
-        target, ignore_index = args[1], kwargs["ignore_index"]
         each = func(*args, **{**kwargs, "reduction": "none"})
         self.values.append(each.float())
-        return each.sum() if kwargs["reduction"] == "sum" else each.sum() / (target != ignore_index).sum()
+        if kwargs.get("reduction") == "sum":
+            return each.sum()
+        return each.sum() / (args[1] != kwargs.get("ignore_index", -100)).sum()
 
 
 def _is_plain(
     source: Tensor,
     target: Tensor,
-    weight: Tensor | None,
-    size_average: bool | None,
-    ignore_index: int,
-    reduce: bool | None,
-    reduction: str,
-    label_smoothing: float,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
 ) -> bool:
     """Whether a reduced cross-entropy is made of -log p of one label a row."""
     plain = weight is None and size_average is None and reduce is None and label_smoothing == 0

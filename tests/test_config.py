@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
-from pact_plugins.config import PactConfig
+from pact_plugins import loss
+from pact_plugins.config import NEGLIGIBLE_GATE, GateConfig, PactConfig
 from pact_plugins.errors import PactError
 
 
@@ -19,6 +21,19 @@ def test_defaults_depend_on_the_objective() -> None:
     assert confidence.damps
     assert PactConfig.parse(False) is None
     assert PactConfig.parse(True) == confidence
+
+
+@pytest.mark.parametrize(
+    "block",
+    [{}, {"hold": 0, "decay": 2.5}, {"boost": 0.0}, {"boost": 5e-5}, {"hold": 3, "boost": 0.01}],
+)
+def test_the_reach_is_where_the_gate_can_open(block: dict[str, Any]) -> None:
+    """Prevents a reference without the prompt that stops while the gate still asks for it, or goes on for nothing."""
+    gate = GateConfig(**{**block, "bias": -100})  # the sigmoid fully open, whatever the logits
+    position = torch.arange(200)
+    values = loss.gate(torch.zeros(200, 4), torch.zeros(200, 4), position, **gate.model_dump())
+    assert int((values >= NEGLIGIBLE_GATE).sum()) == gate.reach
+    assert (values[gate.reach :] < NEGLIGIBLE_GATE).all()
 
 
 @pytest.mark.parametrize(

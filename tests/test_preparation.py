@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from pact_plugins import own_answers, preparation
-from pact_plugins.answers import Document
+from pact_plugins.answers import AnswerTokens, Document
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.preparation import Preparation, cache_folder, find_tokens, prepare, print_summary, save_run
@@ -71,9 +71,7 @@ def forward_passes(model: Any) -> Iterator[list[tuple[int, ...]]]:
 
 
 def reference_of(p: Preparation) -> np.ndarray:
-    docs = documents(ROWS[:1])
-    ((start, stop),) = docs[0].answers(p.objective.chat)
-    return p.objective.cache.look_up(docs, np.asarray([stop - start])).full
+    return p.objective.cache.look_up(AnswerTokens.of(documents(ROWS[:1]), p.objective.chat)).full
 
 
 def trained(model: nn.Module) -> nn.Module:
@@ -131,6 +129,13 @@ def test_other_settings_share_the_reference(tmp_path: Path, change: dict[str, An
     """Prevents: a sweep over weights computing the same reference once a run."""
     assert ready(tmp_path).built
     assert not ready(tmp_path, **change).built
+
+
+def test_a_gate_of_another_reach_builds_its_own(tmp_path: Path) -> None:
+    """Prevents: a longer gate mixing in the full view where the other one is meant; a steeper one building anew."""
+    assert ready(tmp_path, gate={"hold": 2}).built
+    assert not ready(tmp_path, gate={"hold": 2, "slope": 3}).built
+    assert ready(tmp_path, gate={"hold": 3}).built
 
 
 def test_order_and_repetition_of_rows_share_the_reference(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,25 @@ import pytest
 import torch
 from torch import nn
 
-from pact_plugins import reference
+from pact_plugins import building, reference
 from pact_plugins.answers import AnswerTokens, Document, split_documents
+from pact_plugins.building import build, open_or_build
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.errors import PactError
-from pact_plugins.reference import Reference, ReferenceCache, build, open_or_build
+from pact_plugins.reference import FORMAT, Reference, ReferenceCache
 from pact_plugins.subset_head import SubsetHead
 from tests import tiny
 from tests.rows import CHAT, Row, alone, conversation, documents, few, flip_bit, packed, padded
 
 IDS = [50, 7, 80, 200]
-IDENTITY: dict[str, Any] = {"format": 1, "model": "m", "data": "d", "views": ["full", "answer_only"]}
-FULL_ONLY: dict[str, Any] = {**IDENTITY, "views": ["full"]}
+IDENTITY: dict[str, Any] = {
+    "format": FORMAT,
+    "model": "m",
+    "data": "d",
+    "views": ["full", "answer_only"],
+    "reach": 1000,
+}
+FULL_ONLY: dict[str, Any] = {**IDENTITY, "views": ["full"], "reach": 0}
 HALF = 4e-3
 """Error of a log-probability of size 8 stored as float16."""
 
@@ -45,7 +53,7 @@ def made(folder: Path, head: SubsetHead, rows: list[Row], identity: dict[str, An
 
 def look_up(cache: ReferenceCache, batch: dict[str, Any], chat: ChatFormat = CHAT) -> tuple[AnswerTokens, Reference]:
     tokens = AnswerTokens.of(split_documents(batch), chat)
-    return tokens, cache.look_up(tokens.documents, tokens.counts)
+    return tokens, cache.look_up(tokens)
 
 
 @torch.no_grad()
@@ -125,8 +133,8 @@ def test_small_batches_change_nothing(
 ) -> None:
     """Prevents: values that land at another document's offset when batches are formed by length."""
     large = made(tmp_path / "a", head, rows)
-    batches = reference.batches_by_length
-    monkeypatch.setattr(reference, "batches_by_length", lambda lengths: batches(lengths, 1))
+    batches = building.batches_by_length
+    monkeypatch.setattr(building, "batches_by_length", lambda lengths: batches(lengths, 1))
     small = made(tmp_path / "b", head, rows)
     _, one = look_up(large, padded(rows))
     _, other = look_up(small, padded(rows))
@@ -134,6 +142,19 @@ def test_small_batches_change_nothing(
     assert other.answer_only is not None
     assert np.abs(one.full - other.full).max() < HALF
     assert np.abs(one.answer_only - other.answer_only).max() < HALF
+
+
+@pytest.mark.parametrize("budget", [1, 300, 4096])
+def test_batches_are_mostly_tokens(budget: int) -> None:
+    """Prevents: forward passes over padding, which cost what tokens cost; batches that do not fit, or lose a row."""
+    lengths = [1, 250, 7, 80, 81, 79, 3, 120, 249, 2, 60, 60, 5]
+    batches = building.batches_by_length(lengths, budget)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    widths = [max(lengths[i] for i in batch) for batch in batches]
+    padded_to = [width * len(batch) for width, batch in zip(widths, batches, strict=True)]
+    assert all(size <= budget or len(batch) == 1 for size, batch in zip(padded_to, batches, strict=True))
+    assert sum(padded_to) * 0.75 <= sum(lengths)
+    assert len(batches) < len(lengths) or budget == 1
 
 
 def test_without_the_gate_only_one_view_is_made(head: SubsetHead, rows: list[Row], tmp_path: Path) -> None:
@@ -144,9 +165,101 @@ def test_without_the_gate_only_one_view_is_made(head: SubsetHead, rows: list[Row
     assert not (tmp_path / "c" / "answer_only.npy").exists()
 
 
+def tokens_run(head: SubsetHead, folder: Path, rows: list[Row], identity: dict[str, Any]) -> list[list[int]]:
+    """Every sequence that a build puts through the decoder, without padding."""
+    sequences: list[list[int]] = []
+
+    def note(_module: nn.Module, _args: Any, kw: dict[str, Any], _output: Any) -> None:
+        rows = zip(kw["input_ids"], kw["attention_mask"], strict=True)
+        sequences.extend(ids[mask.bool()].tolist() for ids, mask in rows)
+
+    hook = head.base.get_decoder().register_forward_hook(note, with_kwargs=True)
+    made(folder, head, rows, identity)
+    hook.remove()
+    return sequences
+
+
+@pytest.mark.parametrize("reach", [0, 1, 5])
+def test_beyond_the_reach_the_answer_only_view_is_the_full_one(
+    head: SubsetHead, rows: list[Row], tmp_path: Path, reach: int
+) -> None:
+    """Prevents: rows beyond the gate's reach that shift those of the next turn, or hold another token's values."""
+    whole = made(tmp_path / "a", head, rows)
+    cut = made(tmp_path / "b", head, rows, {**IDENTITY, "reach": reach})
+    tokens, all_of_it = look_up(whole, packed(rows))
+    _, found = look_up(cut, packed(rows))
+    assert found.answer_only is not None
+    assert all_of_it.answer_only is not None
+    within = tokens.position < reach
+    assert np.abs(found.full - all_of_it.full).max() < HALF
+    assert (found.answer_only[~within] == found.full[~within]).all()
+    assert np.abs(found.answer_only - all_of_it.answer_only)[within].max(initial=0) < HALF
+    assert np.abs(found.full - all_of_it.answer_only)[~within].max() > 0.1
+    assert cut.manifest["reached_tokens"] == within.sum()
+
+
+def test_nothing_beyond_the_reach_is_computed(head: SubsetHead, rows: list[Row], tmp_path: Path) -> None:
+    """Prevents: paying for the view without the prompt where the gate is closed."""
+    alone_too = tokens_run(head, tmp_path / "a", rows, {**IDENTITY, "reach": 3})
+    full = tokens_run(head, tmp_path / "b", rows, FULL_ONLY)
+    header = list(CHAT.header)
+    short = [s for s in alone_too if s not in full]
+    assert len(alone_too) == len(full) + len(short)
+    assert {len(s) for s in short} == {len(header) + 2}
+    assert all(s[: len(header)] == header for s in short)
+
+
+def test_equal_answers_are_computed_once(head: SubsetHead, tmp_path: Path) -> None:
+    """Prevents: a classification set, with thousands of rows and four answers, paying for each row's answer again."""
+    rows = [conversation((f"question {i}", ["World", "Sports"][i % 2])) for i in range(6)]
+    run = tokens_run(head, tmp_path / "c", rows, IDENTITY)
+    assert len(run) == 6 + 2
+    for row in rows:
+        _, found = look_up(ReferenceCache(tmp_path / "c", IDENTITY), alone(row))
+        assert found.answer_only is not None
+        assert np.abs(found.answer_only - expected(head.model, row)[1]).max() < HALF
+
+
+@pytest.mark.parametrize("reach", [0, 4])
+def test_size_on_disk(tmp_path: Path, reach: int) -> None:
+    """Prevents: an index, or a view, that makes the cache larger than its values of two bytes each."""
+    size, number = 50, 256
+    head = SubsetHead(tiny.llama(), list(range(size)))
+    rows = [conversation((f"question {i}", f"answer {i}" + " so" * (i % 4))) for i in range(number)]
+    cache = made(tmp_path / "c", head, rows, {**IDENTITY, "reach": reach} if reach else FULL_ONLY)
+    answer_tokens = cache.manifest["answer_tokens"]
+    assert answer_tokens > 3000
+    values = answer_tokens + number * reach
+    assert values * size * 2 < cache.size < values * size * 2 * 1.05
+
+
+def test_a_lookup_reads_the_rows_asked_for(
+    head: SubsetHead, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents: lookups, or opening, that read the values of all documents, and memory that grows with the data."""
+    made(tmp_path / "c", head, rows, {**IDENTITY, "reach": 2})
+    read: list[int] = []
+    checksum = reference._checksum
+
+    def counting(parts: Iterable[np.ndarray]) -> int:
+        parts = list(parts)
+        read.append(sum(len(part) for part in parts))
+        return checksum(parts)
+
+    monkeypatch.setattr(reference, "_checksum", counting)
+    cache = ReferenceCache(tmp_path / "c", {**IDENTITY, "reach": 2})
+    assert read == []
+    for array in (*cache._views.values(), cache._high, cache._low, cache._checksums, *cache._offsets.values()):
+        while isinstance(array.base, np.ndarray) and not isinstance(array, np.memmap):
+            array = array.base
+        assert isinstance(array, np.memmap)
+    tokens, _ = look_up(cache, alone(rows[1]))
+    assert read == [len(tokens) + int((tokens.position < 2).sum())]
+
+
 def test_an_empty_batch(head: SubsetHead, rows: list[Row], tmp_path: Path) -> None:
     """Prevents: a crash in the one batch of an epoch that has no answer token."""
-    found = made(tmp_path / "c", head, rows).look_up([], np.empty(0, np.int64))
+    found = made(tmp_path / "c", head, rows).look_up(AnswerTokens.of([], CHAT))
     assert found.answer_only is not None
     assert found.full.shape == found.answer_only.shape == (0, len(IDS))
 
@@ -169,8 +282,9 @@ def test_a_miss_is_an_error(head: SubsetHead, rows: list[Row], tmp_path: Path) -
     for stranger in (conversation(("new", "row")), (rows[0][0][:-1], rows[0][1][:-1])):
         with pytest.raises(PactError, match=r"would train without PACT\."):
             look_up(cache, packed([rows[0], stranger]))
-    with pytest.raises(PactError):
-        cache.look_up(documents(rows[:1]), np.asarray([1]))
+    tokens = AnswerTokens.of(documents(rows[:1]), CHAT)
+    with pytest.raises(PactError, match="values in full"):
+        cache.look_up(replace(tokens, counts=tokens.counts - 1))
 
 
 def test_keys_that_share_their_first_half(head: SubsetHead, rows: list[Row], tmp_path: Path) -> None:
@@ -181,24 +295,25 @@ def test_keys_that_share_their_first_half(head: SubsetHead, rows: list[Row], tmp
     build(tmp_path / "c", FULL_ONLY, docs, head, CHAT, show_progress=False)
     cache = ReferenceCache(tmp_path / "c", FULL_ONLY)
     for document, row in zip(docs, rows, strict=True):
-        found = cache.look_up([document], AnswerTokens.of([document], CHAT).counts)
+        found = cache.look_up(AnswerTokens.of([document], CHAT))
         assert np.abs(found.full - expected(head.model, row)[0]).max() < HALF
     stranger = Document(docs[0].input_ids, docs[0].supervised)
     stranger.__dict__["key"] = b"\x80" * 8 + b"\x01" * 8
     with pytest.raises(PactError, match="would train without PACT"):
-        cache.look_up([stranger], np.asarray([1]))
+        cache.look_up(AnswerTokens.of([stranger], CHAT))
 
 
 @pytest.mark.parametrize("view", ["full", "answer_only"])
 def test_a_flipped_bit_is_found_at_lookup(head: SubsetHead, rows: list[Row], tmp_path: Path, view: str) -> None:
     """Prevents: a failing disk, or an edited file, changing the reference of one document."""
     made(tmp_path / "c", head, rows)
-    flip_bit(tmp_path / "c" / f"{view}.npy", -1)  # in the last document stored
+    flip_bit(tmp_path / "c" / f"{view}.npy", -1)  # in the document stored last, which has the greatest key
     cache = ReferenceCache(tmp_path / "c", IDENTITY)
-    look_up(cache, alone(rows[0]))
+    *intact, damaged = sorted(documents(rows), key=lambda d: d.key)
+    cache.look_up(AnswerTokens.of(intact, CHAT))
     with pytest.raises(PactError) as caught:
-        look_up(cache, alone(rows[-1]))
-    assert documents(rows[-1:])[0].key.hex() in caught.value.got
+        cache.look_up(AnswerTokens.of([damaged], CHAT))
+    assert damaged.key.hex() in caught.value.got
     assert str(tmp_path / "c") in caught.value.remedy
 
 
@@ -239,6 +354,8 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "another checksum": _edit(index="0" * 32),
     "no checksum": _edit(index=None),
     "no size": _edit(answer_tokens=None),
+    "another reach": _edit(reached_tokens=1),
+    "other documents": _edit(documents=3),
     "no identity": _edit(identity=None),
     "an identity that is a list": _edit(identity=[1]),
     "a manifest that is a list": lambda f: (f / "manifest.json").write_text("[]"),
@@ -258,7 +375,7 @@ def test_damage_is_found_at_opening(
     assert caught.value.consequence == "The run would be held to a wrong reference."
 
 
-@pytest.mark.parametrize("field", ["model", "data", "format"])
+@pytest.mark.parametrize("field", ["model", "data", "format", "reach"])
 def test_another_identity_is_named(head: SubsetHead, rows: list[Row], tmp_path: Path, field: str) -> None:
     """Prevents: another model's reference, and an error that leaves the user to guess what differs."""
     made(tmp_path / "c", head, rows)
@@ -268,6 +385,14 @@ def test_another_identity_is_named(head: SubsetHead, rows: list[Row], tmp_path: 
     with pytest.raises(PactError) as caught:
         ReferenceCache(tmp_path / "c", {**IDENTITY, "new": 1})
     assert caught.value.expected == "new = 1"
+
+
+def test_another_format_is_named(head: SubsetHead, rows: list[Row], tmp_path: Path) -> None:
+    """Prevents: a cache of an older version being read as damage, or as values, where no identity is asked for."""
+    made(tmp_path / "c", head, rows, {**IDENTITY, "format": FORMAT - 1})
+    with pytest.raises(PactError) as caught:
+        ReferenceCache(tmp_path / "c", None)
+    assert caught.value.expected == f"format = {FORMAT}"
 
 
 def test_a_finished_cache_is_found_again(head: SubsetHead, rows: list[Row], tmp_path: Path) -> None:

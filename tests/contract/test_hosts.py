@@ -14,6 +14,7 @@ import torch
 import transformers
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from torch._dynamo.utils import counters
 from transformers import BitsAndBytesConfig, DataCollatorForSeq2Seq, LlamaForCausalLM, TrainingArguments
 
 from pact_plugins import PactCallback, PactConfig, PactError
@@ -212,6 +213,29 @@ def test_a_step_costs_nothing_over_the_vocabulary(host: Trainer, objective: str,
         assert pact.wide == plain.wide
     assert pact.waits == plain.waits
     assert len(passes) == 2
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_compiled_model_trains_alike(host: Trainer, tmp_path: Path) -> None:
+    """Prevents hooks that torch.compile skips, breaks the graph at, or traces into another loss."""
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
+    breaks: list[int] = []
+    trained: list[dict[str, torch.Tensor]] = []
+    for settings, pact in ((compiled, False), (compiled, True), ({}, True)):
+        torch._dynamo.reset()
+        counters.clear()
+        trainer = host(tiny.llama(num_hidden_layers=1), tmp_path, **settings)
+        if pact:
+            trainer.add_callback(PactCallback(trainer, config(tmp_path, weight=5.0, anchors=2, conflict_threshold=0.0)))
+        trainer.train()
+        breaks.append(sum(counters["graph_break"].values()))
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        trained.append({n: p.detach().clone() for n, p in model.named_parameters()})
+    assert breaks[0] == breaks[1]
+    plain, pact_compiled, pact_eager = trained
+    assert any((plain[name] - pact_compiled[name]).abs().max() > 1e-3 for name in plain)
+    for name, parameter in pact_compiled.items():
+        torch.testing.assert_close(parameter, pact_eager[name], rtol=1e-4, atol=1e-5)
 
 
 def alike(n: int = 16) -> Dataset:

@@ -1,0 +1,151 @@
+"""What building the reference cache costs: `python -m benchmarks.cache_build --json FILE [--quick]`.
+
+Build and bare forward passes take turns over the same sequences: the documents up to their last answer token, and with
+the gate on the answers alone up to its reach. Bare means the decoder and the head's logits at every position, without
+gradients, in batches sorted by length, of the size that proved the fastest here. The model is a random-weight Llama
+(body of about 50M parameters). Beside wall-clock time stands the processor time of this process, which other work on
+the machine disturbs less (with one thread: `OMP_NUM_THREADS=1`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.step_cost import SAFETY_TOKENS, Case, model_of
+from pact_plugins.answers import Document
+from pact_plugins.building import build
+from pact_plugins.chat_format import ChatFormat
+from pact_plugins.config import GateConfig
+from pact_plugins.forward import batches_by_length, evaluating, pad
+from pact_plugins.reference import FORMAT, ReferenceCache
+from pact_plugins.subset_head import SubsetHead
+
+VOCABULARY = 32_000
+HEADER = (1, 2, 3, 4)
+BUDGETS = (1024, 4096)
+"""Tokens in one bare forward pass, of which the fastest counts."""
+
+
+def conversations(number: int) -> list[tuple[list[int], list[int]]]:
+    """(prompt with header, answer) of random ids; some answers are longer than the gate's reach."""
+    rng = random.Random(0)
+
+    def ids(shortest: int, longest: int) -> list[int]:
+        return [rng.randrange(8, VOCABULARY) for _ in range(rng.randint(shortest, longest))]
+
+    return [([*ids(16, 128), *HEADER], ids(8, 128)) for _ in range(number)]
+
+
+def document_of(prompt: list[int], answer: list[int]) -> Document:
+    supervised = np.arange(len(prompt) + len(answer)) >= len(prompt)
+    return Document(np.asarray(prompt + answer, np.int64), supervised)
+
+
+def sequences_of(rows: list[tuple[list[int], list[int]]], reach: int) -> list[Any]:
+    """What a forward pass has to see: nothing after the last answer token is needed."""
+    full = [[*prompt, *answer[:-1]] for prompt, answer in rows]
+    answer_only = [[*HEADER, *answer[:reach][:-1]] for _, answer in rows] if reach else []
+    return [np.asarray(ids, np.int64) for ids in (*full, *answer_only)]
+
+
+def clocks() -> Any:
+    """Wall-clock and processor seconds."""
+    return np.asarray([time.perf_counter(), time.process_time()])
+
+
+def bare(model: Any, sequences: list[Any], budget: int) -> Any:
+    """Wall-clock and processor seconds of plain forward passes over all sequences."""
+    started = clocks()
+    with evaluating(model):
+        for batch in batches_by_length([len(s) for s in sequences], budget):
+            ids, mask = pad([sequences[i] for i in batch], model.device)
+            model(input_ids=ids, attention_mask=mask, use_cache=False)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+    return clocks() - started
+
+
+def interval(values: list[float]) -> dict[str, float]:
+    """Median, and the interval of the middle half."""
+    ordered = sorted(values)
+    low, high = ordered[len(ordered) // 4], ordered[-1 - len(ordered) // 4]
+    return {"median": round(statistics.median(ordered), 4), "low": round(low, 4), "high": round(high, 4)}
+
+
+def measure(model: Any, number: int, gate: bool, pairs: int, folder: Path) -> dict[str, Any]:
+    """One run: build against bare forward passes, and the size of what was built."""
+    rows = conversations(number)
+    documents = [document_of(*row) for row in rows]
+    reach = GateConfig().reach if gate else 0
+    sequences = sequences_of(rows, reach)
+    views = ["full", "answer_only"] if gate else ["full"]
+    identity: dict[str, Any] = {"format": FORMAT, "views": views, "reach": reach}
+    ids, chat = list(range(8, 8 + SAFETY_TOKENS)), ChatFormat(header=HEADER)
+    bare(model, sequences, BUDGETS[0])  # warms up
+    budget = min(BUDGETS, key=lambda b: bare(model, sequences, b)[1])
+    seconds: dict[str, list[Any]] = {"build": [], "bare": []}
+    for pair in range(pairs):
+        for what in random.Random(pair).sample(sorted(seconds), 2):
+            if what == "bare":
+                seconds[what].append(bare(model, sequences, budget))
+                continue
+            head = SubsetHead(model, ids)
+            started = clocks()
+            build(folder / f"{gate}-{pair}", identity, documents, head, chat, show_progress=False)
+            seconds[what].append(clocks() - started)
+            head.remove()
+    cache = ReferenceCache(folder / f"{gate}-0", identity)
+    manifest = cache.manifest
+    wall, processor = np.transpose([a / b for a, b in zip(seconds["build"], seconds["bare"], strict=True)]).tolist()
+    answer_tokens = manifest["answer_tokens"]
+    return {
+        "ranks": 1,
+        "gate": gate,
+        "seconds": round(statistics.median(s[0] for s in seconds["build"]), 3),
+        "bare_seconds": round(statistics.median(s[0] for s in seconds["bare"]), 3),
+        "bare_tokens_per_batch": budget,
+        "ratio": interval(wall),
+        "processor_ratio": interval(processor),
+        "pairs": pairs,
+        "documents": manifest["documents"],
+        "tokens_run": sum(map(len, sequences)),
+        "answer_tokens": answer_tokens,
+        "reached_tokens": manifest["reached_tokens"],
+        "bytes_per_answer_token": round(cache.size / answer_tokens, 2),
+        "views_times_s_times_2": len(views) * SAFETY_TOKENS * 2,
+        "bytes_of_values": round((answer_tokens + manifest["reached_tokens"]) * SAFETY_TOKENS * 2 / answer_tokens, 2),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer documents and pairs")
+    parser.add_argument("--ranks", type=int, nargs="+", choices=[1], default=[1], help="processes that build together")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, required=True)
+    arguments = parser.parse_args()
+    number, pairs = (8, 3) if arguments.quick else (24, 7)
+    model = model_of(Case("trl", "full", VOCABULARY)).to(arguments.device)
+    runs = []
+    with tempfile.TemporaryDirectory() as name:
+        for gate in (False, True):
+            runs.append(measure(model, number, gate, pairs, Path(name)))
+            print(json.dumps(runs[-1]), flush=True)
+    content = {"runs": runs, "torch_threads": torch.get_num_threads(), "device": arguments.device}
+    arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""The documents of a data set whose rows hold their labels: read column by column, many rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from pact_plugins.answers import Document, Ints, split_documents
+
+ROWS_AT_A_TIME = 1000
+
+
+def read_documents(dataset: Any) -> Iterator[Document]:
+    """Every document of `dataset`, as `split_documents` gives them row by row, but for `row` and `start`.
+
+    Args:
+        dataset: a `datasets.Dataset` with the columns `input_ids` and `labels`, and where present `position_ids`,
+            `attention_mask`, and `seq_lengths`, the lengths of the documents of each packed row.
+    """
+    known = ("input_ids", "labels", "position_ids", "attention_mask", "seq_lengths")
+    columns = [name for name in known if name in dataset.column_names]
+    for table in dataset.select_columns(columns).with_format("arrow").iter(ROWS_AT_A_TIME):
+        flat = {name: _flat(table[name]) for name in columns}
+        input_ids, lengths = flat["input_ids"]
+        # All rows as one packed row. The mask's lowest bit changes from each row to the next, which ends documents.
+        mask = flat["attention_mask"][0] if "attention_mask" in flat else np.ones_like(input_ids)
+        batch = {
+            "input_ids": input_ids,
+            "labels": flat["labels"][0],
+            "attention_mask": 2 * mask + np.repeat(np.arange(len(lengths)) % 2, lengths),
+        }
+        if "seq_lengths" in flat:
+            documents = flat["seq_lengths"][0]
+            batch["position_ids"] = np.arange(len(input_ids)) - np.repeat(np.cumsum(documents) - documents, documents)
+        elif "position_ids" in flat:
+            batch["position_ids"] = flat["position_ids"][0]
+        yield from split_documents({name: values[np.newaxis] for name, values in batch.items()})
+
+
+def _flat(column: Any) -> tuple[Ints, Ints]:
+    """The values of a column of lists, one list after the other, and the length of each."""
+    compute: Any = import_module("pyarrow.compute")  # comes with `datasets`
+
+    lists = column.combine_chunks()
+    values = compute.list_flatten(lists).to_numpy(zero_copy_only=False)
+    lengths = compute.list_value_length(lists).to_numpy(zero_copy_only=False)
+    return values.astype(np.int64), lengths.astype(np.int64)
