@@ -105,9 +105,10 @@ def padded_tokens(lengths: Sequence[int]) -> int:
 
 
 def stratified(lengths: Sequence[int], size: int) -> list[int]:
-    """Indices of `size` sequences: the middle one of each of `size` equally large groups of similar length."""
+    """Indices of `size` sequences, or all: the middle one of each of `size` equally large groups of similar length."""
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    return [order[int((k + 0.5) * len(order) / size)] for k in range(min(size, len(order)))]
+    size = min(size, len(order))
+    return [order[int((k + 0.5) * len(order) / size)] for k in range(size)]
 
 
 @dataclass(frozen=True)
@@ -139,18 +140,24 @@ class ModelSize:
         embedding = base.get_input_embeddings().weight
         multiplied = [p for p in model.parameters() if p is head or p is not embedding]
         vocabulary, hidden = head.shape
+        # The newer of two names of the same property.
+        names = [n for n in ("is_activation_checkpointing", "is_gradient_checkpointing") if hasattr(type(base), n)]
         return cls(
             parameters=sum(map(_elements, multiplied)),
             trained=sum(_elements(p) for p in multiplied if p.requires_grad),
             hidden=hidden,
             vocabulary=vocabulary,
             head_trained=head.requires_grad,
-            checkpointing=bool(getattr(base, "is_gradient_checkpointing", False)),
+            checkpointing=bool(names and getattr(base, names[0])),
         )
 
     def step_flop(self, tokens: float) -> float:
-        """tokens * ((4 + 2 if checkpointing) * P + 2 * trained): 6 P, 8 P with checkpointing, 4 P under LoRA."""
-        return tokens * ((4 + 2 * self.checkpointing) * self.parameters + 2 * self.trained)
+        """tokens * (4 P + 2 * trained + 2 (P - V H) if checkpointing).
+
+        About 6 P when everything is trained, 8 P with checkpointing; 4 P and 6 P under LoRA.
+        """
+        again = self.parameters - self.vocabulary * self.hidden if self.checkpointing else 0
+        return tokens * (4 * self.parameters + 2 * self.trained + 2 * again)
 
     def subset_head_flop(self, answer_tokens: float, safety_tokens: int) -> float:
         """(4 + 2 if the head is trained) * N * |S| * H."""

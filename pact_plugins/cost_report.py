@@ -102,7 +102,7 @@ def show(e: Estimate, console: Console | None = None) -> None:
         )
     table.add_row("each step", f"{share.total:+.2%} FLOP", "reasoned")
     table.add_row("  anchors", f"{share.anchors:.2%} = {step.anchor_tokens:,.0f} / {step.tokens:,.0f} tokens", "")
-    own = f"({4 + 2 * size.checkpointing} x {size.parameters:,} + 2 x {size.trained:,}) x {step.tokens:,.0f}"
+    own = f"{size.step_flop(1):,.0f} a token x {step.tokens:,.0f}"
     constrained = step.answer_tokens + step.anchor_answer_tokens
     table.add_row(
         "  safety tokens' logits",
@@ -110,7 +110,9 @@ def show(e: Estimate, console: Console | None = None) -> None:
         f"{size.hidden:,} / ({own})",
         "",
     )
-    chunks = f" = {6 + 2 * size.head_trained} x {step.answer_tokens:,.0f} x {size.vocabulary:,} x {size.hidden:,} / own"
+    chunks = (
+        f" = {6 + 2 * size.head_trained} x {step.answer_tokens:,.0f} x {size.vocabulary:,} x {size.hidden:,} / ({own})"
+    )
     table.add_row(
         "  log-normaliser", f"{share.log_normaliser:.2%}{chunks if share.log_normaliser else ''}", e.log_normaliser
     )

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from peft import PeftModel
@@ -105,6 +107,47 @@ def test_trl_stops_without_the_key(tmp_path: Path) -> None:
     result = run(tmp_path, "pact", "sft", "--config", str(path))
     assert result.returncode != 0
     assert "the key `pact`" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "train"),
+    [
+        ("trl-demo-lora.yaml", ["pact", "sft", "--config"]),
+        pytest.param("axolotl-demo-packed.yaml", ["axolotl", "pact-train"], marks=needs_axolotl),
+    ],
+)
+def test_estimate_agrees_with_the_run(name: str, train: list[str], tmp_path: Path) -> None:
+    """Prevents an estimate of another run than the one that the same file starts, or one that leaves traces."""
+    path = shortened(tmp_path, name)
+
+    def estimate() -> dict[str, Any]:
+        result = run(tmp_path, "pact", "estimate", str(path), "--json")
+        assert result.returncode == 0, result.stderr[-3000:]
+        return json.loads(result.stdout)
+
+    before = estimate()
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "cache").exists()
+    launcher = ["--launcher", "python"] if train[0] == "axolotl" else []
+    trained = run(tmp_path, *train, str(path), *launcher)
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    assert "expected cost" in trained.stdout + trained.stderr
+    (manifest_path,) = (tmp_path / "cache").glob("*/manifest.json")
+    manifest = json.loads(manifest_path.read_text())
+    after = estimate()
+    assert before["optimiser_steps"] == 3
+    assert before["data"] == after["data"]
+    assert before["cache"] is None
+    assert before["build_seconds"] > 0
+    assert (after["cache"], after["build_seconds"]) == (str(manifest_path.parent), 0)
+    assert after["safety_tokens"] == manifest["safety_tokens"] <= before["safety_tokens"]
+    assert after["data"]["answer_tokens"] + after["anchor_answer_tokens"] == manifest["answer_tokens"]
+    assert after["anchor_answer_tokens"] <= before["anchor_answer_tokens"]
+    anchors = manifest["documents"] - after["data"]["distinct"]
+    assert 0 < anchors <= 256
+    assert after["cache_bytes"] == np.load(manifest_path.with_name("full.npy")).nbytes
+    assert before["log_normaliser"] in ("read off the host's loss", "computed in chunks")
+    assert (before["overhead"]["log_normaliser"] > 0) == (before["log_normaliser"] == "computed in chunks")
 
 
 def test_tokens_and_inspect(tmp_path: Path) -> None:
