@@ -114,7 +114,7 @@ def test_flop_of_a_step(tied: bool, checkpointing: bool, lora: bool) -> None:
     flop = counted(lambda: model(input_ids=ids, labels=ids).loss.backward())
     size = ModelSize.of(model)
     assert (size.checkpointing, size.head_trained) == (checkpointing, not lora)
-    # The formula leaves out attention's products, and a second forward pass really ends before each layer's last product.
+    # The formula leaves out attention's products; and the second forward pass ends before each layer's last one.
     assert size.step_flop(ids.numel()) == pytest.approx(flop, rel=0.08)
 
 

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from pact_plugins import own_answers, preparation
 from pact_plugins.answers import AnswerTokens, Document
 from pact_plugins.config import PactConfig
+from pact_plugins.cost import Overhead
 from pact_plugins.errors import PactError
 from pact_plugins.preparation import Preparation, cache_folder, find_tokens, prepare, print_summary, save_run
 from pact_plugins.safety_tokens import SafetyTokens
@@ -357,3 +358,14 @@ def test_token_text_is_no_markup(tmp_path: Path) -> None:
     printed = io.StringIO()
     print_summary(ready(tmp_path, safety_tokens=str(tmp_path / "t.json")), Console(file=printed, width=200))
     assert "[/INST]" in printed.getvalue()
+
+
+def test_summary_shows_the_expected_cost(tmp_path: Path) -> None:
+    """Prevents: a cost that is stated as certain, or for another part of the step."""
+    p, printed = ready(tmp_path), io.StringIO()
+    console = Console(file=printed, width=200)
+    print_summary(p, console, overhead=Overhead(anchors=0.25, subset_head=0.001, log_normaliser=0.0))
+    assert "anchors 25.0%, safety tokens' logits 0.10%" in printed.getvalue()
+    assert "gives no value per token" not in printed.getvalue()
+    print_summary(p, console, overhead=Overhead(anchors=0.25, subset_head=0.001, log_normaliser=0.5))
+    assert "and 50.0% if the host's loss gives no value per token" in printed.getvalue()
