@@ -63,6 +63,7 @@ class Row:
     cpu_ratio_median: float
     seconds_median: float
     own_share: float
+    own_milliseconds: dict[str, float]
 
 
 def model_of(case: Case) -> Any:
@@ -150,15 +151,15 @@ def trainer_of(case: Case, steps: int, folder: Path, number: int = 16) -> Any:
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of one step: by the clock, of the processor (all threads), and of PACT's own work done by itself."""
+    """Seconds of one step: by the clock, of the processor (all threads), and of PACT's own work, part by part."""
 
     clock: float
     cpu: float
-    own: float
+    own: dict[str, float]
 
 
-def own_seconds(objective: Any, batch: dict[str, Any], host_tells: bool) -> float:
-    """Seconds of PACT's own work for one batch, forward and backward, on hidden states of the same shape.
+def own_seconds(objective: Any, batch: dict[str, Any], host_tells: bool) -> dict[str, float]:
+    """Seconds of PACT's own work for one batch, on hidden states of the same shape, part by part.
 
     `host_tells`: whether the host's own loss gives the log-probabilities of the labels.
     """
@@ -167,14 +168,21 @@ def own_seconds(objective: Any, batch: dict[str, Any], host_tells: bool) -> floa
     log_probs = None
     if host_tells:
         log_probs = torch.full((len(objective.targets(batch).request.flat),), -5.0, requires_grad=True)
-    before = weight.grad
-    started = time.perf_counter()
+    before, seconds, started = weight.grad, {}, time.perf_counter()
+
+    def done(part: str) -> None:
+        seconds[part] = time.perf_counter() - started - sum(seconds.values())
+
     targets = objective.targets(batch)
+    done("split and look up")
     capture = objective.head._capture(hidden, targets.request, log_probs)
-    (objective.terms([capture], targets).total(1.0) / targets.supervised).backward()
-    elapsed = time.perf_counter() - started
+    done("logits")
+    total = objective.terms([capture], targets).total(1.0) / targets.supervised
+    done("loss")
+    total.backward()
+    done("backward")
     weight.grad = before
-    return elapsed
+    return seconds
 
 
 def run(
@@ -238,7 +246,7 @@ def run(
                 clock, cpu = time.perf_counter() - self.clock, time.process_time() - self.cpu
                 if state.global_step > len(variants):
                     binding = bindings.get(self.variant)
-                    own = own_seconds(binding.preparation.objective, batch, told[-1]) if binding else 0.0
+                    own = own_seconds(binding.preparation.objective, batch, told[-1]) if binding else {}
                     done[self.variant].append(Step(clock, cpu, own))
 
         trainer.add_callback(Turns())
@@ -308,7 +316,11 @@ def compare(case: Case, rounds: int) -> list[Row]:
                     len(ratios),
                     round(statistics.median(a.cpu / b.cpu for a, b in pairs), 4),
                     round(statistics.median(s.clock for s in done[method]), 3),
-                    round(statistics.median(s.own / s.clock for s in done[method]), 4),
+                    round(statistics.median(sum(s.own.values()) / s.clock for s in done[method]), 4),
+                    {
+                        p: round(1000 * statistics.median(s.own[p] for s in done[method]), 2)
+                        for p in done[method][0].own
+                    },
                 )
             )
             print(json.dumps(asdict(rows[-1])), flush=True)
@@ -326,6 +338,12 @@ def markdown(rows: list[Row]) -> str:
         shares = [f"{r.cpu_ratio_median:.3f}", f"{r.own_share:.2%}", f"{r.memory_ratio:.3f}"]
         cells = [r.case, f"{r.method} / {r.baseline}", interval, *shares, r.pairs]
         lines.append(f"| {' | '.join(map(str, cells))} |")
+    parts = list(rows[0].own_milliseconds)
+    lines += ["", f"| own work, ms | {' | '.join(parts)} | of a step |", "|---" * (len(parts) + 2) + "|"]
+    for r in rows:
+        if r.baseline == "sft":
+            cells = [f"{r.case}, {r.method}", *r.own_milliseconds.values(), f"{1000 * r.seconds_median:.0f}"]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 
