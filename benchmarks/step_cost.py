@@ -292,6 +292,27 @@ def _tensors() -> Iterator[torch.Tensor]:
     return (o for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.layout == torch.strided)
 
 
+def row_of(case: Case, baseline: str, method: str, done: dict[str, list[Step]], memory: dict[str, int]) -> Row:
+    """`method` over `baseline`, from the steps of one run; the interval is that of the middle half of the pairs."""
+    median, steps = statistics.median, done[method]
+    pairs = list(zip(steps, done[baseline], strict=True))
+    ratios = sorted(a.clock / b.clock for a, b in pairs)
+    return Row(
+        case=str(case),
+        baseline=baseline,
+        method=method,
+        time_ratio_median=round(median(ratios), 4),
+        time_ratio_low=round(ratios[len(ratios) // 4], 4),
+        time_ratio_high=round(ratios[-1 - len(ratios) // 4], 4),
+        memory_ratio=round(memory[method] / memory[baseline], 4),
+        pairs=len(ratios),
+        cpu_ratio_median=round(median(a.cpu / b.cpu for a, b in pairs), 4),
+        seconds_median=round(median(s.clock for s in steps), 3),
+        own_share=round(median(sum(s.own.values()) / s.clock for s in steps), 4),
+        own_milliseconds={part: round(1000 * median(s.own[part] for s in steps), 2) for part in steps[0].own},
+    )
+
+
 def compare(case: Case, rounds: int) -> list[Row]:
     """Both methods over both baselines."""
     memory = {variant: peak_memory(case, variant) for variant in VARIANTS}
@@ -300,29 +321,7 @@ def compare(case: Case, rounds: int) -> list[Row]:
         # The second model costs half as much again: fewer rounds tell.
         done = run(case, (baseline, *METHODS), rounds if baseline == "sft" else (rounds + 1) // 2)
         for method in METHODS:
-            pairs = list(zip(done[method], done[baseline], strict=True))
-            ratios = sorted(a.clock / b.clock for a, b in pairs)
-            # The interval of the middle half of the pairs.
-            low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-            rows.append(
-                Row(
-                    str(case),
-                    baseline,
-                    method,
-                    round(statistics.median(ratios), 4),
-                    round(low, 4),
-                    round(high, 4),
-                    round(memory[method] / memory[baseline], 4),
-                    len(ratios),
-                    round(statistics.median(a.cpu / b.cpu for a, b in pairs), 4),
-                    round(statistics.median(s.clock for s in done[method]), 3),
-                    round(statistics.median(sum(s.own.values()) / s.clock for s in done[method]), 4),
-                    {
-                        p: round(1000 * statistics.median(s.own[p] for s in done[method]), 2)
-                        for p in done[method][0].own
-                    },
-                )
-            )
+            rows.append(row_of(case, baseline, method, done, memory))
             print(json.dumps(asdict(rows[-1])), flush=True)
     return rows
 
