@@ -292,7 +292,7 @@ def _tensors() -> Iterator[torch.Tensor]:
     return (o for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.layout == torch.strided)
 
 
-def row_of(case: Case, baseline: str, method: str, done: dict[str, list[Step]], memory: dict[str, int]) -> Row:
+def comparison(case: Case, baseline: str, method: str, done: dict[str, list[Step]], memory: dict[str, int]) -> Row:
     """`method` over `baseline`, from the steps of one run; the interval is that of the middle half of the pairs."""
     median, steps = statistics.median, done[method]
     pairs = list(zip(steps, done[baseline], strict=True))
@@ -321,7 +321,7 @@ def compare(case: Case, rounds: int) -> list[Row]:
         # The second model costs half as much again: fewer rounds tell.
         done = run(case, (baseline, *METHODS), rounds if baseline == "sft" else (rounds + 1) // 2)
         for method in METHODS:
-            rows.append(row_of(case, baseline, method, done, memory))
+            rows.append(comparison(case, baseline, method, done, memory))
             print(json.dumps(asdict(rows[-1])), flush=True)
     return rows
 
@@ -349,11 +349,12 @@ def markdown(rows: list[Row]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="TRL with LoRA at 32k only")
+    parser.add_argument("--hosts", nargs="+", choices=["trl", "axolotl"], default=["trl", "axolotl"])
     parser.add_argument("--rounds", type=int, default=12, help="steps of each variant that count")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
-    hosts = ["trl"] if arguments.quick else ["trl", "axolotl"]
+    hosts = ["trl"] if arguments.quick else arguments.hosts
     skipped = [host for host in hosts if not find_spec(host)]
     cases = [
         Case(host, adapter, vocabulary)
