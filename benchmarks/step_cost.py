@@ -63,6 +63,7 @@ class Row:
     cpu_ratio_median: float
     seconds_median: float
     own_share: float
+    own_milliseconds: dict[str, float]
 
 
 def model_of(case: Case) -> Any:
@@ -150,15 +151,15 @@ def trainer_of(case: Case, steps: int, folder: Path, number: int = 16) -> Any:
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of one step: by the clock, of the processor (all threads), and of PACT's own work done by itself."""
+    """Seconds of one step: by the clock, of the processor (all threads), and of PACT's own work, part by part."""
 
     clock: float
     cpu: float
-    own: float
+    own: dict[str, float]
 
 
-def own_seconds(objective: Any, batch: dict[str, Any], host_tells: bool) -> float:
-    """Seconds of PACT's own work for one batch, forward and backward, on hidden states of the same shape.
+def own_seconds(objective: Any, batch: dict[str, Any], host_tells: bool) -> dict[str, float]:
+    """Seconds of PACT's own work for one batch, on hidden states of the same shape, part by part.
 
     `host_tells`: whether the host's own loss gives the log-probabilities of the labels.
     """
@@ -167,14 +168,21 @@ def own_seconds(objective: Any, batch: dict[str, Any], host_tells: bool) -> floa
     log_probs = None
     if host_tells:
         log_probs = torch.full((len(objective.targets(batch).request.flat),), -5.0, requires_grad=True)
-    before = weight.grad
-    started = time.perf_counter()
+    before, seconds, started = weight.grad, {}, time.perf_counter()
+
+    def done(part: str) -> None:
+        seconds[part] = time.perf_counter() - started - sum(seconds.values())
+
     targets = objective.targets(batch)
+    done("split and look up")
     capture = objective.head._capture(hidden, targets.request, log_probs)
-    (objective.terms([capture], targets).total(1.0) / targets.supervised).backward()
-    elapsed = time.perf_counter() - started
+    done("logits")
+    total = objective.terms([capture], targets).total(1.0) / targets.supervised
+    done("loss")
+    total.backward()
+    done("backward")
     weight.grad = before
-    return elapsed
+    return seconds
 
 
 def run(
@@ -238,7 +246,7 @@ def run(
                 clock, cpu = time.perf_counter() - self.clock, time.process_time() - self.cpu
                 if state.global_step > len(variants):
                     binding = bindings.get(self.variant)
-                    own = own_seconds(binding.preparation.objective, batch, told[-1]) if binding else 0.0
+                    own = own_seconds(binding.preparation.objective, batch, told[-1]) if binding else {}
                     done[self.variant].append(Step(clock, cpu, own))
 
         trainer.add_callback(Turns())
@@ -284,6 +292,27 @@ def _tensors() -> Iterator[torch.Tensor]:
     return (o for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.layout == torch.strided)
 
 
+def comparison(case: Case, baseline: str, method: str, done: dict[str, list[Step]], memory: dict[str, int]) -> Row:
+    """`method` over `baseline`, from the steps of one run; the interval is that of the middle half of the pairs."""
+    median, steps = statistics.median, done[method]
+    pairs = list(zip(steps, done[baseline], strict=True))
+    ratios = sorted(a.clock / b.clock for a, b in pairs)
+    return Row(
+        case=str(case),
+        baseline=baseline,
+        method=method,
+        time_ratio_median=round(median(ratios), 4),
+        time_ratio_low=round(ratios[len(ratios) // 4], 4),
+        time_ratio_high=round(ratios[-1 - len(ratios) // 4], 4),
+        memory_ratio=round(memory[method] / memory[baseline], 4),
+        pairs=len(ratios),
+        cpu_ratio_median=round(median(a.cpu / b.cpu for a, b in pairs), 4),
+        seconds_median=round(median(s.clock for s in steps), 3),
+        own_share=round(median(sum(s.own.values()) / s.clock for s in steps), 4),
+        own_milliseconds={part: round(1000 * median(s.own[part] for s in steps), 2) for part in steps[0].own},
+    )
+
+
 def compare(case: Case, rounds: int) -> list[Row]:
     """Both methods over both baselines."""
     memory = {variant: peak_memory(case, variant) for variant in VARIANTS}
@@ -292,25 +321,7 @@ def compare(case: Case, rounds: int) -> list[Row]:
         # The second model costs half as much again: fewer rounds tell.
         done = run(case, (baseline, *METHODS), rounds if baseline == "sft" else (rounds + 1) // 2)
         for method in METHODS:
-            pairs = list(zip(done[method], done[baseline], strict=True))
-            ratios = sorted(a.clock / b.clock for a, b in pairs)
-            # The interval of the middle half of the pairs.
-            low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-            rows.append(
-                Row(
-                    str(case),
-                    baseline,
-                    method,
-                    round(statistics.median(ratios), 4),
-                    round(low, 4),
-                    round(high, 4),
-                    round(memory[method] / memory[baseline], 4),
-                    len(ratios),
-                    round(statistics.median(a.cpu / b.cpu for a, b in pairs), 4),
-                    round(statistics.median(s.clock for s in done[method]), 3),
-                    round(statistics.median(s.own / s.clock for s in done[method]), 4),
-                )
-            )
+            rows.append(comparison(case, baseline, method, done, memory))
             print(json.dumps(asdict(rows[-1])), flush=True)
     return rows
 
@@ -326,17 +337,24 @@ def markdown(rows: list[Row]) -> str:
         shares = [f"{r.cpu_ratio_median:.3f}", f"{r.own_share:.2%}", f"{r.memory_ratio:.3f}"]
         cells = [r.case, f"{r.method} / {r.baseline}", interval, *shares, r.pairs]
         lines.append(f"| {' | '.join(map(str, cells))} |")
+    parts = list(rows[0].own_milliseconds)
+    lines += ["", f"| own work, ms | {' | '.join(parts)} | of a step |", "|---" * (len(parts) + 2) + "|"]
+    for r in rows:
+        if r.baseline == "sft":
+            cells = [f"{r.case}, {r.method}", *r.own_milliseconds.values(), f"{1000 * r.seconds_median:.0f}"]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="TRL with LoRA at 32k only")
+    parser.add_argument("--hosts", nargs="+", choices=["trl", "axolotl"], default=["trl", "axolotl"])
     parser.add_argument("--rounds", type=int, default=12, help="steps of each variant that count")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
-    hosts = ["trl"] if arguments.quick else ["trl", "axolotl"]
+    hosts = ["trl"] if arguments.quick else arguments.hosts
     skipped = [host for host in hosts if not find_spec(host)]
     cases = [
         Case(host, adapter, vocabulary)

@@ -55,8 +55,8 @@ def gate(
     _same_shape(student, answer_only)
     with torch.no_grad():
         difference = _tokens_to_mass(student, mass, temperature) - _tokens_to_mass(answer_only, mass, temperature)
-        opening = torch.sigmoid(slope * (difference / student.shape[-1] - bias))
-        return opening * torch.exp(-(position - hold).clamp(min=0) / decay) * boost
+        opening = torch.sigmoid(slope * (difference.to(student.dtype) / student.shape[-1] - bias))
+        return opening * torch.exp(-(position.to(student.dtype) - hold).clamp(min=0) / decay) * boost
 
 
 def paper(

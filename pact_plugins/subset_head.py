@@ -88,6 +88,7 @@ class SubsetHead:
         self.base = underlying(model)
         self.ids = torch.tensor(ids, dtype=torch.long)
         self._request: Request | None = None
+        self._grad = False
         self._captures: list[Capture] = []
         self._hidden: list[Tensor] | None = None
         self._token_losses = TokenLosses(self.base, wanted=lambda: self._watching() is not None)

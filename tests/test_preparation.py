@@ -31,8 +31,8 @@ from tests.rows import documents, few
 
 WORDS = ["I", "N", "S"]
 ROWS = few()
-PARITY = (1, 8)
-"""Shape of the parity check's only sequence."""
+PARITY = [(1, 8), (1, 8)]
+"""Shapes of the parity check: one sequence, without labels and with them."""
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +90,7 @@ def test_the_second_preparation_only_checks(tmp_path: Path) -> None:
         two = ready(tmp_path, model, safety_tokens="auto", anchors=2)
     assert (one.built, two.built) == (True, False)
     assert len(first) > 1
-    assert second == [PARITY]
+    assert second == PARITY
     assert one.objective.tokens == two.objective.tokens
     assert one.identity == two.identity
 
@@ -105,7 +105,7 @@ def test_another_lora_draw_finds_the_cache(tmp_path: Path) -> None:
     assert ready(tmp_path, models[0], safety_tokens="auto").built
     with forward_passes(models[1]) as passes:
         assert not ready(tmp_path, models[1], safety_tokens="auto").built
-    assert passes == [PARITY]
+    assert passes == PARITY
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_resuming_uses_the_old_reference(tmp_path: Path) -> None:
     model = trained(tiny.llama())
     with forward_passes(model) as passes:
         resumed = ready(tmp_path, model, safety_tokens="auto", resumed_from=tmp_path / "run")
-    assert passes == [PARITY]
+    assert passes == PARITY
     assert not resumed.built
     assert resumed.identity == first.identity
     assert resumed.objective.tokens == first.objective.tokens
