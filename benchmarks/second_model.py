@@ -18,8 +18,8 @@ from pact_plugins import loss
 from pact_plugins.answers import AnswerTokens, split_documents
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.forward import pad
+from pact_plugins.model_support import underlying
 from pact_plugins.safety_tokens import SafetyTokens
-from pact_plugins.subset_head import underlying
 
 
 class SecondModel:

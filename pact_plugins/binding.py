@@ -15,9 +15,9 @@ from pact_plugins.config import PactConfig
 from pact_plugins.cost import Data, ModelSize, Overhead, Step
 from pact_plugins.dataset import read_documents
 from pact_plugins.errors import PactError
+from pact_plugins.model_support import check_supported
 from pact_plugins.objective import PactObjective, Targets
 from pact_plugins.preparation import Preparation, prepare, print_summary, save_run
-from pact_plugins.subset_head import check_supported
 
 _ATTRIBUTE = "pact_binding"
 

@@ -20,7 +20,7 @@ from torch import nn
 from pact_plugins.answers import Document
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.forward import batches_by_length
-from pact_plugins.subset_head import underlying
+from pact_plugins.model_support import underlying
 
 BYTES_PER_VALUE = 2
 """A log-probability is stored as float16."""
@@ -134,7 +134,7 @@ class ModelSize:
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelSize:
-        """Sizes of a supported model, adapter included (see `subset_head.check_supported`)."""
+        """Sizes of a supported model, adapter included (see `model_support.check_supported`)."""
         base = underlying(model)
         head = base.get_output_embeddings().weight
         embedding = base.get_input_embeddings().weight

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pact_plugins.errors import PactError
 from pact_plugins.forward import evaluating
+from pact_plugins.model_support import check_supported, trained_module, underlying
 from pact_plugins.token_losses import TokenLosses
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -204,7 +205,7 @@ class SubsetHead:
 
     def _head(self) -> tuple[Tensor, Tensor | None]:
         # Looked up at each call: PEFT and sharding engines exchange the module or its weight.
-        head = _saved_module(self.base.get_output_embeddings())
+        head = trained_module(self.base.get_output_embeddings())
         return head.weight, getattr(head, "bias", None)
 
     def _label_logits(self, rows: Tensor, label: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -299,66 +300,3 @@ class _RowsOf(torch.autograd.Function):
 
 def _rows_of(weight: Tensor, ids: Tensor) -> Tensor:
     return cast(Tensor, _RowsOf.apply(weight, ids))
-
-
-def underlying(model: nn.Module) -> Any:
-    """The transformers model inside a PEFT model; any other model is its own."""
-    return cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def check_supported(model: nn.Module) -> None:
-    """Refuses, before training, the models whose safety logits cannot be read from the last hidden state.
-
-    Raises:
-        PactError: the model is wrapped in `DataParallel`, is an encoder-decoder, has a prompt-learning adapter, no
-            decoder, no linear head, or an adapter on its head.
-    """
-    base = underlying(model)
-
-    def refuse(got: str, consequence: str, remedy: str) -> None:
-        raise PactError(
-            expected="a causal language model with a decoder and a plain linear head",
-            got=got,
-            consequence=consequence,
-            remedy=remedy,
-        )
-
-    name = type(base).__name__
-    if isinstance(model, nn.DataParallel):
-        refuse("torch.nn.DataParallel", "Its replicas run in threads that PACT cannot follow.", "Use torchrun (DDP).")
-    if getattr(getattr(base, "config", None), "is_encoder_decoder", False):
-        refuse(
-            f"the encoder-decoder model {name}", "Answers would not follow prompts.", "Use a decoder-only chat model."
-        )
-    for adapter in cast(Any, getattr(model, "peft_config", {})).values():
-        if adapter.is_prompt_learning:
-            refuse(
-                f"the prompt-learning adapter {adapter.peft_type}",
-                "Its virtual tokens shift every position, and the loss would sit on the wrong tokens.",
-                "Use LoRA, QLoRA or full fine-tuning.",
-            )
-    if not callable(getattr(base, "get_decoder", None)) or base.get_decoder() in (None, base):
-        refuse(f"{name}, which has no decoder", "Its hidden states cannot be seen.", "Use a causal language model.")
-    head = base.get_output_embeddings()
-    if head is None:
-        refuse(f"{name}, which has no output head", "There are no logits to hold.", "Use a model for causal LM.")
-    if hasattr(head, "base_layer") and hasattr(head, "lora_A"):
-        refuse(
-            f"a LoRA adapter on the head of {name}",
-            "PACT would hold the head's weights without the adapter's part, and drift unseen.",
-            "Take `lm_head` out of the adapter's target modules, or train it whole (`modules_to_save`).",
-        )
-    head = _saved_module(head)
-    if not isinstance(head, nn.Linear | nn.Embedding) or head.weight.ndim != 2:
-        refuse(
-            f"a head of type {type(head).__name__} in {name}",
-            "Its logits are no plain matrix product.",
-            "Use a model whose head is a linear layer.",
-        )
-
-
-def _saved_module(head: Any) -> Any:
-    """The module that is being trained, where PEFT wraps the head (`modules_to_save`)."""
-    if hasattr(head, "modules_to_save") and getattr(head, "active_adapters", None):
-        return head.modules_to_save[head.active_adapters[0]]
-    return head

@@ -28,6 +28,7 @@ FLOW = [
     "safety_tokens",
     "discovery",
     "loss",
+    "model_support",
     "token_losses",
     "subset_head",
     "reference",
