@@ -107,9 +107,7 @@ _CACHE_DIR = click.option(
 
 def _caches(folder: Path | None) -> list[Path]:
     """Folders of finished caches."""
-    from pact_plugins.preparation import cache_folder
-
-    return sorted(path.parent for path in (folder or cache_folder(PactConfig())).glob("*/manifest.json"))
+    return sorted(path.parent for path in (folder or PactConfig().cache_folder).glob("*/manifest.json"))
 
 
 @cache.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -137,6 +138,14 @@ class PactConfig(_Block):
     def gate_reach(self) -> int:
         """Answer tokens, from the first, at which the gate matters; 0 when it is off."""
         return self.active_gate.reach if self.active_gate else 0
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where reference caches and what was found of models live (`cache_dir`, with its default resolved)."""
+        if self.cache_dir is not None:
+            return self.cache_dir.expanduser()
+        default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "pact_plugins"
+        return Path(os.environ.get("PACT_CACHE_DIR", default)).expanduser()
 
     @classmethod
     def parse(cls, value: Any) -> PactConfig | None:

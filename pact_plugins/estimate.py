@@ -30,9 +30,10 @@ from pact_plugins.cost import (
 )
 from pact_plugins.cost_report import Estimate, LogNormaliser
 from pact_plugins.errors import PactError
+from pact_plugins.finding import expected_anchors, known_tokens
 from pact_plugins.fingerprints import digest, model_fingerprint
 from pact_plugins.forward import to_device
-from pact_plugins.preparation import cache_folder, cache_identity, expected_anchors, find_answers, known_tokens, views
+from pact_plugins.preparation import cache_identity, find_answers, views
 from pact_plugins.subset_head import Request, SubsetHead
 
 SAMPLE_TOKENS = 16_384
@@ -141,7 +142,7 @@ def estimate(trainer: Any, config: PactConfig) -> Estimate:
         folder = None
         if tokens is not None and anchors_known:
             identity = cache_identity(config, model, fingerprint, tokenizer, tokens, chat, referenced)
-            folder = cache_folder(config) / digest(identity)
+            folder = config.cache_folder / digest(identity)
         found = folder is not None and folder.exists()
         build_tokens, seconds, sample = 0, 0.0, _Sample(0, 0)
         if not found:

@@ -19,12 +19,13 @@ from rich.console import Console
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from pact_plugins import own_answers, preparation
+from pact_plugins import finding, own_answers
 from pact_plugins.answers import AnswerTokens, Document
 from pact_plugins.config import PactConfig
 from pact_plugins.cost import Overhead
 from pact_plugins.errors import PactError
-from pact_plugins.preparation import Preparation, cache_folder, find_tokens, prepare, print_summary, save_run
+from pact_plugins.finding import find_tokens
+from pact_plugins.preparation import Preparation, prepare, print_summary, save_run
 from pact_plugins.safety_tokens import SafetyTokens
 from tests import tiny
 from tests.rows import documents, few
@@ -263,8 +264,8 @@ def test_found_tokens_depend_on_how_they_were_found(tmp_path: Path, monkeypatch:
     """Prevents: tokens found with another `top_k`, base model or prompts being used again."""
     tiny.save(tmp_path / "base", seed=1)
     loads = []
-    load = preparation.load_base
-    monkeypatch.setattr(preparation, "load_base", lambda name, device: loads.append(name) or load(name, device))
+    load = finding.load_base
+    monkeypatch.setattr(finding, "load_base", lambda name, device: loads.append(name) or load(name, device))
 
     def found(identity: str = "m", **settings: Any) -> SafetyTokens:
         config = PactConfig.parse({"cache_dir": tmp_path / "cache", **settings})
@@ -296,12 +297,12 @@ def test_where_caches_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for name in ("PACT_CACHE_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder(PactConfig()) == tmp_path / ".cache" / "pact_plugins"
+    assert PactConfig().cache_folder == tmp_path / ".cache" / "pact_plugins"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder(PactConfig()) == tmp_path / "xdg" / "pact_plugins"
+    assert PactConfig().cache_folder == tmp_path / "xdg" / "pact_plugins"
     monkeypatch.setenv("PACT_CACHE_DIR", "~/own")
-    assert cache_folder(PactConfig()) == tmp_path / "own"
-    assert cache_folder(PactConfig(cache_dir=Path("~/named"))) == tmp_path / "named"
+    assert PactConfig().cache_folder == tmp_path / "own"
+    assert PactConfig(cache_dir=Path("~/named")).cache_folder == tmp_path / "named"
 
 
 @pytest.mark.parametrize("settings", [{}, {"objective": "paper", "weight": 2.5}])

@@ -1,0 +1,111 @@
+"""Safety tokens and anchors of a model: named by the config, found by an earlier run, or found now.
+
+What is found is kept beside the reference caches, under the fingerprints of the model and its tokenizer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pact_plugins import anchors, discovery, own_answers
+from pact_plugins.answers import Document
+from pact_plugins.config import PactConfig
+from pact_plugins.errors import PactError
+from pact_plugins.fingerprints import digest, tokenizer_fingerprint
+from pact_plugins.safety_tokens import SafetyTokens
+
+
+def known_tokens(config: PactConfig, tokenizer: Any, model_identity: str) -> SafetyTokens | None:
+    """The safety tokens that the config names, or that were found before; None if they have yet to be found."""
+    if isinstance(config.safety_tokens, Path):
+        return SafetyTokens.load(config.safety_tokens)
+    if isinstance(config.safety_tokens, list):
+        return SafetyTokens.of_list(config.safety_tokens, tokenizer)
+    stored = _tokens_file(config, tokenizer, model_identity)
+    return SafetyTokens.load(stored) if stored.exists() else None
+
+
+def _tokens_file(config: PactConfig, tokenizer: Any, model_identity: str) -> Path:
+    prompts = digest([discovery.VERSION, *map(own_answers.shipped, ("harmful", "harmless", "refusals"))])
+    template = getattr(tokenizer, "chat_template", None)
+    how = [model_identity, tokenizer_fingerprint(tokenizer), template, config.base_model, config.top_k, prompts]
+    return config.cache_folder / f"tokens-{digest(how)}.json"
+
+
+def find_tokens(
+    config: PactConfig, model: nn.Module, tokenizer: Any, model_identity: str, show_progress: bool = True
+) -> SafetyTokens:
+    """The safety tokens that the config names, or finds; found ones are kept beside the reference caches."""
+    if (known := known_tokens(config, tokenizer, model_identity)) is not None:
+        return known
+    if config.base_model is None:
+        tokens = discovery.discover(model, tokenizer, top_k=config.top_k, show_progress=show_progress)
+    else:
+        base = load_base(config.base_model, next(model.parameters()).device)
+        tokens = discovery.discover_against_base(
+            model, base, tokenizer, top_k=config.top_k, show_progress=show_progress
+        )
+    tokens.save(_tokens_file(config, tokenizer, model_identity))
+    return tokens
+
+
+def find_anchors(
+    config: PactConfig, model: nn.Module, tokenizer: Any, model_identity: str, *, resumed: bool, show_progress: bool
+) -> list[Document]:
+    """The anchors of this model, harmful and harmless in turn, written now or found; none if they are off.
+
+    Trained weights write none.
+    """
+    if not config.anchors_per_step:
+        return []
+    chats = _anchor_chats(tokenizer)
+    stored = _anchors_file(config, tokenizer, model_identity, chats)
+    if not stored.exists() and not resumed:
+        answers = own_answers.write_answers(model, tokenizer, chats, "writing the anchors", show_progress=show_progress)
+        anchors.save(answers, stored)
+    return anchors.load(stored)
+
+
+def expected_anchors(config: PactConfig, tokenizer: Any, model_identity: str) -> tuple[list[Document], bool]:
+    """The anchors of this model and True, or stand-ins and False if they have yet to be written.
+
+    Stand-ins have the real prompts, and answers of the greatest length.
+    """
+    if not config.anchors_per_step:
+        return [], True
+    chats = _anchor_chats(tokenizer)
+    stored = _anchors_file(config, tokenizer, model_identity, chats)
+    if stored.exists():
+        return anchors.load(stored), True
+    # Equal answers would be computed once: each has a token of its own.
+    return [
+        own_answers.answered(chat, [i % len(tokenizer)] * own_answers.MAX_ANSWER_TOKENS) for i, chat in enumerate(chats)
+    ], False
+
+
+def _anchor_chats(tokenizer: Any) -> list[list[int]]:
+    pairs = zip(own_answers.shipped("harmful"), own_answers.shipped("harmless"), strict=True)
+    prompts = [prompt for pair in pairs for prompt in pair]
+    return own_answers.as_chats(tokenizer, prompts, "render the prompts of the anchors")
+
+
+def _anchors_file(config: PactConfig, tokenizer: Any, model_identity: str, chats: list[list[int]]) -> Path:
+    return config.cache_folder / f"anchors-{digest([model_identity, tokenizer_fingerprint(tokenizer), chats])}.json"
+
+
+def load_base(name: str, device: Any) -> nn.Module:
+    """The base model, for the time of the contrast."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, dtype="auto").to(device)
+    except (OSError, ValueError) as error:
+        raise PactError(
+            expected="`pact.base_model` to be a causal language model, on disk or on the hub",
+            got=f"{name!r}: {error}",
+            consequence="The safety tokens could not be found.",
+            remedy="Correct the name, or leave `base_model` out to find the tokens without one.",
+        ) from error
