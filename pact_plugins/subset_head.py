@@ -92,7 +92,7 @@ class SubsetHead:
         self._grad = False
         self._captures: list[Capture] = []
         self._hidden: list[Tensor] | None = None
-        self._token_losses = TokenLosses(self.base, wanted=lambda: self._watching() is not None)
+        self._token_losses = TokenLosses(self.base, self._watching)
         # Registered once and for good: torch.compile does not guard on hooks that come and go. On the outermost module:
         # adapters may call the `forward` of the one inside, which runs no hooks.
         self._hooks = [
