@@ -54,6 +54,11 @@ class Request:
     normalise: bool = False
     labelled: Tensor | None = None
 
+    @property
+    def reads_the_loss(self) -> bool:
+        """Whether log-probabilities of the labels are of use."""
+        return self.normalise or self.labelled is not None
+
 
 @dataclass
 class Capture:
@@ -92,7 +97,7 @@ class SubsetHead:
         self._grad = False
         self._captures: list[Capture] = []
         self._hidden: list[Tensor] | None = None
-        self._token_losses = TokenLosses(self.base, self._watching)
+        self._token_losses = TokenLosses(self.base, self._reads_the_loss)
         # Registered once and for good: torch.compile does not guard on hooks that come and go. On the outermost module:
         # adapters may call the `forward` of the one inside, which runs no hooks.
         self._hooks = [
@@ -137,6 +142,10 @@ class SubsetHead:
     def _watching(self) -> Request | None:
         return self._request if torch.is_grad_enabled() == self._grad else None
 
+    def _reads_the_loss(self) -> bool:
+        request = self._watching()
+        return request is not None and request.reads_the_loss
+
     def _before_model(self, _module: nn.Module, _args: Any) -> None:
         self._hidden = []
         self._token_losses.clear()
@@ -158,7 +167,9 @@ class SubsetHead:
         self._token_losses.clear()
 
     def _host_log_probs(self, hidden: Tensor, output: Any, request: Request) -> Tensor | None:
-        """[N] log-probabilities of the labels from the host's own loss over `hidden` [B, L, H], if it computed any."""
+        """[N] log-probabilities of the labels from the host's own loss over `hidden` [B, L, H], if any are of use."""
+        if not request.reads_the_loss:
+            return None
         rows, width = hidden.shape[:2]
         log_probs = getattr(output, "log_probs", None)  # TRL's fused head: [B, L - 1]
         if log_probs is not None and log_probs.shape == (rows, width - 1):

@@ -21,14 +21,14 @@ class TokenLosses:
 
     Args:
         model: a transformers model; one that computes its loss in another way is left as it is.
-        wanted: gives None at each call whose values are of no use.
+        wanted: says at each call whether the values are of use.
 
     Attributes:
         values: one [B * L] tensor, float32, with gradient, for each cross-entropy over [B * L, V] logits of the calls
             since the last `clear`; entry row * L + column belongs to the label of the next column. 0 where ignored.
     """
 
-    def __init__(self, model: Any, wanted: Callable[[], object | None]) -> None:
+    def __init__(self, model: Any, wanted: Callable[[], bool]) -> None:
         self.values: list[Tensor] = []
         self._model, self._wanted = model, wanted
         self._own, self._hidden = getattr(model, "loss_function", None), vars(model).get("_loss_function")
@@ -51,7 +51,7 @@ class TokenLosses:
 
     def _loss(self, *args: Any, **kw: Any) -> Any:
         assert self._own is not None
-        if self._wanted() is None:
+        if not self._wanted():
             return self._own(*args, **kw)
         with _BeforeReduction(self.values):
             return self._own(*args, **kw)
