@@ -23,7 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,7 +33,7 @@ import torch
 
 LENGTH, BATCH, SAFETY_TOKENS = 512, 2, 50
 METHODS = ("paper", "confidence")
-VARIANTS = ("sft", "second_model", *METHODS)
+BASELINES = ("sft", "second_model")
 
 
 @dataclass(frozen=True)
@@ -313,11 +313,11 @@ def comparison(case: Case, baseline: str, method: str, done: dict[str, list[Step
     )
 
 
-def compare(case: Case, rounds: int) -> list[Row]:
-    """Both methods over both baselines."""
-    memory = {variant: peak_memory(case, variant) for variant in VARIANTS}
+def compare(case: Case, rounds: int, baselines: Sequence[str]) -> list[Row]:
+    """Both methods over each baseline."""
+    memory = {variant: peak_memory(case, variant) for variant in (*baselines, *METHODS)}
     rows = []
-    for baseline in ("sft", "second_model"):
+    for baseline in baselines:
         # The second model costs half as much again: fewer rounds tell.
         done = run(case, (baseline, *METHODS), rounds if baseline == "sft" else (rounds + 1) // 2)
         for method in METHODS:
@@ -349,21 +349,24 @@ def markdown(rows: list[Row]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="TRL with LoRA at 32k only")
-    parser.add_argument("--hosts", nargs="+", choices=["trl", "axolotl"], default=["trl", "axolotl"])
+    for name, known in (("hosts", ["trl", "axolotl"]), ("adapters", ["lora", "full"]), ("baselines", [*BASELINES])):
+        parser.add_argument(f"--{name}", nargs="+", choices=known, default=known)
+    parser.add_argument("--vocabularies", nargs="+", type=int, default=[32_000, 128_000])
     parser.add_argument("--rounds", type=int, default=12, help="steps of each variant that count")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
-    hosts = ["trl"] if arguments.quick else arguments.hosts
-    skipped = [host for host in hosts if not find_spec(host)]
+    if arguments.quick:
+        arguments.hosts, arguments.adapters, arguments.vocabularies = ["trl"], ["lora"], [32_000]
+    skipped = [host for host in arguments.hosts if not find_spec(host)]
     cases = [
         Case(host, adapter, vocabulary)
-        for host in hosts
+        for host in arguments.hosts
         if host not in skipped
-        for adapter in (["lora"] if arguments.quick else ["lora", "full"])
-        for vocabulary in ([32_000] if arguments.quick else [32_000, 128_000])
+        for adapter in arguments.adapters
+        for vocabulary in arguments.vocabularies
     ]
-    rows = [row for case in cases for row in compare(case, arguments.rounds)]
+    rows = [row for case in cases for row in compare(case, arguments.rounds, arguments.baselines)]
     content = {"cases": [asdict(row) for row in rows], "skipped": skipped, "torch_threads": torch.get_num_threads()}
     arguments.json.write_text(json.dumps(content, indent=1) + "\n")
     if arguments.markdown:
