@@ -352,7 +352,7 @@ def main() -> int:
     for name, known in (("hosts", ["trl", "axolotl"]), ("adapters", ["lora", "full"]), ("baselines", [*BASELINES])):
         parser.add_argument(f"--{name}", nargs="+", choices=known, default=known)
     parser.add_argument("--vocabularies", nargs="+", type=int, default=[32_000, 128_000])
-    parser.add_argument("--rounds", type=int, default=12, help="steps of each variant that count")
+    parser.add_argument("--rounds", type=int, default=9, help="steps of each variant that count")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
