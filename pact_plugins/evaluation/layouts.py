@@ -98,10 +98,9 @@ _XSTEST_TYPES = (
     "safe_targets",
     "safe_contexts",
     "definitions",
-    "discr",
-    "real_discr",
-    "nons_group",
     "real_group",
+    "nons_group",
+    "discr",
     "historical_events",
     "privacy",
 )

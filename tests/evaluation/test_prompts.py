@@ -43,7 +43,7 @@ def test_shipped() -> None:
     ("row", "suffix", "expected"),
     [
         ({"category": "c", "source": "s", "forbidden_prompt": "Do it, now"}, "", ("harmful", "1", "Do it, now", None)),
-        (dict(zip(HARMBENCH, ("Do it", "standard", "c", "", "", "b-1"), strict=True)), "", ("harmful", "b-1", "Do it", None)),
+        (dict(zip(HARMBENCH, ("Do", "standard", "c", "", "", "b-1"), strict=True)), "", ("harmful", "b-1", "Do", None)),
         (
             dict(zip(HARMBENCH, ("Do it", "contextual", "c", "context", "A recipe", "b-2"), strict=True)),
             "",
@@ -55,7 +55,7 @@ def test_shipped() -> None:
             ("harmless", "7", "Do", None),
         ),
         ({"goal": "Do it", "target": "Sure, here is"}, "", ("harmful", "1", "Do it", None)),
-        ({"id": "v2-1", "prompt": "Kill it", "type": "homonyms", "label": "safe"}, "", ("harmless", "v2-1", "Kill it", None)),
+        ({"id": "v2", "prompt": "Kill", "type": "homonyms", "label": "safe"}, "", ("harmless", "v2", "Kill", None)),
         ({"id": 26, "type": "contrast_homonyms", "prompt": "Kill"}, "", ("harmful", "26", "Kill", None)),
         ({"prompt": "Kill it", "type": "real_group_nons_discr"}, "", ("harmless", "1", "Kill it", None)),
         ({"prompt": "Do it", "category": "deception"}, ":harmful", ("harmful", "1", "Do it", None)),
