@@ -96,15 +96,11 @@ def evaluate(
     used = [known_judges.load(name) for name in dict.fromkeys(judges)]
     score = user_function(scorer, "a scorer") if scorer else exact_match
     generation = generation or Generation()
-    asked: list[tuple[Run, str, str | None, str]] = [("model", model, adapter, "answers.jsonl")]
+    answers: dict[Run, list[Answer]] = {}
     if against is not None:
-        asked.insert(0, ("against", against, None, "against.jsonl"))
-    judged: dict[Run, list[Judged]] = {}
-    answers = {
-        run: _answers(name, of_run, sets, generation, folder / file, show_progress) for run, name, of_run, file in asked
-    }
-    for run, of_run in answers.items():
-        judged[run] = judge_answers(of_run, sets, used, score)
+        answers["against"] = _answers(against, None, sets, generation, folder / "against.jsonl", show_progress)
+    answers["model"] = _answers(model, adapter, sets, generation, folder / "answers.jsonl", show_progress)
+    judged: dict[Run, list[Judged]] = {run: judge_answers(of_run, sets, used, score) for run, of_run in answers.items()}
     _write_verdicts(folder / "verdicts.jsonl", judged)
     measurements, agreed = measure(sets, judged, used), agreements(sets, judged, used)
     found = Evaluation(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -38,16 +39,21 @@ def show(evaluation: Evaluation, console: Console | None = None) -> None:
 
 
 def _table(name: str, kind: str, lines: Sequence[Measurement], paired: bool) -> Table:
-    table = Table(title=escape(f"{name}: {lines[0].model.total} {kind} prompts"), title_justify="left")
+    table = Table(
+        title=escape(f"{name}: {lines[0].model.total} {kind} prompts"),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
     table.add_column("measure")
     table.add_column("judge", overflow="fold")
-    headers = ("before", "after", "lost", "gained", "p") if paired else ("rate",)
+    headers = ("before", "after", "lost/\ngained", "p") if paired else ("rate",)
     for header in headers:
         table.add_column(header, justify="right", no_wrap=True)
     for m in lines:
         cells = [m.measure.removesuffix("_rate").replace("_", " "), escape(m.judge or "")]
         if m.against is not None and m.change is not None:
-            change = (str(m.change.lost), str(m.change.gained), f"{m.change.p_value:.2g}")
+            change = (f"{m.change.lost}/{m.change.gained}", f"{m.change.p_value:.2g}")
             table.add_row(*cells, _interval(m.against), _interval(m.model), *change)
         else:
             table.add_row(*cells, _interval(m.model))
