@@ -223,7 +223,8 @@ def estimate(path: Path, as_json: bool) -> None:
     default=("shipped",),
     show_default=True,
     metavar="SOURCE[:KIND[:COLUMN]]",
-    help="`shipped`, a CSV or JSONL file, or a data set as OWNER/NAME#CONFIG/SPLIT; KIND is harmful, harmless or task.",
+    help="`shipped`, a CSV, JSONL or JSON file, or a data set OWNER/NAME#CONFIG/SPLIT; "
+    "KIND is harmful, harmless or task.",
 )
 @click.option(
     "--judge",

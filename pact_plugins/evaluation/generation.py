@@ -174,7 +174,12 @@ def _read(path: Path, expected: Sequence[Answer]) -> list[Answer]:
             got = f"{differs[0]} {found.get(differs[0])!r} instead of {wanted.get(differs[0])!r}"
             raise _other_run(path, number, got)
         answers.append(answer)
-    if len(whole) < len(content):
+    torn = content[len(whole) :]
+    if torn:
+        # Only a line of ours is cut off: a file of the user's may lack its last line break as well.
+        start = _line(expected[len(lines)]).partition(b'"response"')[0] if len(lines) < len(expected) else b""
+        if not start or torn[: len(start)] != start[: len(torn)]:
+            raise _other_run(path, len(lines), "a line without its end that is no answer to the next prompt")
         os.truncate(path, len(whole))
     return answers
 

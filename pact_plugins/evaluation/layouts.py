@@ -66,13 +66,12 @@ PUBLISHED: tuple[tuple[frozenset[str], Layout], ...] = (
         frozenset({"instruction", "input", "output"}),
         Layout("instructions", ("instruction", "input"), "\n\n", kind="task", expected="output"),
     ),
-    (
-        # Cui et al. (2024), arXiv 2405.20947; the 80k, the hard and the toxic file have the same columns
-        frozenset({"prompt", "category"}),
-        Layout("OR-Bench", ("prompt",)),
-    ),
 )
-"""Columns by which a layout is known, all of which a file must have. The first that fits is taken."""
+"""Columns by which a layout is known, all of which a file must have. The first that fits is taken.
+
+OR-Bench (Cui et al., 2024, arXiv 2405.20947: prompt, category) is read like a user's own file: the 80k and the hard
+file are harmless, the toxic one is harmful, and nothing in them says so.
+"""
 
 
 def recognise(rows: Sequence[Row]) -> Layout | None:

@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from pact_plugins.errors import PactError, missing_extra
 
 
-def load_tokenizer(name: str) -> tuple[Any, Any]:
-    """Config and tokenizer of a model: shows in a moment whether it is there and may be read.
+def config_and_tokenizer(name: str) -> tuple[Any, Any]:
+    """Config and tokenizer of a model: without its weights, and enough to see whether it is there and may be read.
 
     Args:
         name: a folder, or a name on the hub.

@@ -12,7 +12,7 @@ import torch
 
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation.judges import VERDICTS, Judge, Verdict
-from pact_plugins.evaluation.loading import load_model, load_tokenizer
+from pact_plugins.evaluation.loading import config_and_tokenizer, load_model
 from pact_plugins.forward import batches_by_length, evaluating, progress
 from pact_plugins.own_answers import continuations
 
@@ -40,7 +40,7 @@ def load(name: str, argument: str) -> Judge:
     """
     if name == "llama-guard":
         path = argument or LLAMA_GUARD
-        _, tokenizer = load_tokenizer(path)
+        _, tokenizer = config_and_tokenizer(path)
         return LlamaGuard(f"{name}:{argument}" if argument else name, tokenizer, cache(lambda: load_model(path)))
     # The map stands behind the last colon, if an equals sign does: paths hold colons as well.
     path, _, labels = argument.rpartition(":")
@@ -55,10 +55,10 @@ def load(name: str, argument: str) -> Judge:
         )
     from transformers import AutoModelForSequenceClassification
 
-    config, tokenizer = load_tokenizer(path)
+    config, tokenizer = config_and_tokenizer(path)
     verdicts = _label_map(path, [str(config.id2label[i]) for i in range(config.num_labels)], labels)
     weights = cache(lambda: load_model(path, AutoModelForSequenceClassification))
-    return Classifier(f"classifier:{path}", tokenizer, weights, verdicts)
+    return Classifier(f"{name}:{argument}", tokenizer, weights, verdicts)
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,8 @@ class PromptSet:
 def load(description: str) -> list[PromptSet]:
     """The prompt sets that `description` names, one for each kind.
 
-    `SOURCE`, `SOURCE:KIND` or `SOURCE:KIND:COLUMN`, where the source is `shipped`, a CSV or JSONL file, or a data set
-    on the hub as `owner/name#config/split`. Of a source with prompts of both kinds, `KIND` takes one.
+    `SOURCE`, `SOURCE:KIND` or `SOURCE:KIND:COLUMN`, where the source is `shipped`, a CSV, JSONL or JSON file, or a data
+    set on the hub as `owner/name#config/split`. Of a source with prompts of both kinds, `KIND` takes one.
 
     Raises:
         PactError: the source cannot be read, has no prompts or not those of this kind, does not say what kind they
@@ -65,10 +65,7 @@ def load(description: str) -> list[PromptSet]:
     if source == "shipped":
         both = [_shipped("harmful"), _shipped("harmless")]
         return _of_kind(both, kind, source)
-    path = Path(source)
-    # What has a suffix of a prompt file is one, even if it is missing: not a name to ask the hub for.
-    is_file = path.exists() or path.suffix.lower() in (".csv", ".jsonl") or not re.fullmatch(r"[\w.-]+/[^/]+.*", source)
-    rows = sources.of_file(path) if is_file else sources.of_hub(source)
+    rows = _rows(source)
     layout = recognise(rows)
     if column is not None:
         found = layout or Layout("own", ())
@@ -95,11 +92,26 @@ def load(description: str) -> list[PromptSet]:
     if kind is None:
         raise PactError(
             expected=f"to be told whether the prompts of {source} are {', '.join(KINDS)}",
-            got=f"a file of the layout {layout.name}, which does not say",
+            got="nothing in the file or behind its name that says so",
             consequence="A refusal could not be told from an over-refusal.",
             remedy=f"Write `{source}:harmful`, `:harmless` or `:task`.",
         )
     return [_prompt_set(source, kind, layout, rows)]
+
+
+def _rows(source: str) -> list[sources.Row]:
+    path = Path(source)
+    # What ends like a prompt file is one, even if it is missing: not a name to ask the hub for.
+    if path.exists() or path.suffix.lower() in sources.SUFFIXES:
+        return sources.of_file(path)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(#.+)?", source):
+        return sources.of_hub(source)
+    raise PactError(
+        expected=f"`shipped`, a prompt file ({', '.join(sources.SUFFIXES)}), or a data set `owner/name#config/split`",
+        got=f"`{source}`, and no such file",
+        consequence="There would be nothing to ask the model.",
+        remedy="Check the path.",
+    )
 
 
 def _parts(description: str) -> tuple[str, Kind | None, str | None]:

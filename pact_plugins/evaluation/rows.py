@@ -1,4 +1,4 @@
-"""Rows of prompts as their authors publish them: CSV, JSONL or a data set on the hub."""
+"""Rows of prompts as their authors publish them: CSV, JSONL, JSON, or a data set on the hub."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from pact_plugins.errors import PactError, missing_extra
 
 Row = dict[str, Any]
 
+SUFFIXES = (".csv", ".jsonl", ".json")
+"""What prompt files end in."""
+
 
 def of_file(path: Path) -> list[Row]:
-    """Rows of a CSV file with a header line, or of a JSONL file with an object a line.
+    """Rows of a CSV file with a header line, a JSONL file with an object a line, or a JSON file with a list of objects.
 
     Raises:
-        PactError: there is no such file, its suffix is neither `.csv` nor `.jsonl`, it is not UTF-8, a line is no JSON
-            object, a CSV row has more or fewer cells than the header, or there is no row.
+        PactError: there is no such file, its suffix is none of `SUFFIXES`, it is not UTF-8, a row is no JSON object, a
+            CSV row has more or fewer cells than the header, or there is no row.
     """
-    reader = {".csv": _csv, ".jsonl": _jsonl}.get(path.suffix.lower())
+    reader = {".csv": _csv, ".jsonl": _jsonl, ".json": _json}.get(path.suffix.lower())
     if reader is None:
-        _refuse(path, "a prompt file that ends in .csv or .jsonl", f"`{path.suffix}`", "Convert the file.")
+        _refuse(path, f"a file that ends in {', '.join(SUFFIXES)}", f"`{path.suffix}`", "Convert the file.")
     try:
         # utf-8-sig: spreadsheets write a byte order mark, which would become a part of the first column's name.
         text = path.read_text(encoding="utf-8-sig")
@@ -87,19 +90,30 @@ def _csv(path: Path, text: str) -> list[Row]:
 
 
 def _jsonl(path: Path, text: str) -> list[Row]:
-    rows: list[Row] = []
     # Not splitlines(): it also splits at the line separators that a JSON string may hold unescaped.
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            _refuse(path, "a JSON object a line", f"line {number}: {error}", "Write one object a line.")
-        if not isinstance(row, dict):
-            _refuse(path, "a JSON object a line", f"line {number}: {type(row).__name__}", "Write one object a line.")
-        rows.append(row)
-    return rows
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    return [_object(path, f"line {number}", _parsed(path, f"line {number}", line)) for number, line in lines]
+
+
+def _json(path: Path, text: str) -> list[Row]:
+    content: Any = _parsed(path, "its content", text) if text.strip() else []
+    if not isinstance(content, list):
+        _refuse(path, "a list of objects", f"a {type(content).__name__}", "Write a list, or an object a line (.jsonl).")
+    rows: list[Any] = content
+    return [_object(path, f"row {number}", row) for number, row in enumerate(rows, 1)]
+
+
+def _parsed(path: Path, where: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        _refuse(path, "JSON", f"{where}: {error}", "Check its quotes and brackets; .jsonl has one object a line.")
+
+
+def _object(path: Path, where: str, row: Any) -> Row:
+    if not isinstance(row, dict):
+        _refuse(path, "JSON objects", f"{where}: {type(row).__name__}", 'Write each row as `{"prompt": ...}`.')
+    return row
 
 
 def _refuse(source: Path | str, expected: str, got: str, remedy: str) -> NoReturn:

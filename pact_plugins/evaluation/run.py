@@ -15,7 +15,7 @@ from pact_plugins.evaluation import judges as known_judges
 from pact_plugins.evaluation import prompts
 from pact_plugins.evaluation.generation import Answer, Generation, Speaker, generate
 from pact_plugins.evaluation.judges import Judge, user_function
-from pact_plugins.evaluation.loading import base_of, load_model, load_tokenizer, with_adapter
+from pact_plugins.evaluation.loading import base_of, config_and_tokenizer, load_model, with_adapter
 from pact_plugins.evaluation.measure import (
     Agreement,
     Judged,
@@ -138,7 +138,7 @@ def _answers(
     name: str, adapter: str | None, sets: Sequence[PromptSet], generation: Generation, path: Path, show_progress: bool
 ) -> list[Answer]:
     """One model's answers; the model is gone when they are there."""
-    _, tokenizer = load_tokenizer(name)
+    _, tokenizer = config_and_tokenizer(name)
     model = load_model(name)
     if adapter is not None:
         model = with_adapter(model, adapter)

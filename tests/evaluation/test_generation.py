@@ -147,7 +147,7 @@ def test_another_run_is_not_continued(change: dict[str, Any], words: str, tmp_pa
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("line", [b"{}\n", b"[1]\n", b"hello\n", b"\xff\n", b"\n"])
+@pytest.mark.parametrize("line", [b"{}\n", b"[1]\n", b"hello\n", b"\xff\n", b"\n", b"hello", b'{"prompt_set": "mine"}'])
 def test_another_file_is_not_continued(line: bytes, tmp_path: Path) -> None:
     """Prevents a file of the user's own from being cut or added to."""
     path = tmp_path / "a.jsonl"
@@ -161,8 +161,13 @@ def test_too_many_answers(tmp_path: Path) -> None:
     """Prevents answers behind the last prompt from being ignored."""
     path = tmp_path / "a.jsonl"
     answers(path)
-    path.write_bytes(path.read_bytes() + path.read_bytes().splitlines(keepends=True)[0])
+    content = path.read_bytes()
+    first = content.splitlines(keepends=True)[0]
+    path.write_bytes(content + first)
     with pytest.raises(PactError, match="10 answers for 9 prompts"):
+        answers(path)
+    path.write_bytes(content + first[:50])
+    with pytest.raises(PactError, match="in line 10"):
         answers(path)
 
 

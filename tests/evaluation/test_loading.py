@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from pact_plugins.errors import PactError
-from pact_plugins.evaluation.loading import base_of, load_model, load_tokenizer, with_adapter
+from pact_plugins.evaluation.loading import base_of, config_and_tokenizer, load_model, with_adapter
 from tests import tiny
 
 
@@ -70,7 +70,7 @@ def test_the_base_that_an_adapter_names(tmp_path: Path) -> None:
 
 def test_no_model(tmp_path: Path) -> None:
     """Prevents a stack trace of the hub's client where a path is wrong or a model is gated."""
-    for load in (load_model, load_tokenizer):
+    for load in (load_model, config_and_tokenizer):
         with pytest.raises(PactError, match="hf auth login"):
             load(str(tmp_path / "nothing"))
         with pytest.raises(PactError, match="Nothing could be measured"):

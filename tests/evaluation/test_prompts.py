@@ -16,7 +16,9 @@ HARMBENCH = ("Behavior", "FunctionalCategory", "SemanticCategory", "Tags", "Cont
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    if path.suffix == ".jsonl":
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    elif path.suffix == ".jsonl":
         path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", encoding="utf-8")
     else:
         with path.open("w", encoding="utf-8", newline="") as file:
@@ -61,12 +63,13 @@ def test_shipped() -> None:
         ({"prompt": "Do it", "category": "deception"}, ":harmful", ("harmful", "1", "Do it", None)),
         ({"instruction": "Sort", "input": "a mail", "output": "spam"}, "", ("task", "1", "Sort\n\na mail", "spam")),
         ({"instruction": "Sort", "input": "", "output": "spam"}, "", ("task", "1", "Sort", "spam")),
+        ({"prompt": "Sort", "category": "c", "answer": "spam"}, ":task", ("task", "1", "Sort", "spam")),
         ({"ID": "q", "Question": "2 + 2?", "answer": 4}, ":task", ("task", "q", "2 + 2?", "4")),
         ({"wish": "Do it", "prompt": "no"}, ":harmful:wish", ("harmful", "1", "Do it", None)),
         ({"wish": "Do it"}, ":harmless:wish", ("harmless", "1", "Do it", None)),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("file", ["prompts.csv", "prompts.jsonl"])
+@pytest.mark.parametrize("file", ["prompts.csv", "prompts.jsonl", "prompts.json"])
 def test_layouts(
     row: dict[str, Any], suffix: str, expected: tuple[str, str, str, str | None], file: str, tmp_path: Path
 ) -> None:
@@ -118,7 +121,12 @@ PLAIN = "prompt\nWhy?\n"
         ("p.jsonl", b'{"prompt": "a"}\n{"prom', ":harmful", "line 2"),
         ("p.jsonl", b'["a"]\n', ":harmful", "line 1: list"),
         ("p.jsonl", b'{"prompt": [{"role": "user"}]}\n', ":harmful", "got a list"),
+        ("p.json", b"", ":harmful", "at least one prompt"),
+        ("p.json", b'{"prompt": "a"}', ":harmful", "a list of objects"),
+        ("p.json", b'[{"prompt": "a"}, "b"]', ":harmful", "row 2: str"),
+        ("p.json", b'[{"prompt": "a"}', ":harmful", "its content"),
         ("p.parquet", b"PAR1", ":harmful", "got `.parquet`"),
+        ("missing", None, ":harmful", "no such file"),
         ("missing.csv", None, ":harmful", "FileNotFoundError"),
     ],
 )  # fmt: skip
