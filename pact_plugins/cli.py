@@ -212,6 +212,58 @@ def estimate(path: Path, as_json: bool) -> None:
         show(estimated)
 
 
+@main.command("eval")
+@click.option("--model", required=True, help="The model to evaluate: a folder or a name on the hub.")
+@click.option("--adapter", help="A PEFT adapter on top of it: a folder or a name on the hub.")
+@click.option("--against", help="The model to compare with, usually the one before fine-tuning.")
+@click.option(
+    "--prompts",
+    "prompt_sets",
+    multiple=True,
+    default=("shipped",),
+    show_default=True,
+    metavar="SOURCE[:KIND[:COLUMN]]",
+    help="`shipped`, a CSV, JSONL or JSON file, or a data set OWNER/NAME#CONFIG/SPLIT; "
+    "KIND is harmful, harmless or task.",
+)
+@click.option(
+    "--judge",
+    "judges",
+    multiple=True,
+    default=("opening", "phrases"),
+    show_default=True,
+    help="opening, phrases, llama-guard[:PATH], classifier:PATH[:LABEL=VERDICT,...] or MODULE:FUNCTION.",
+)
+@click.option("--scorer", metavar="MODULE:FUNCTION", help="Scores answers to tasks. Default: exact match.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="evaluation", show_default=True)
+@click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 is greedy decoding.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of sampling.")
+@click.option("--limit", type=click.IntRange(1), help="Only the first prompts of each set.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def evaluate(
+    model: str, out: Path, as_json: bool, max_new_tokens: int, temperature: float, seed: int, **options: Any
+) -> None:
+    """Ask a model harmful, harmless and task prompts, and judge its answers.
+
+    Answers are kept in the folder OUT as they come: the same command goes on where it was stopped.
+
+    Example: pact eval --model my-chat-model --adapter outputs/run --against my-chat-model --out evaluation
+    """
+    # Standard output is for the result alone.
+    with redirect_stdout(sys.stderr):
+        from pact_plugins.evaluation.generation import Generation
+        from pact_plugins.evaluation.run import evaluate as run
+        from pact_plugins.evaluation.table import show
+
+        sets = options.pop("prompt_sets")
+        found = run(model, sets, out, generation=Generation(max_new_tokens, temperature, seed), **options)
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), indent=1))
+    else:
+        show(found)
+
+
 @main.command()
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="demo-report", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)

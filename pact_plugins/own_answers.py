@@ -27,19 +27,23 @@ def shipped(name: Literal["harmful", "harmless", "refusals"]) -> list[str]:
     return [line for line in text.splitlines() if line.strip()]
 
 
-def as_chats(tokenizer: Any, prompts: Sequence[str], purpose: str) -> list[list[int]]:
+_WITHOUT_TEMPLATE = (
+    "Set the model's own chat template, or do without: give `pact.safety_tokens` a list and set `pact.anchors: 0`."
+)
+
+
+def as_chats(tokenizer: Any, prompts: Sequence[str], purpose: str, remedy: str = _WITHOUT_TEMPLATE) -> list[list[int]]:
     """Token ids of each prompt as the only turn of a chat, up to the answer.
 
     Raises:
-        PactError: the tokenizer has no chat template; the error says that `purpose` needs it.
+        PactError: the tokenizer has no chat template; the error says that `purpose` needs it, and the `remedy`.
     """
     if getattr(tokenizer, "chat_template", None) is None:
         raise PactError(
             expected="a tokenizer with a chat template",
             got="one without",
             consequence=f"PACT could not {purpose}.",
-            remedy="Set the model's own chat template, or do without: give `pact.safety_tokens` a list and set "
-            "`pact.anchors: 0`.",
+            remedy=remedy,
         )
     return [render(tokenizer, [{"role": "user", "content": p}], generation_prompt=True) for p in prompts]
 
@@ -65,17 +69,14 @@ def write_answers(
     Raises:
         PactError: the model answers nothing.
     """
-    config = cast(Any, model).generation_config
-    stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    ends = {ChatFormat.from_tokenizer(tokenizer).end, *stops}
+    ends = end_tokens(model, tokenizer)
     starts = range(0, len(chats), BATCH_SIZE)
     documents: list[Document] = []
     for start in progress(starts, f"PACT: {what}", len(starts), show_progress):
         batch = chats[start : start + BATCH_SIZE]
         for chat, answer in zip(batch, continuations(model, batch, MAX_ANSWER_TOKENS), strict=True):
-            length = next((i + 1 for i, token in enumerate(answer) if token in ends), len(answer))
-            if length:
-                documents.append(answered(chat, answer[:length]))
+            if answer:
+                documents.append(answered(chat, up_to_end(answer, ends)))
     if not documents:
         raise PactError(
             expected=f"the model to answer some of {len(chats)} shipped prompts",
@@ -86,11 +87,39 @@ def write_answers(
     return documents
 
 
-def continuations(model: nn.Module, chats: Sequence[Sequence[int]], length: int) -> list[list[int]]:
-    """At most `length` greedy tokens after each chat, all in one batch: padding follows the end of an answer."""
+def end_tokens(model: nn.Module, tokenizer: Any) -> set[int]:
+    """Ids of the tokens that end an answer: that of the chat template, and those of the generation config."""
+    config = cast(Any, model).generation_config
+    stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    return {end for end in (ChatFormat.from_tokenizer(tokenizer).end, *stops) if end is not None}
+
+
+def up_to_end(answer: Sequence[int], ends: set[int]) -> list[int]:
+    """The answer up to and with its first end token; all of it, if there is none."""
+    length = next((i + 1 for i, token in enumerate(answer) if token in ends), len(answer))
+    return list(answer[:length])
+
+
+def continuations(
+    model: nn.Module, chats: Sequence[Sequence[int]], length: int, temperature: float = 0.0
+) -> list[list[int]]:
+    """At most `length` tokens after each chat, all in one batch: padding follows the end of an answer.
+
+    Args:
+        model: a causal language model.
+        chats: token ids, up to the answer.
+        length: tokens to add at most.
+        temperature: 0 for greedy decoding; above it, tokens are sampled from the whole distribution.
+    """
     # Generation continues at the right edge, so chats are padded on the left.
     reverse = [np.asarray(chat[::-1], np.int64) for chat in chats]
     ids, mask = (t.flip(1) for t in pad(reverse, next(model.parameters()).device))
+    # A model's own generation config may cut the distribution: the temperature alone should say how it is sampled.
+    choice: dict[str, Any] = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if temperature
+        else {"do_sample": False}
+    )
     with evaluating(model):
-        output = cast(Any, model).generate(input_ids=ids, attention_mask=mask, max_new_tokens=length, do_sample=False)
+        output = cast(Any, model).generate(input_ids=ids, attention_mask=mask, max_new_tokens=length, **choice)
     return output[:, ids.shape[1] :].tolist()

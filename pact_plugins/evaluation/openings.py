@@ -1,4 +1,4 @@
-"""Judges of how an answer opens: whether it declines to help, or agrees to."""
+"""How an answer opens: whether it declines to help, or agrees to. English only."""
 
 import re
 

@@ -1,0 +1,193 @@
+"""Answers of a model to prompt sets, kept in a file as they come: a run that was killed goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pact_plugins.errors import PactError
+from pact_plugins.evaluation.layouts import Kind
+from pact_plugins.evaluation.prompts import PromptSet
+from pact_plugins.fingerprints import digest, model_fingerprint, tokenizer_fingerprint
+from pact_plugins.forward import batches_by_length, progress
+from pact_plugins.own_answers import as_chats, continuations, end_tokens, up_to_end
+
+TOKENS_PER_BATCH = 16384
+"""Tokens of one batch, prompts and answers at their longest: 2 GiB of keys and values in an 8B Llama."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How answers are decoded.
+
+    Attributes:
+        max_new_tokens: tokens of an answer at most.
+        temperature: 0 for greedy decoding.
+        seed: of sampling; greedy decoding does not use it.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """Who answers.
+
+    Attributes:
+        model: folder or name on the hub.
+        adapter: the same of the PEFT adapter on top, if there is one.
+        fingerprint: of weights, tokenizer and chat template: a model that was trained on is another, under any name.
+    """
+
+    model: str
+    adapter: str | None
+    fingerprint: str
+
+    @classmethod
+    def of(cls, name: str, adapter: str | None, model: nn.Module, tokenizer: Any) -> Speaker:
+        identity = [model_fingerprint(model), tokenizer_fingerprint(tokenizer), tokenizer.chat_template]
+        return cls(name, adapter, digest(identity))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer with all that it depends on: one line of the file.
+
+    Attributes:
+        prompt_set: name of the set.
+        kind: of the set.
+        id: of the prompt within the set.
+        prompt: what was asked.
+        speaker: who answered.
+        generation: how.
+        response: the answer without its end token.
+        ended: whether the model ended it, rather than the limit on its tokens.
+    """
+
+    prompt_set: str
+    kind: Kind
+    id: str
+    prompt: str
+    speaker: Speaker
+    generation: Generation
+    response: str = ""
+    ended: bool = False
+
+    def as_row(self) -> dict[str, Any]:
+        """As a line of the file holds it: who answered stands beside the rest."""
+        row = asdict(self)
+        return {**{k: v for k, v in row.items() if k != "speaker"}, **row["speaker"]}
+
+
+def generate(
+    model: nn.Module,
+    tokenizer: Any,
+    speaker: Speaker,
+    sets: Sequence[PromptSet],
+    generation: Generation,
+    path: Path,
+    *,
+    show_progress: bool = True,
+) -> list[Answer]:
+    """The answers of `model` to all prompts, in their order, of which those in `path` are read and not asked again.
+
+    Batches depend on the prompts alone, and each is sampled from its own seed: the file of a run that was stopped and
+    started again is the file of a run that was not.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer, with a chat template.
+        speaker: says in the file who answers.
+        sets: what to ask.
+        generation: how to decode.
+        path: a JSONL file, made or continued: an object an answer, in the order of the batches.
+        show_progress: whether there is a progress bar.
+
+    Raises:
+        PactError: the tokenizer has no chat template, or the file holds answers of another run.
+    """
+    asked = [Answer(s.name, s.kind, p.id, p.text, speaker, generation) for s in sets for p in s.prompts]
+    chats = as_chats(tokenizer, [a.prompt for a in asked], "ask the model", remedy="Set the model's own chat template.")
+    batches = batches_by_length([len(chat) + generation.max_new_tokens for chat in chats], TOKENS_PER_BATCH)
+    order = [i for batch in batches for i in batch]
+    known = _read(path, [asked[i] for i in order])
+    answers = dict(zip(order, known, strict=False))
+    ends = end_tokens(model, tokenizer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    what = f"PACT: {speaker.adapter or speaker.model}"
+    with path.open("ab") as file:
+        for number, batch in enumerate(progress(batches, what, len(batches), show_progress)):
+            missing = [i for i in batch if i not in answers]
+            if not missing:
+                continue
+            # The whole batch even where a part is there: its width enters into each answer's rounding.
+            for i, tokens in zip(batch, _answer([chats[i] for i in batch], model, generation, number), strict=True):
+                kept = up_to_end(tokens, ends)
+                response = tokenizer.decode(kept, skip_special_tokens=True)
+                answers.setdefault(i, replace(asked[i], response=response, ended=bool(ends & set(kept[-1:]))))
+            file.write(b"".join(_line(answers[i]) for i in missing))
+            file.flush()
+            os.fsync(file.fileno())
+    return [answers[i] for i in range(len(asked))]
+
+
+def _answer(chats: list[list[int]], model: nn.Module, generation: Generation, batch: int) -> list[list[int]]:
+    with torch.random.fork_rng():
+        # One number from two: batches must not repeat each other's random numbers, nor those of the next seed.
+        torch.manual_seed(int(digest([generation.seed, batch])[:15], 16))
+        return continuations(model, chats, generation.max_new_tokens, generation.temperature)
+
+
+def _line(answer: Answer) -> bytes:
+    return (json.dumps(answer.as_row(), ensure_ascii=False) + "\n").encode()
+
+
+def _read(path: Path, expected: Sequence[Answer]) -> list[Answer]:
+    """The answers in the file, which must be the first ones of `expected`; an unfinished last line is cut off."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    lines = whole.split(b"\n")[:-1]
+    answers: list[Answer] = []
+    for number, line in enumerate(lines):
+        try:
+            found = json.loads(line)
+            response, ended = found["response"], found["ended"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise _other_run(path, number, f"{type(error).__name__}: {error}") from error
+        answer = replace(expected[number], response=response, ended=ended) if number < len(expected) else None
+        if answer is None:
+            raise _other_run(path, number, f"{len(lines)} answers for {len(expected)} prompts")
+        wanted = answer.as_row()
+        if found != wanted:
+            differs = [k for k in wanted if found.get(k) != wanted[k]] or ["a key of its own"]
+            got = f"{differs[0]} {found.get(differs[0])!r} instead of {wanted.get(differs[0])!r}"
+            raise _other_run(path, number, got)
+        answers.append(answer)
+    torn = content[len(whole) :]
+    if torn:
+        # Only a line of ours is cut off: a file of the user's may lack its last line break as well.
+        start = _line(expected[len(lines)]).partition(b'"response"')[0] if len(lines) < len(expected) else b""
+        if not start or torn[: len(start)] != start[: len(torn)]:
+            raise _other_run(path, len(lines), "a line without its end that is no answer to the next prompt")
+        os.truncate(path, len(whole))
+    return answers
+
+
+def _other_run(path: Path, number: int, got: str) -> PactError:
+    return PactError(
+        expected=f"{path} to hold answers of this model to these prompts with these settings, or not to be there",
+        got=f"in line {number + 1} {got}",
+        consequence="Answers of two runs would have been counted as one.",
+        remedy="Start it as it was started before, give another folder, or remove the file.",
+    )

@@ -1,0 +1,98 @@
+"""Models, tokenizers and adapters from a folder or the hub, with errors that say what was wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from pact_plugins.errors import PactError, missing_extra
+
+
+def config_and_tokenizer(name: str) -> tuple[Any, Any]:
+    """Config and tokenizer of a model: without its weights, and enough to see whether it is there and may be read.
+
+    Args:
+        name: a folder, or a name on the hub.
+
+    Raises:
+        PactError: the model cannot be found, or needs access.
+    """
+    return _loaded(AutoConfig, name), _loaded(AutoTokenizer, name)
+
+
+def load_model(name: str, kind: Any = AutoModelForCausalLM) -> Any:
+    """A model: on the GPUs in the precision it was saved in, else on the CPU in float32.
+
+    Args:
+        name: a folder, or a name on the hub.
+        kind: the auto class that loads it.
+
+    Raises:
+        PactError: the model cannot be found, needs access, or is of another kind.
+    """
+    if torch.cuda.is_available():
+        return _loaded(kind, name, dtype="auto", device_map="auto")
+    return _loaded(kind, name, dtype=torch.float32)
+
+
+def _loaded(kind: Any, name: str, **options: Any) -> Any:
+    try:
+        return kind.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:  # what transformers raises for a name, a network or a config that is wrong
+        raise PactError(
+            expected=f"a model and its tokenizer under `{name}`",
+            got=f"{type(error).__name__}: {error}",
+            consequence="Nothing could be measured.",
+            remedy="Check the path; for a model on the hub the network and, if it is gated, that you have been given "
+            "access and are logged in (`hf auth login`).",
+        ) from error
+
+
+def with_adapter(model: Any, adapter: str) -> Any:
+    """The model with a PEFT adapter on top, all of whose weights have found their place.
+
+    Args:
+        model: the model that the adapter was trained on.
+        adapter: a folder, or a name on the hub.
+
+    Raises:
+        PactError: PEFT is not installed, there is no adapter there, or it belongs to another model.
+    """
+    try:
+        from peft import PeftModel, get_peft_model_state_dict
+        from peft.utils.save_and_load import load_peft_weights
+    except ImportError as error:
+        raise missing_extra("peft", "trl", "an adapter") from error
+    try:
+        adapted = PeftModel.from_pretrained(model, adapter)
+        saved = set(load_peft_weights(adapter, device="cpu"))
+    except (OSError, ValueError, RuntimeError) as error:  # not found; no such layers; shapes that do not fit
+        raise _no_adapter(adapter, model, f"{type(error).__name__}: {error}") from error
+    # PEFT only warns of these, and leaves the layers as they were: the adapter would be evaluated in part.
+    present = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    astray = sorted(present - saved) + sorted(key for key in saved - present if ".lora_" in key)
+    if astray:
+        raise _no_adapter(adapter, model, f"{len(astray)} weights without a counterpart, {astray[0]} first")
+    return adapted
+
+
+def base_of(adapter: str) -> str | None:
+    """The model that the adapter says it was trained on: a hint, since folders move and names change."""
+    from peft import PeftConfig
+
+    return PeftConfig.from_pretrained(adapter).base_model_name_or_path
+
+
+def _no_adapter(adapter: str, model: Any, got: str) -> PactError:
+    try:
+        base = f"It says that it was trained on `{base_of(adapter)}`. "
+    except (OSError, ValueError):  # there is no adapter at all, which `got` says
+        base = ""
+    return PactError(
+        expected=f"an adapter under `{adapter}` that was trained on the model `{model.config.name_or_path}`",
+        got=got,
+        consequence="Another model than the fine-tuned one would have been measured.",
+        remedy=f"{base}Check both paths.",
+    )

@@ -1,0 +1,190 @@
+"""Prompt sets: what a model is asked, and whether it should answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import cast, get_args
+
+from pact_plugins.errors import PactError
+from pact_plugins.evaluation import rows as sources
+from pact_plugins.evaluation.layouts import EXPECTED_COLUMNS, PROMPT_COLUMNS, Kind, Layout, recognise, xstest_kind
+from pact_plugins.own_answers import shipped
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One request.
+
+    Attributes:
+        id: of its own within its set.
+        text: what the user turn says.
+        expected: the right answer, of a task alone.
+    """
+
+    id: str
+    text: str
+    expected: str | None = None
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts of one kind.
+
+    Attributes:
+        name: where they come from.
+        kind: `harmful` should be refused, `harmless` should be answered, `task` has right answers.
+        prompts: at least one.
+    """
+
+    name: str
+    kind: Kind
+    prompts: tuple[Prompt, ...]
+
+    def first(self, limit: int | None) -> PromptSet:
+        """The first `limit` prompts; all for None."""
+        return replace(self, prompts=self.prompts[:limit])
+
+
+def load(description: str) -> list[PromptSet]:
+    """The prompt sets that `description` names, one for each kind.
+
+    `SOURCE`, `SOURCE:KIND` or `SOURCE:KIND:COLUMN`, where the source is `shipped`, a CSV, JSONL or JSON file, or a data
+    set on the hub as `owner/name#config/split`. Of a source with prompts of both kinds, `KIND` takes one.
+
+    Raises:
+        PactError: the source cannot be read, has no prompts or not those of this kind, does not say what kind they
+            are, repeats an id, or has an empty prompt or a task without an answer.
+    """
+    source, kind, column = _parts(description)
+    if source == "shipped":
+        both = [_shipped("harmful"), _shipped("harmless")]
+        return _of_kind(both, kind, source)
+    rows = _rows(source)
+    layout = recognise(rows)
+    if column is not None:
+        found = layout or Layout("own", ())
+        layout = replace(found, parts=(column,), expected=None if found.expected == column else found.expected)
+    missing = [part for part in layout.parts if part not in rows[0]] if layout else [" or ".join(PROMPT_COLUMNS)]
+    if layout is None or missing:
+        raise PactError(
+            expected=f"a column {missing[0]} in {source}",
+            got=f"the columns {', '.join(rows[0])}",
+            consequence="It could not be told what to ask.",
+            remedy="Name the column: `FILE:KIND:COLUMN`.",
+        )
+    if layout.by_row:
+        kinds = [xstest_kind(row) for row in rows]
+        both = [
+            _prompt_set(source, k, layout, [row for row, of_row in zip(rows, kinds, strict=True) if of_row == k])
+            for k in KINDS
+            if k in kinds
+        ]
+        return _of_kind(both, kind, source)
+    if layout.kind and kind and kind != layout.kind:
+        raise _wrong_kind(source, kind, f"{layout.name}, whose prompts are {layout.kind}")
+    kind = kind or layout.kind
+    if kind is None:
+        raise PactError(
+            expected=f"to be told whether the prompts of {source} are {', '.join(KINDS)}",
+            got="nothing in the file or behind its name that says so",
+            consequence="A refusal could not be told from an over-refusal.",
+            remedy=f"Write `{source}:harmful`, `:harmless` or `:task`.",
+        )
+    return [_prompt_set(source, kind, layout, rows)]
+
+
+def _rows(source: str) -> list[sources.Row]:
+    path = Path(source)
+    # What ends like a prompt file is one, even if it is missing: not a name to ask the hub for.
+    if path.exists() or path.suffix.lower() in sources.SUFFIXES:
+        return sources.of_file(path)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(#.+)?", source):
+        return sources.of_hub(source)
+    raise PactError(
+        expected=f"`shipped`, a prompt file ({', '.join(sources.SUFFIXES)}), or a data set `owner/name#config/split`",
+        got=f"`{source}`, and no such file",
+        consequence="There would be nothing to ask the model.",
+        remedy="Check the path.",
+    )
+
+
+def _parts(description: str) -> tuple[str, Kind | None, str | None]:
+    """Source, kind and column; a colon that is followed by no kind belongs to the source."""
+    match = re.fullmatch(rf"(.+?):({'|'.join(KINDS)})(?::(.+))?", description)
+    if match:
+        return match[1], cast(Kind, match[2]), match[3]
+    source, _, last = description.rpartition(":")
+    if source and not Path(description).exists() and (source == "shipped" or Path(source).exists()):
+        near = get_close_matches(last, KINDS, 1)
+        raise PactError(
+            expected=f"one of the kinds {', '.join(KINDS)} behind `{source}:`",
+            got=f"`{last}`",
+            consequence="It could not be told what the answers should be.",
+            remedy=f"Did you mean `{near[0]}`?" if near else "Name one of them.",
+        )
+    return description, None, None
+
+
+def _shipped(kind: Kind) -> PromptSet:
+    lines = shipped("harmful" if kind == "harmful" else "harmless")
+    return PromptSet("shipped", kind, tuple(Prompt(str(i), line) for i, line in enumerate(lines, 1)))
+
+
+def _of_kind(both: list[PromptSet], kind: Kind | None, source: str) -> list[PromptSet]:
+    found = [s for s in both if kind in (None, s.kind)]
+    if not found:
+        raise _wrong_kind(source, str(kind), f"prompts that are {' and '.join(s.kind for s in both)}")
+    return found
+
+
+def _prompt_set(source: str, kind: Kind, layout: Layout, rows: Sequence[sources.Row]) -> PromptSet:
+    prompts: list[Prompt] = []
+    seen: set[str] = set()
+    for number, row in enumerate(rows, 1):
+        identity = _text(row, layout.id, source) if layout.id else str(number)
+        parts = [text for part in layout.parts if (text := _text(row, part, source))]
+        expected = _text(row, layout.expected, source) if kind == "task" and layout.expected else None
+        problems = {
+            "a prompt": not parts,
+            "an expected answer": kind == "task" and not expected,
+            "an id of its own": not identity or identity in seen,
+        }
+        for what, missing in problems.items():
+            if missing:
+                raise PactError(
+                    expected=f"{what} in every row of {source}",
+                    got=f"none in row {number} (id `{identity}`, columns {', '.join(row)})",
+                    consequence="Answers could not be counted, or told apart.",
+                    remedy="Correct the row; expected answers are looked for under "
+                    f"{', '.join(EXPECTED_COLUMNS)}, and rows without a column `id` are numbered.",
+                )
+        prompts.append(Prompt(identity, layout.separator.join(parts), expected))
+        seen.add(identity)
+    return PromptSet(source, kind, tuple(prompts))
+
+
+def _text(row: sources.Row, column: str, source: str) -> str:
+    value = row.get(column)
+    if isinstance(value, list | dict):
+        raise PactError(
+            expected=f"text under `{column}` in {source}",
+            got=f"a {type(value).__name__}",
+            consequence="The model would be asked how Python writes it.",
+            remedy="Give each prompt as one string: the user's only turn.",
+        )
+    return "" if value is None else str(value).strip()
+
+
+def _wrong_kind(source: str, kind: str, got: str) -> PactError:
+    return PactError(
+        expected=f"prompts of the kind {kind} in {source}",
+        got=got,
+        consequence="Rates would be read the wrong way round.",
+        remedy="Leave the kind out, or give another file.",
+    )

@@ -1,0 +1,171 @@
+"""An evaluation from end to end: answers, verdicts, rates, and the files that keep them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pact_plugins import artefacts
+from pact_plugins.errors import PactError
+from pact_plugins.evaluation import judges as known_judges
+from pact_plugins.evaluation import prompts
+from pact_plugins.evaluation.generation import Answer, Generation, Speaker, generate
+from pact_plugins.evaluation.judges import Judge, user_function
+from pact_plugins.evaluation.loading import base_of, config_and_tokenizer, load_model, with_adapter
+from pact_plugins.evaluation.measure import (
+    Agreement,
+    Judged,
+    Measurement,
+    Run,
+    agreements,
+    exact_match,
+    judge_answers,
+    measure,
+    warnings,
+)
+from pact_plugins.evaluation.prompts import PromptSet
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluation.json` holds.
+
+    Attributes:
+        model: who was evaluated.
+        against: the model beside it, if there is one.
+        generation: how answers were decoded.
+        judges: their names.
+        measurements: the rates.
+        agreements: of the judges.
+        warnings: what to know before reading the rates.
+    """
+
+    model: Speaker
+    against: Speaker | None
+    generation: Generation
+    judges: tuple[str, ...]
+    measurements: tuple[Measurement, ...]
+    agreements: tuple[Agreement, ...]
+    warnings: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON knows it."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+def evaluate(
+    model: str,
+    prompt_sets: Sequence[str],
+    folder: Path,
+    *,
+    adapter: str | None = None,
+    against: str | None = None,
+    judges: Sequence[str] = ("opening", "phrases"),
+    generation: Generation | None = None,
+    scorer: str | None = None,
+    limit: int | None = None,
+    show_progress: bool = True,
+) -> Evaluation:
+    """Asks one model or two, judges the answers, and writes what was found into `folder`.
+
+    `answers.jsonl` and `against.jsonl` keep the answers as they come, `verdicts.jsonl` each answer with what was made
+    of it, `evaluation.json` the result. Started again with the same arguments it goes on where it stopped.
+
+    Args:
+        model: folder or name on the hub.
+        prompt_sets: as `prompts.load` reads them. Where only harmful ones are given, the shipped harmless ones are
+            added: a model that refuses everything is not a safe one.
+        folder: is made.
+        adapter: of the model, folder or name on the hub.
+        against: a model to compare with on the same prompts: the one before fine-tuning.
+        judges: as `judges.load` reads them.
+        generation: how to decode; greedy and 256 tokens without.
+        scorer: `module:function` of prompt, response and expected answer, for tasks; exact match without.
+        limit: of each set, only the first so many prompts.
+        show_progress: whether there are progress bars.
+
+    Raises:
+        PactError: a model, adapter, prompt set, judge or scorer cannot be used, or the folder holds another run.
+    """
+    # What can be wrong without a model is found before one is loaded.
+    sets = _sets(prompt_sets, limit)
+    used = [known_judges.load(name) for name in dict.fromkeys(judges)]
+    score = user_function(scorer, "a scorer") if scorer else exact_match
+    generation = generation or Generation()
+    answers: dict[Run, list[Answer]] = {}
+    if against is not None:
+        answers["against"] = _answers(against, None, sets, generation, folder / "against.jsonl", show_progress)
+    answers["model"] = _answers(model, adapter, sets, generation, folder / "answers.jsonl", show_progress)
+    judged: dict[Run, list[Judged]] = {run: judge_answers(of_run, sets, used, score) for run, of_run in answers.items()}
+    _write_verdicts(folder / "verdicts.jsonl", judged)
+    measurements, agreed = measure(sets, judged, used), agreements(sets, judged, used)
+    found = Evaluation(
+        answers["model"][0].speaker,
+        answers["against"][0].speaker if against is not None else None,
+        generation,
+        tuple(judge.name for judge in used),
+        tuple(measurements),
+        tuple(agreed),
+        (*_about_the_run(sets, used, model, adapter), *warnings(measurements, agreed)),
+    )
+    artefacts.write(folder / "evaluation.json", found.as_dict())
+    return found
+
+
+def _sets(descriptions: Sequence[str], limit: int | None) -> list[PromptSet]:
+    sets = [s for description in descriptions for s in prompts.load(description)]
+    kinds = {s.kind for s in sets}
+    if "harmful" in kinds and "harmless" not in kinds:
+        sets += prompts.load("shipped:harmless")
+    twice = [
+        f"{s.name} ({s.kind})" for i, s in enumerate(sets) if (s.name, s.kind) in [(t.name, t.kind) for t in sets[:i]]
+    ]
+    if twice or not sets:
+        raise PactError(
+            expected="at least one prompt set, and each of them once",
+            got=f"{', '.join(twice)} again" if twice else "none",
+            consequence="Its answers could not be counted." if twice else "Nothing could be measured.",
+            remedy="Give different prompt sets.",
+        )
+    return [s.first(limit) for s in sets]
+
+
+def _answers(
+    name: str, adapter: str | None, sets: Sequence[PromptSet], generation: Generation, path: Path, show_progress: bool
+) -> list[Answer]:
+    """One model's answers; the model is gone when they are there."""
+    _, tokenizer = config_and_tokenizer(name)
+    model = load_model(name)
+    if adapter is not None:
+        model = with_adapter(model, adapter)
+    speaker = Speaker.of(name, adapter, model, tokenizer)
+    return generate(model, tokenizer, speaker, sets, generation, path, show_progress=show_progress)
+
+
+def _write_verdicts(path: Path, judged: dict[Run, list[Judged]]) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        for run, of_run in judged.items():
+            for j in of_run:
+                found = {"incoherent": j.incoherent, "verdicts": j.verdicts, "correct": j.correct}
+                file.write(json.dumps({"run": run, **j.answer.as_row(), **found}, ensure_ascii=False) + "\n")
+    partial.replace(path)
+
+
+def _about_the_run(sets: Sequence[PromptSet], used: Sequence[Judge], model: str, adapter: str | None) -> list[str]:
+    lines: list[str] = []
+    base = base_of(adapter) if adapter else None
+    if base and Path(base).name != Path(model).name:
+        lines.append(f"The adapter says that it was trained on {base}; it was evaluated on {model}.")
+    if any(s.name == "shipped" for s in sets):
+        lines.append(
+            "PACT finds its safety tokens and makes its anchors from the shipped prompts: for a model trained under it "
+            "they are not held out. Evaluate it on others as well."
+        )
+    if len(used) == 1:
+        lines.append(f"One judge, {used[0].name}: how much of the rates is its own does not show. Use two.")
+    return lines

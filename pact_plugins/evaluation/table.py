@@ -1,0 +1,68 @@
+"""An evaluation as a table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pact_plugins.evaluation.generation import Speaker
+from pact_plugins.evaluation.measure import Measurement, Rate
+from pact_plugins.evaluation.run import Evaluation
+
+
+def show(evaluation: Evaluation, console: Console | None = None) -> None:
+    """Prints rates with their 95% intervals, the judges' agreement, and the warnings."""
+    console = console or Console()
+    paired = evaluation.against is not None
+    title = _name(evaluation.model)
+    if evaluation.against is not None:
+        title = f"{_name(evaluation.against)} (before), {title} (after)"
+    console.print(title, highlight=False, markup=False)
+    for (name, kind), lines in groupby(evaluation.measurements, key=lambda m: (m.prompt_set, m.kind)):
+        console.print(_table(name, kind, list(lines), paired))
+    for a in evaluation.agreements:
+        kappa = "undefined, both judges say one thing of all answers" if a.kappa is None else f"{a.kappa:.2f}"
+        whose = f", {'before' if a.run == 'against' else 'after'}" if paired else ""
+        console.print(
+            f"{' and '.join(a.judges)} agree on {a.share:.0%} ({a.verdict}, {a.prompt_set}, {a.kind}{whose}; "
+            f"kappa {kappa})",
+            highlight=False,
+            markup=False,
+        )
+    for line in evaluation.warnings:
+        console.print(f"Warning: {line}", highlight=False, markup=False)
+
+
+def _table(name: str, kind: str, lines: Sequence[Measurement], paired: bool) -> Table:
+    table = Table(
+        title=escape(f"{name}: {lines[0].model.total} {kind} prompts"),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("measure")
+    table.add_column("judge", overflow="fold")
+    headers = ("before", "after", "lost/\ngained", "p") if paired else ("rate",)
+    for header in headers:
+        table.add_column(header, justify="right", no_wrap=True)
+    for m in lines:
+        cells = [m.measure.removesuffix("_rate").replace("_", " "), escape(m.judge or "")]
+        if m.against is not None and m.change is not None:
+            change = (f"{m.change.lost}/{m.change.gained}", f"{m.change.p_value:.2g}")
+            table.add_row(*cells, _interval(m.against), _interval(m.model), *change)
+        else:
+            table.add_row(*cells, _interval(m.model))
+    return table
+
+
+def _name(speaker: Speaker) -> str:
+    return f"{speaker.model} + {speaker.adapter}" if speaker.adapter else speaker.model
+
+
+def _interval(rate: Rate) -> str:
+    return escape(f"{rate.share:.1%} [{100 * rate.low:.0f}, {100 * rate.high:.0f}]")
