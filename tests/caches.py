@@ -1,0 +1,57 @@
+"""Reference caches of the tiny model: how they are made and read in the tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pact_plugins.answers import AnswerTokens, split_documents
+from pact_plugins.building import build
+from pact_plugins.chat_format import ChatFormat
+from pact_plugins.reference import FORMAT, Reference, ReferenceCache
+from pact_plugins.subset_head import SubsetHead
+from tests.rows import CHAT, Row, documents
+
+IDS = [50, 7, 80, 200]
+IDENTITY: dict[str, Any] = {
+    "format": FORMAT,
+    "model": "m",
+    "data": "d",
+    "views": ["full", "answer_only"],
+    "reach": 1000,
+}
+FULL_ONLY: dict[str, Any] = {**IDENTITY, "views": ["full"], "reach": 0}
+HALF = 4e-3
+"""Error of a log-probability of size 8 stored as float16."""
+
+
+def made(folder: Path, head: SubsetHead, rows: list[Row], identity: dict[str, Any] = IDENTITY) -> ReferenceCache:
+    build(folder, identity, documents(rows), head, CHAT, show_progress=False)
+    return ReferenceCache(folder, identity)
+
+
+def look_up(cache: ReferenceCache, batch: dict[str, Any], chat: ChatFormat = CHAT) -> tuple[AnswerTokens, Reference]:
+    tokens = AnswerTokens.of(split_documents(batch), chat)
+    return tokens, cache.look_up(tokens)
+
+
+@torch.no_grad()
+def live(model: nn.Module, ids: list[int]) -> np.ndarray:
+    """[L, S] log-probabilities of the token after each of `ids`, from one unpadded sequence in float32."""
+    logits = model.eval()(input_ids=torch.tensor([ids])).logits[0]
+    return torch.log_softmax(logits, -1)[:, IDS].numpy()
+
+
+def expected(model: nn.Module, row: Row) -> tuple[np.ndarray, np.ndarray]:
+    """Both views of a row's answer tokens, one forward pass for each answer."""
+    (document,) = documents([row])
+    full, answer_only = [], []
+    for start, stop in document.answers(CHAT):
+        full.append(live(model, row[0])[start - 1 : stop - 1])
+        alone_ids = [*CHAT.header, *row[0][start : stop - 1]]
+        answer_only.append(live(model, alone_ids)[len(CHAT.header) - 1 :])
+    return np.concatenate(full), np.concatenate(answer_only)
