@@ -185,6 +185,14 @@ def own_seconds(objective: Any, batch: dict[str, Any], host_tells: bool) -> dict
     return seconds
 
 
+def host_tells(trainer: Any, plain: Callable[..., Any], objective: Any, batch: dict[str, Any]) -> bool:
+    """Whether the host's own loss gives the log-probabilities of the labels, where the objective wants them."""
+    trainer.model.train()
+    with objective.watch(objective.targets(batch)) as captured:
+        plain(trainer.model, dict(batch))
+    return objective.head.one(captured).from_host
+
+
 def run(
     case: Case, variants: tuple[str, ...], rounds: int, around: Callable[[Callable[[], Any]], Any] | None = None
 ) -> dict[str, list[Step]]:
@@ -203,7 +211,6 @@ def run(
         plain = trainer.compute_loss
         losses: dict[str, Callable[..., Any]] = {"sft": plain}
         bindings: dict[str, Binding] = {}
-        told: list[bool] = []
         if around is not None:
             own_step = trainer.training_step
             trainer.training_step = lambda *args, **kw: around(lambda: own_step(*args, **kw))
@@ -219,8 +226,7 @@ def run(
                     cache_dir=folder / "cache",
                 ),
             )
-            head = binding.prepare().objective.head
-            head._host_log_probs = noting(head._host_log_probs, told)
+            binding.prepare()
             losses[method] = binding.compute_loss
             bindings[method] = binding
             trainer.compute_loss, trainer.log = plain, binding._log
@@ -232,6 +238,7 @@ def run(
             losses["second_model"] = SecondModel(trainer.model, objective.tokens, objective.chat, plain).compute_loss
         done: dict[str, list[Step]] = {v: [] for v in variants}
         batch = dict(next(iter(trainer.get_train_dataloader())))
+        told = {m: host_tells(trainer, plain, b.preparation.objective, batch) for m, b in bindings.items()}
 
         class Turns(TrainerCallback):
             """Gives each step to the variant whose turn it is, and times it."""
@@ -246,23 +253,12 @@ def run(
                 clock, cpu = time.perf_counter() - self.clock, time.process_time() - self.cpu
                 if state.global_step > len(variants):
                     binding = bindings.get(self.variant)
-                    own = own_seconds(binding.preparation.objective, batch, told[-1]) if binding else {}
+                    own = own_seconds(binding.preparation.objective, batch, told[self.variant]) if binding else {}
                     done[self.variant].append(Step(clock, cpu, own))
 
         trainer.add_callback(Turns())
         trainer.train()
     return done
-
-
-def noting(host_log_probs: Callable[..., Any], told: list[bool]) -> Callable[..., Any]:
-    """The same function; notes in `told` whether it found any."""
-
-    def noted(*args: Any) -> Any:
-        found = host_log_probs(*args)
-        told.append(found is not None)
-        return found
-
-    return noted
 
 
 def peak_memory(case: Case, variant: str) -> int:

@@ -103,6 +103,10 @@ class AnswerTokens:
     def __len__(self) -> int:
         return len(self.row)
 
+    def flat(self, width: int) -> Ints:
+        """[N] places row * width + column of those hidden states in a flattened batch of `width` columns."""
+        return self.row * width + self.column
+
     @classmethod
     def of(cls, documents: list[Document], chat: ChatFormat) -> AnswerTokens:
         """Locates the answer tokens of `documents`."""

@@ -12,11 +12,14 @@ from pact_plugins.fingerprints import digest
 
 def write(path: Path, content: dict[str, Any]) -> None:
     """Writes `content` with a checksum, in one step; makes the folder."""
+    write_text(path, json.dumps({**content, "checksum": digest(content)}, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in one step, so that no reader sees a part of it; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(
-        json.dumps({**content, "checksum": digest(content)}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 

@@ -64,11 +64,7 @@ def build(
         "answer_only": np.asarray([int((t.position < reach).sum()) for t in tokens], np.int64),
     }
     writer = CacheWriter(target, identity, [d.key for d in distinct], counts, len(head.ids))
-    work: list[_Sequence] = []
-    if "full" in identity["views"]:
-        work += _full_sequences(tokens)
-    if "answer_only" in identity["views"]:
-        work += _answer_only_sequences(tokens, reach, chat)
+    work = forward_sequences(tokens, identity["views"], reach, chat)
     batches = batches_by_length([len(s.ids) for s in work])
     shown = progress(batches, "PACT: computing the reference", len(batches), show_progress)
     with evaluating(head.model):
@@ -79,7 +75,7 @@ def build(
 
 
 @dataclass(frozen=True)
-class _Sequence:
+class ForwardSequence:
     """What one row of a forward pass computes.
 
     Attributes:
@@ -93,16 +89,35 @@ class _Sequence:
     wanted: list[tuple[str, int, int]] = field(default_factory=list)
 
 
-def _full_sequences(tokens: Sequence[AnswerTokens]) -> Iterator[_Sequence]:
+def forward_sequences(
+    tokens: Sequence[AnswerTokens], views: Sequence[str], reach: int, chat: ChatFormat
+) -> list[ForwardSequence]:
+    """All that has to go through the model for the reference of documents.
+
+    Args:
+        tokens: the answer tokens of each document by itself.
+        views: which views are wanted, `full` or `answer_only` or both.
+        reach: for how many tokens of each answer the view without the prompt is needed.
+        chat: what the chat template puts before answers.
+    """
+    sequences: list[ForwardSequence] = []
+    if "full" in views:
+        sequences += _full_sequences(tokens)
+    if "answer_only" in views:
+        sequences += _answer_only_sequences(tokens, reach, chat)
+    return sequences
+
+
+def _full_sequences(tokens: Sequence[AnswerTokens]) -> Iterator[ForwardSequence]:
     for i, t in enumerate(tokens):
         columns = t.column - t.documents[0].start
         # Nothing after the last answer token is needed.
-        yield _Sequence(t.documents[0].input_ids[: int(columns[-1]) + 1], columns, [("full", i, 0)])
+        yield ForwardSequence(t.documents[0].input_ids[: int(columns[-1]) + 1], columns, [("full", i, 0)])
 
 
-def _answer_only_sequences(tokens: Sequence[AnswerTokens], reach: int, chat: ChatFormat) -> list[_Sequence]:
+def _answer_only_sequences(tokens: Sequence[AnswerTokens], reach: int, chat: ChatFormat) -> list[ForwardSequence]:
     header = np.asarray(chat.require_header("build the reference without the prompt"), np.int64)
-    distinct: dict[bytes, _Sequence] = {}
+    distinct: dict[bytes, ForwardSequence] = {}
     for i, t in enumerate(tokens):
         within, skip = t.position < reach, 0
         for answer in range(int(t.answer[-1]) + 1):
@@ -111,14 +126,14 @@ def _answer_only_sequences(tokens: Sequence[AnswerTokens], reach: int, chat: Cha
                 continue
             ids = np.concatenate([header, own[:-1]])
             columns = np.arange(len(own), dtype=np.int64) + len(header) - 1
-            distinct.setdefault(ids.tobytes(), _Sequence(ids, columns)).wanted.append(("answer_only", i, skip))
+            distinct.setdefault(ids.tobytes(), ForwardSequence(ids, columns)).wanted.append(("answer_only", i, skip))
             skip += len(own)
     return list(distinct.values())
 
 
-def _one_behind(batches: Iterator[list[_Sequence]], head: SubsetHead) -> Iterator[tuple[_Sequence, Halves]]:
+def _one_behind(batches: Iterator[list[ForwardSequence]], head: SubsetHead) -> Iterator[tuple[ForwardSequence, Halves]]:
     """Every sequence with its [n, S] values; a batch's values are handed out while the next one is being computed."""
-    pending: tuple[list[_Sequence], Callable[[], Halves]] | None = None
+    pending: tuple[list[ForwardSequence], Callable[[], Halves]] | None = None
     for batch in batches:
         started = batch, _to_host(_log_probabilities(head, batch))
         if pending is not None:
@@ -128,7 +143,7 @@ def _one_behind(batches: Iterator[list[_Sequence]], head: SubsetHead) -> Iterato
         yield from _collected(*pending)
 
 
-def _collected(batch: list[_Sequence], values: Callable[[], Halves]) -> Iterator[tuple[_Sequence, Halves]]:
+def _collected(batch: list[ForwardSequence], values: Callable[[], Halves]) -> Iterator[tuple[ForwardSequence, Halves]]:
     halves = values()
     if not np.isfinite(halves).all():
         raise PactError(
@@ -141,7 +156,7 @@ def _collected(batch: list[_Sequence], values: Callable[[], Halves]) -> Iterator
     yield from zip(batch, np.split(halves, ends[:-1]), strict=True)
 
 
-def _log_probabilities(head: SubsetHead, batch: list[_Sequence]) -> Tensor:
+def _log_probabilities(head: SubsetHead, batch: list[ForwardSequence]) -> Tensor:
     """[N, S] float16, on the model's device; NaN where a value is not finite, so that infinity is seen too."""
     ids, mask = pad([s.ids for s in batch], next(head.model.parameters()).device)
     flat = np.concatenate([row * ids.shape[1] + s.columns for row, s in enumerate(batch)])

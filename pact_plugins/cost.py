@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from pact_plugins.answers import Document
+from pact_plugins.answers import AnswerTokens, Document
+from pact_plugins.building import forward_sequences
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.forward import batches_by_length
 from pact_plugins.model_support import underlying
@@ -85,18 +86,9 @@ def forward_lengths(documents: Sequence[Document], chat: ChatFormat, reach: int)
     With the full context, one for each document, up to its last answer token; without the prompt, the header and the
     first `reach` tokens of each answer, equal ones once.
     """
-    lengths: list[int] = []
-    openings: set[bytes] = set()
-    for document in documents:
-        answers = document.answers(chat)
-        lengths.append(answers[-1][1] - 1)
-        for start, stop in answers if reach else []:
-            # The token that comes last is only predicted.
-            opening = document.input_ids[start : min(stop, start + reach) - 1]
-            if (content := opening.tobytes()) not in openings:
-                openings.add(content)
-                lengths.append(len(chat.header) + len(opening))
-    return lengths
+    tokens = [AnswerTokens.of([d], chat) for d in documents]
+    views = ["full", "answer_only"] if reach else ["full"]
+    return [len(s.ids) for s in forward_sequences(tokens, views, reach, chat)]
 
 
 def padded_tokens(lengths: Sequence[int]) -> int:

@@ -211,7 +211,7 @@ def _log_normaliser(trainer: Any, config: PactConfig, head: SubsetHead, chat: Ch
     device = inputs["input_ids"].device
     batch = on_host(inputs)
     tokens = AnswerTokens.of(split_documents(batch), chat)
-    flat = to_device(tokens.row * batch["labels"].shape[1] + tokens.column, device)
+    flat = to_device(tokens.flat(batch["labels"].shape[1]), device)
     trainer.model_wrapped.train()
     with torch.enable_grad(), head.watch(Request(flat, to_device(tokens.label, device), normalise=True)) as captures:
         trainer.compute_loss(trainer.model_wrapped, inputs)

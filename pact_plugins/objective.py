@@ -99,7 +99,7 @@ class PactObjective:
         self.anchors = anchors
         self._gate = config.active_gate.model_dump() if config.active_gate else None
         self._weights = torch.tensor(tokens.weights)
-        self._positive = torch.tensor(tokens.positive)
+        self._positive = self._positive_on_host = torch.tensor(tokens.positive)
         self._positive_ids = np.asarray([tokens.ids[i] for i in tokens.positive])
 
     def targets(self, inputs: Mapping[str, Any], *, device: torch.device | None = None, damps: bool = True) -> Targets:
@@ -117,7 +117,7 @@ class PactObjective:
         labels = inputs["labels"]
         labelled, conflict = self._conflicts(tokens, reference.full, damps and self.config.damps)
         request = Request(
-            flat=to_device(tokens.row * labels.shape[1] + tokens.column, device),
+            flat=to_device(tokens.flat(labels.shape[1]), device),
             label=to_device(tokens.label, device),
             normalise=self.config.objective == "confidence",
             labelled=to_device(labelled, device) if len(labelled) else None,
@@ -192,7 +192,7 @@ class PactObjective:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         conflict: npt.NDArray[np.float32] = loss.conflict(
             torch.from_numpy(full).float(),
-            torch.tensor(self.tokens.positive),
+            self._positive_on_host,
             torch.from_numpy(tokens.position),
             torch.from_numpy(tokens.answer),
             torch.from_numpy(np.isin(tokens.label, self._positive_ids)),

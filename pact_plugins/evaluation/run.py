@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -147,13 +146,12 @@ def _answers(
 
 
 def _write_verdicts(path: Path, judged: dict[Run, list[Judged]]) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for run, of_run in judged.items():
-            for j in of_run:
-                found = {"incoherent": j.incoherent, "verdicts": j.verdicts, "correct": j.correct}
-                file.write(json.dumps({"run": run, **j.answer.as_row(), **found}, ensure_ascii=False) + "\n")
-    partial.replace(path)
+    lines: list[str] = []
+    for run, of_run in judged.items():
+        for j in of_run:
+            found = {"incoherent": j.incoherent, "verdicts": j.verdicts, "correct": j.correct}
+            lines.append(json.dumps({"run": run, **j.answer.as_row(), **found}, ensure_ascii=False) + "\n")
+    artefacts.write_text(path, "".join(lines))
 
 
 def _about_the_run(sets: Sequence[PromptSet], used: Sequence[Judge], model: str, adapter: str | None) -> list[str]:
