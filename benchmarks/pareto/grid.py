@@ -88,7 +88,7 @@ def _weights() -> Iterator[Run]:
     }
     devices = product(("keep", "damp"), (0, 4))
     for fraction in FRACTIONS:
-        for weight in (0.03, 0.1, 0.3):
+        for weight in (0.03, 0.05, 0.1, 0.3):
             yield Run("weights", "full_kl", "full_kl", weight, harmful_fraction=fraction)
     for (conflict, anchors), fraction, (objective, (settings, weights)) in product(
         devices, FRACTIONS, objectives.items()
