@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pact_plugins import artefacts
 from pact_plugins.answers import AnswerTokens, Document
 from pact_plugins.binding import training_documents
+from pact_plugins.chat_format import ChatFormat
 from pact_plugins.config import PactConfig
 from pact_plugins.forward import progress
 from pact_plugins.objective import PactObjective
@@ -110,13 +108,19 @@ def audit(trainer: Any, config: PactConfig, *, threshold: float | None = None) -
     sequences, answers, supervised, damped = 0, 0, 0, 0.0
     listed: list[ConflictingAnswer] = []
     for same in progress(copies.values(), "PACT: auditing the training set", len(copies), shown):
-        rows = [document.row for document in same]
-        supervised += len(rows) * int(same[0].supervised.sum())
-        found = list(_answers(objective, tokenizer, same[0], rows))
-        sequences += len(rows) * bool(found)
-        answers += len(rows) * len(found)
-        damped += sum(len(rows) * (1 - one.weight_left) * one.tokens for one in found)
-        listed += [one for one in found if one.conflict > threshold]
+        document, rows = same[0], [one.row for one in same]
+        conflicts = _conflicts(objective, document)
+        sequences += len(rows) * bool(conflicts)
+        answers += len(rows) * len(conflicts)
+        supervised += len(rows) * int(document.supervised.sum())
+        for number, ((start, stop), conflict) in enumerate(
+            zip(document.answers(objective.chat), conflicts, strict=True)
+        ):
+            taken = conflict if config.damps and conflict > config.conflict_threshold else 0.0
+            damped += len(rows) * taken * (stop - start)
+            if conflict > threshold:
+                texts = _texts(tokenizer, objective.chat, document, start, stop)
+                listed.append(ConflictingAnswer(rows, number, conflict, 1 - taken, stop - start, *texts))
     return Audit(
         sequences=sequences,
         answers=answers,
@@ -129,26 +133,17 @@ def audit(trainer: Any, config: PactConfig, *, threshold: float | None = None) -
     )
 
 
-def _answers(
-    objective: PactObjective, tokenizer: Any, document: Document, rows: list[int]
-) -> Iterator[ConflictingAnswer]:
-    """Every answer of a document, the willing ones too."""
-    chat, config = objective.chat, objective.config
-    tokens = AnswerTokens.of([document], chat)
+def _conflicts(objective: PactObjective, document: Document) -> list[float]:
+    """The conflict of each answer of a document; none for one without an answer."""
+    tokens = AnswerTokens.of([document], objective.chat)
     conflicts = objective.conflicts(tokens, objective.cache.look_up(tokens))
-    starts = np.flatnonzero(tokens.position == 0)
-    for number, (start, stop) in enumerate(document.answers(chat)):
-        conflict = float(conflicts[starts[number]])
-        before, own = document.input_ids[:start].tolist(), document.input_ids[start:stop].tolist()
-        if chat.header and tuple(before[-len(chat.header) :]) == chat.header:
-            before = before[: -len(chat.header)]
-        yield ConflictingAnswer(
-            rows=rows,
-            answer=number,
-            conflict=conflict,
-            weight_left=1 - conflict if config.damps and conflict > config.conflict_threshold else 1.0,
-            tokens=len(own),
-            first_token=tokenizer.decode(own[:1]),
-            prompt=tokenizer.decode(before, skip_special_tokens=True).strip(),
-            text=tokenizer.decode(own, skip_special_tokens=True).strip(),
-        )
+    return conflicts[tokens.position == 0].tolist()
+
+
+def _texts(tokenizer: Any, chat: ChatFormat, document: Document, start: int, stop: int) -> tuple[str, str, str]:
+    """First token, prompt and text of the answer [start, stop) of a document."""
+    before, own = document.input_ids[:start].tolist(), document.input_ids[start:stop].tolist()
+    if chat.header and tuple(before[-len(chat.header) :]) == chat.header:
+        before = before[: -len(chat.header)]
+    prompt, text = (tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in (before, own))
+    return tokenizer.decode(own[:1]), prompt, text

@@ -47,8 +47,8 @@ def summary(found: Audit) -> str:
 
 
 def _shortened(text: str, *, from_end: bool = False) -> str:
-    """One line of at most `WIDTH` characters."""
-    line = " ".join(text.split())
+    """One line of at most `WIDTH` characters, without the codes that would move or colour a terminal's text."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     if len(line) <= WIDTH:
         return line
     return f"...{line[-WIDTH:]}" if from_end else f"{line[:WIDTH]}..."
