@@ -13,7 +13,7 @@ from pact_plugins.demo.training import Recipe
 
 SEEDS = range(5)
 FRACTIONS = (0.0, 0.1)
-FULL_KL_WEIGHT = 0.1
+FULL_KL_WEIGHT = 0.03
 """The weight of full-vocabulary KL that does best in the grid, by the table in docs/pareto.md."""
 
 Loss = Literal["aligned", "sft", "full_kl", "pact"]
