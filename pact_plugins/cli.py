@@ -57,13 +57,17 @@ def tokens(model: str, base: str | None, out: Path, top_k: int) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from pact_plugins import discovery
+    from pact_plugins.loading import pretrained
 
-    try:
-        aligned = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        unaligned = AutoModelForCausalLM.from_pretrained(base, dtype="auto") if base else None
-    except (OSError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
+    # As saved: a run finds its tokens in its own precision, whose rounding moves weights a little, and the order.
+    aligned, tokenizer, unaligned = (
+        pretrained(kind, name, consequence="The safety tokens could not be found.", **options) if name else None
+        for kind, name, options in (
+            (AutoModelForCausalLM, model, {"dtype": "auto"}),
+            (AutoTokenizer, model, {}),
+            (AutoModelForCausalLM, base, {"dtype": "auto"}),
+        )
+    )
     if unaligned is None:
         found = discovery.discover(aligned, tokenizer, top_k=top_k)
     else:

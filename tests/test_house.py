@@ -19,6 +19,7 @@ FLOW = [
     "config",
     "fingerprints",
     "artefacts",
+    "loading",
     "chat_format",
     "answers",
     "dataset",
