@@ -19,6 +19,7 @@ from pact_plugins.errors import PactError
 from pact_plugins.model_support import check_supported
 from pact_plugins.objective import PactObjective, Targets
 from pact_plugins.preparation import Preparation, prepare, print_summary, save_run
+from pact_plugins.probe import Probe
 
 _ATTRIBUTE = "pact_binding"
 
@@ -47,6 +48,8 @@ class Binding:
             )
         self.trainer, self.config = trainer, config
         self.preparation: Preparation | None = None
+        self.noted: dict[str, float] = {}
+        """Metrics of others that join PACT's own at the next log entry."""
         self._sums: dict[str, Tensor | float] = {}
         self._compute_loss, self._log = trainer.compute_loss, trainer.log
         self._hidden = {name: vars(trainer).get(name) for name in ("compute_loss", "log")}
@@ -100,7 +103,13 @@ class Binding:
         if step is None:
             return None
         size = ModelSize.of(objective.head.model)
-        return Overhead.of(step, size, len(objective.tokens.ids), log_normaliser=self.config.normalises)
+        return Overhead.of(
+            step,
+            size,
+            len(objective.tokens.ids),
+            log_normaliser=self.config.normalises,
+            probe_flop=probe_flop(self.trainer, size, preparation.probe),
+        )
 
     def compute_loss(
         self,
@@ -137,7 +146,8 @@ class Binding:
     def log(self, logs: dict[str, float], *args: Any, **kw: Any) -> None:
         """Adds PACT's metrics to the trainer's own where it logs the training loss."""
         if "loss" in logs and self._sums:
-            logs = {**logs, **self._metrics()}
+            logs = {**logs, **self._metrics(), **self.noted}
+            self.noted = {}
         self._log(logs, *args, **kw)
 
     def _scale(self, targets: Targets, num_items_in_batch: Any) -> Any:
@@ -260,6 +270,14 @@ def expected_step(trainer: Any, data: Data, anchors: Sequence[Document], config:
     batches = len(loader)
     steps = batches * trainer.accelerator.num_processes / min(trainer.args.gradient_accumulation_steps, batches)
     return Step.of(data, steps, anchors, config.anchors_per_step)
+
+
+def probe_flop(trainer: Any, size: ModelSize, probe: Probe | None) -> float:
+    """FLOP of the drift probe in one process, for each optimiser step; 0 when it is off."""
+    if probe is None:
+        return 0.0
+    each = size.forward_flop(probe.tokens, probe.opening_tokens) / trainer.accelerator.num_processes
+    return each / probe.config.every
 
 
 def _collatable(trainer: Any, row: dict[str, Any]) -> dict[str, Any]:

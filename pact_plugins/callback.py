@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 
 from pact_plugins.binding import Binding
 from pact_plugins.config import PactConfig
+from pact_plugins.probing import Probing
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ class PactCallback(TrainerCallback):
     | `pact/damped` | share of cross-entropy's weight that was taken away |
     | `pact/answer_tokens` | answer tokens constrained |
     | `pact/cache_hits` | sequences whose reference was looked up |
+    | `pact/probe_harmful`, `pact/probe_harmless` | margin towards refusing, in nats, of held-out prompts (`probe`) |
+    | `pact/probe_refusing` | share of the harmful ones with a margin above 0 |
     | `pact/anchor_kl`, `pact/anchor_tokens` | the same divergence on the anchors, and their number, if they are on |
 
     Args:
@@ -41,9 +44,17 @@ class PactCallback(TrainerCallback):
     def __init__(self, trainer: Any, config: PactConfig | dict[str, Any] | bool = True) -> None:
         parsed = PactConfig.parse(config)
         self.binding = Binding(trainer, parsed) if parsed else None
+        self.probing: Probing | None = None
         if self.binding is None:
             logger.warning("PACT is switched off (`pact: false`): this run does not protect the model's refusals.")
 
     def on_train_begin(self, *_args: Any, **_kw: Any) -> None:
         if self.binding is not None:
-            self.binding.prepare()
+            probe = self.binding.prepare().probe
+            self.probing = Probing(self.binding, probe) if probe else None
+        if self.probing is not None:
+            self.probing.begin()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_kw: Any) -> None:
+        if self.probing is not None:
+            self.probing.after_step(control)

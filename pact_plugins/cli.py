@@ -270,7 +270,7 @@ def _in_place_of_training(path: Path, act: Callable[[Any, PactConfig], T], comma
     default=("shipped",),
     show_default=True,
     metavar="SOURCE[:KIND[:COLUMN]]",
-    help="`shipped`, a CSV, JSONL or JSON file, or a data set OWNER/NAME#CONFIG/SPLIT; "
+    help="`shipped`, `held-out`, a CSV, JSONL or JSON file, or a data set OWNER/NAME#CONFIG/SPLIT; "
     "KIND is harmful, harmless or task.",
 )
 @click.option(

@@ -51,6 +51,21 @@ class GateConfig(_Block):
         return math.floor(self.hold + self.decay * math.log(self.boost / NEGLIGIBLE_GATE)) + 1
 
 
+class ProbeConfig(_Block):
+    """The drift probe: how far the model leans towards refusing while it trains (see `probe.Probe`)."""
+
+    every: int = Field(
+        default=100, ge=1, description="Steps between measurements; the first comes before the first step."
+    )
+    prompts: int = Field(default=16, ge=1, le=64, description="Shipped held-out prompts of each kind.")
+    stop_below: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Stops the run when the model leans towards refusing less than this share of the harmful prompts.",
+    )
+
+
 class PactConfig(_Block):
     """What PACT does in a run. Every key has a default: `pact: true` is `PactConfig()`."""
 
@@ -95,6 +110,11 @@ class PactConfig(_Block):
         default=None, description="The model before alignment: finds the safety tokens by the paper's contrast."
     )
     top_k: int = Field(default=50, ge=1, le=4096, description="Number of candidate safety tokens, |S|.")
+    probe: ProbeConfig | bool = Field(
+        default=False,
+        description="The drift probe: `true` or a block measures, without generation, how far the model leans towards "
+        "refusing. Off by default: each measurement costs forward passes.",
+    )
     cache_dir: Path | None = Field(
         default=None,
         description="Where reference caches live. Default: `$PACT_CACHE_DIR`, else `~/.cache/pact_plugins`.",
@@ -140,6 +160,13 @@ class PactConfig(_Block):
         return self.active_gate.reach if self.active_gate else 0
 
     @property
+    def active_probe(self) -> ProbeConfig | None:
+        """The probe's settings, or None when it is off."""
+        if isinstance(self.probe, ProbeConfig):
+            return self.probe
+        return ProbeConfig() if self.probe else None
+
+    @property
     def cache_folder(self) -> Path:
         """Where reference caches and what was found of models live (`cache_dir`, with its default resolved)."""
         if self.cache_dir is not None:
@@ -171,6 +198,10 @@ class PactConfig(_Block):
             raise _explain(error) from error
 
 
+_BLOCKS: dict[str, type[_Block]] = {"gate": GateConfig, "probe": ProbeConfig}
+"""What the keys of `PactConfig` hold that may be blocks of their own."""
+
+
 def _explain(error: ValidationError) -> PactError:
     """Turns pydantic's report into ours; a misspelt key gets the nearest valid one."""
     expected, got, remedy = [], [], ["Correct the `pact:` block."]
@@ -178,7 +209,7 @@ def _explain(error: ValidationError) -> PactError:
         # Union members add their own names to the location; the key path is what the user wrote.
         path = [str(part) for part in item["loc"]]
         if item["type"] == "extra_forbidden":
-            known = GateConfig.model_fields if path[0] == "gate" else PactConfig.model_fields
+            known = _BLOCKS.get(path[0], PactConfig).model_fields
             expected.append(f"keys among {', '.join(known)}")
             got.append(f"the unknown key `pact.{'.'.join(_user_path(path))}`")
             close = difflib.get_close_matches(path[-1], known, n=1)
@@ -196,7 +227,7 @@ def _explain(error: ValidationError) -> PactError:
 
 
 def _user_path(path: list[str]) -> list[str]:
-    fields = {*PactConfig.model_fields, *GateConfig.model_fields}
+    fields = {name for block in (PactConfig, *_BLOCKS.values()) for name in block.model_fields}
     return [part for i, part in enumerate(path) if i == 0 or part in fields or (i == len(path) - 1 and part.islower())]
 
 

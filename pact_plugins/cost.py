@@ -151,6 +151,11 @@ class ModelSize:
         again = self.parameters - self.vocabulary * self.hidden if self.checkpointing else 0
         return tokens * (4 * self.parameters + 2 * self.trained + 2 * again)
 
+    def forward_flop(self, tokens: float, at_the_head: float) -> float:
+        """2 (P - V H) * tokens + 2 V H * at_the_head: without gradients, the head at some of the tokens alone."""
+        head = self.vocabulary * self.hidden
+        return 2 * ((self.parameters - head) * tokens + head * at_the_head)
+
     def subset_head_flop(self, answer_tokens: float, safety_tokens: int) -> float:
         """(4 + 2 if the head is trained) * N * |S| * H."""
         return (4 + 2 * self.head_trained) * answer_tokens * safety_tokens * self.hidden
@@ -208,24 +213,37 @@ class Overhead:
         anchors: their tokens over the step's: they go forward and backward like training rows.
         subset_head: logits of the safety tokens.
         log_normaliser: logsumexp over the vocabulary, where the host's own loss does not give it.
+        probe: the forward passes of one measurement, spread over the steps until the next one.
     """
 
     anchors: float
     subset_head: float
     log_normaliser: float
+    probe: float = 0.0
 
     @classmethod
-    def of(cls, step: Step, model: ModelSize, safety_tokens: int, *, log_normaliser: bool) -> Overhead:
-        """The shares; `log_normaliser` says whether PACT computes it itself."""
+    def of(
+        cls, step: Step, model: ModelSize, safety_tokens: int, *, log_normaliser: bool, probe_flop: float = 0.0
+    ) -> Overhead:
+        """The shares.
+
+        Args:
+            step: the average step of one process.
+            model: what of the model decides its FLOP.
+            safety_tokens: |S|.
+            log_normaliser: whether PACT computes it itself.
+            probe_flop: of the drift probe, for each step of one process.
+        """
         own = model.step_flop(step.tokens)
         constrained = step.answer_tokens + step.anchor_answer_tokens
         return cls(
             anchors=step.anchor_tokens / step.tokens,
             subset_head=model.subset_head_flop(constrained, safety_tokens) / own,
             log_normaliser=model.log_normaliser_flop(step.answer_tokens) / own if log_normaliser else 0.0,
+            probe=probe_flop / own,
         )
 
     @property
     def total(self) -> float:
         """All of it."""
-        return self.anchors + self.subset_head + self.log_normaliser
+        return self.anchors + self.subset_head + self.log_normaliser + self.probe

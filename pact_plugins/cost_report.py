@@ -35,6 +35,8 @@ class Estimate:
         model: what of the model decides the FLOP of a step.
         overhead: shares of the step's FLOP; reasoned.
         log_normaliser: where it comes from; seen in one forward pass of the host's own loss.
+        probe_tokens: tokens of one measurement of the drift probe, all processes together; 0 when it is off.
+        probe_every: steps between its measurements; 0 when it is off.
     """
 
     data: Data
@@ -55,6 +57,8 @@ class Estimate:
     model: ModelSize
     overhead: Overhead
     log_normaliser: LogNormaliser
+    probe_tokens: int
+    probe_every: int
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, in types that JSON has."""
@@ -116,6 +120,12 @@ def show(e: Estimate, console: Console | None = None) -> None:
     table.add_row(
         "  log-normaliser", f"{share.log_normaliser:.2%}{chunks if share.log_normaliser else ''}", e.log_normaliser
     )
+    if e.probe_every:
+        table.add_row(
+            "  probe",
+            f"{share.probe:.2%} on average: {e.probe_tokens:,} tokens forward every {e.probe_every:,} steps",
+            "",
+        )
     (console or Console()).print(table)
     if not (e.safety_tokens_known and e.anchors_known):
         text = "Finding the safety tokens and writing the anchors, once for each model, come on top of the build."

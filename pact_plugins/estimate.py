@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pact_plugins.answers import AnswerTokens, Document, on_host, split_documents
-from pact_plugins.binding import expected_step, training_documents
+from pact_plugins.binding import expected_step, probe_flop, training_documents
 from pact_plugins.building import build
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.config import PactConfig
@@ -32,6 +32,7 @@ from pact_plugins.finding import expected_anchors, known_tokens
 from pact_plugins.fingerprints import digest, model_fingerprint
 from pact_plugins.forward import to_device
 from pact_plugins.preparation import cache_identity, find_answers, views
+from pact_plugins.probe import Probe
 from pact_plugins.subset_head import Request, SubsetHead
 
 SAMPLE_TOKENS = 16_384
@@ -69,6 +70,7 @@ def estimate(trainer: Any, config: PactConfig) -> Estimate:
     log_normaliser = _log_normaliser(trainer, config, head, chat)
     head.remove()
     step = expected_step(trainer, data, anchors, config)
+    probe = Probe(tokenizer, config.active_probe) if config.active_probe else None
     assert step is not None, "a trainer that begins to train has a data loader"
     size = ModelSize.of(model)
     answer_tokens = sum(count_answer_tokens(d, chat) for d in referenced)
@@ -90,8 +92,16 @@ def estimate(trainer: Any, config: PactConfig) -> Estimate:
         sampled_tokens=sample.tokens,
         step=step,
         model=size,
-        overhead=Overhead.of(step, size, len(ids), log_normaliser=log_normaliser == "computed in chunks"),
+        overhead=Overhead.of(
+            step,
+            size,
+            len(ids),
+            log_normaliser=log_normaliser == "computed in chunks",
+            probe_flop=probe_flop(trainer, size, probe),
+        ),
         log_normaliser=log_normaliser,
+        probe_tokens=probe.tokens if probe else 0,
+        probe_every=probe.config.every if probe else 0,
     )
 
 

@@ -14,6 +14,8 @@ from pact_plugins.chat_format import ChatFormat, render
 from pact_plugins.errors import PactError
 from pact_plugins.forward import evaluating, pad, progress
 
+Shipped = Literal["harmful", "harmless", "held_out_harmful", "held_out_harmless", "refusals", "compliances"]
+
 MAX_ANSWER_TOKENS = 48
 """Tokens that the model writes of each answer; a refusal is over, or has become plain, by then."""
 
@@ -21,7 +23,7 @@ BATCH_SIZE = 32
 """Prompts answered at once."""
 
 
-def shipped(name: Literal["harmful", "harmless", "refusals"]) -> list[str]:
+def shipped(name: Shipped) -> list[str]:
     """The lines of a shipped prompt file."""
     text = (resources.files("pact_plugins") / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
     return [line for line in text.splitlines() if line.strip()]

@@ -24,6 +24,7 @@ from pact_plugins.errors import PactError
 from pact_plugins.finding import find_anchors, find_tokens
 from pact_plugins.fingerprints import digest, keys_fingerprint, model_fingerprint, tokenizer_fingerprint
 from pact_plugins.objective import PactObjective
+from pact_plugins.probe import Probe
 from pact_plugins.reference import FORMAT
 from pact_plugins.run_notes import RunNotes, tokens_source
 from pact_plugins.safety_tokens import SafetyTokens
@@ -39,12 +40,14 @@ class Preparation:
         identity: what the reference cache was made for.
         built: whether the cache was built now rather than found.
         data: how much there is to constrain. Sequences without an answer token (cut off before it) train without PACT.
+        probe: the drift probe, or None when it is off.
     """
 
     objective: PactObjective
     identity: dict[str, Any]
     built: bool
     data: Data
+    probe: Probe | None
 
 
 def prepare(
@@ -74,6 +77,7 @@ def prepare(
     """
     chat = ChatFormat.from_tokenizer(tokenizer)
     answered, data = find_answers(documents, chat, config)
+    probe = Probe(tokenizer, config.active_probe) if config.active_probe else None
     run = RunNotes.load(resumed_from) if resumed_from else None
     with autocast():
         fingerprint = run.identity["model"] if run else model_fingerprint(model)
@@ -95,7 +99,7 @@ def prepare(
     objective = PactObjective(
         config, tokens, chat, head, cache, Anchors(anchor_rows, config.anchors_per_step) if anchor_rows else None
     )
-    return Preparation(objective, identity, built, data)
+    return Preparation(objective, identity, built, data, probe)
 
 
 def find_answers(documents: Sequence[Document], chat: ChatFormat, config: PactConfig) -> tuple[list[Document], Data]:
@@ -171,6 +175,8 @@ def print_summary(
     table.add_row("conflict", "damp" if config.damps else "keep")
     table.add_row("anchors", f"{config.anchors_per_step} rows beside each step" if objective.anchors else "off")
     table.add_row("gate", "on" if config.active_gate else "off")
+    if (probe := config.active_probe) is not None:
+        table.add_row("probe", f"{probe.prompts} held-out prompts of each kind every {probe.every:,} steps")
     table.add_row("safety tokens", f"{len(tokens.ids)}, {len(tokens.positive)} of them held: {strongest}, ...")
     table.add_row("answer tokens", f"{manifest['answer_tokens']:,} in {manifest['documents']:,} distinct sequences")
     data = preparation.data
@@ -182,5 +188,7 @@ def print_summary(
         parts = f"anchors {overhead.anchors:.1%}, safety tokens' logits {overhead.subset_head:.2%}"
         if overhead.log_normaliser:
             parts += f", and {overhead.log_normaliser:.1%} if the host's loss gives no value per token"
+        if overhead.probe:
+            parts += f", the probe {overhead.probe:.2%} on average"
         table.add_row("expected cost", f"of a step's FLOP: {parts}")
     (console or Console()).print(table)

@@ -41,6 +41,8 @@ def test_the_reach_is_where_the_gate_can_open(block: dict[str, Any]) -> None:
     [
         ({"wieght": 2}, ["pact.wieght", "Did you mean `weight`"]),
         ({"gate": {"slop": 2}}, ["pact.gate.slop", "Did you mean `slope`"]),
+        ({"probe": {"evry": 2}}, ["pact.probe.evry", "Did you mean `every`"]),
+        ({"probe": {"stop_below": 0}}, ["pact.probe", "stop_below", "greater than 0"]),
         ({"weight": 0}, ["pact.weight", "greater than 0"]),
         ({"weight": float("nan")}, ["pact.weight"]),
         ({"weight": "much"}, ["pact.weight", "much"]),

@@ -153,4 +153,15 @@ def test_shares_of_a_step() -> None:
     assert shares.log_normaliser == pytest.approx(6 * 80 * 100 * 10 / own)
     assert shares.total == pytest.approx(shares.anchors + shares.subset_head + shares.log_normaliser)
     without = Overhead.of(Step.of(data, 10, [], 0), size, 5, log_normaliser=False)
-    assert (without.anchors, without.log_normaliser) == (0, 0)
+    assert (without.anchors, without.log_normaliser, without.probe) == (0, 0, 0)
+
+
+def test_share_of_the_probe() -> None:
+    """Prevents: a probe whose cost is not in the total, or of a head over every token."""
+    data = Data(sequences=40, distinct=40, unanswered=0, tokens=4000, answer_tokens=800, answer_tokens_per_epoch=800)
+    size = ModelSize(10_000, 0, hidden=10, vocabulary=100, head_trained=False, checkpointing=False)
+    flop = size.forward_flop(600, 50)
+    assert flop == 2 * 9_000 * 600 + 2 * 1_000 * 50
+    shares = Overhead.of(Step.of(data, 10, [], 0), size, 5, log_normaliser=False, probe_flop=flop / 100)
+    assert shares.probe == pytest.approx(flop / 100 / (4 * 10_000 * 400))
+    assert shares.total == shares.subset_head + shares.probe

@@ -370,3 +370,8 @@ def test_summary_shows_the_expected_cost(tmp_path: Path) -> None:
     assert "gives no value per token" not in printed.getvalue()
     print_summary(p, console, overhead=Overhead(anchors=0.25, subset_head=0.001, log_normaliser=0.5))
     assert "and 50.0% if the host's loss gives no value per token" in printed.getvalue()
+    assert "probe" not in printed.getvalue()
+    p = ready(tmp_path, probe={"every": 50})
+    print_summary(p, console, overhead=Overhead(anchors=0.25, subset_head=0.001, log_normaliser=0.0, probe=0.02))
+    assert "16 held-out prompts of each kind every 50 steps" in printed.getvalue()
+    assert "the probe 2.00% on average" in printed.getvalue()

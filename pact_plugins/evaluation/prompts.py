@@ -12,9 +12,15 @@ from typing import cast, get_args
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation import rows as sources
 from pact_plugins.evaluation.layouts import EXPECTED_COLUMNS, PROMPT_COLUMNS, Kind, Layout, recognise, xstest_kind
-from pact_plugins.own_answers import shipped
+from pact_plugins.own_answers import Shipped, shipped
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_SHIPPED: dict[str, dict[Kind, Shipped]] = {
+    "shipped": {"harmful": "harmful", "harmless": "harmless"},
+    "held-out": {"harmful": "held_out_harmful", "harmless": "held_out_harmless"},
+}
+"""The package's own sets, and the file of each kind."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +60,17 @@ class PromptSet:
 def load(description: str) -> list[PromptSet]:
     """The prompt sets that `description` names, one for each kind.
 
-    `SOURCE`, `SOURCE:KIND` or `SOURCE:KIND:COLUMN`, where the source is `shipped`, a CSV, JSONL or JSON file, or a data
-    set on the hub as `owner/name#config/split`. Of a source with prompts of both kinds, `KIND` takes one.
+    `SOURCE`, `SOURCE:KIND` or `SOURCE:KIND:COLUMN`, where the source is `shipped`, `held-out`, a CSV, JSONL or JSON
+    file, or a data set on the hub as `owner/name#config/split`. Of a source with prompts of both kinds, `KIND` takes
+    one.
 
     Raises:
         PactError: the source cannot be read, has no prompts or not those of this kind, does not say what kind they
             are, repeats an id, or has an empty prompt or a task without an answer.
     """
     source, kind, column = _parts(description)
-    if source == "shipped":
-        both = [_shipped("harmful"), _shipped("harmless")]
+    if source in _SHIPPED:
+        both = [_shipped(source, kind) for kind in _SHIPPED[source]]
         return _of_kind(both, kind, source)
     rows = _rows(source)
     layout = recognise(rows)
@@ -107,7 +114,8 @@ def _rows(source: str) -> list[sources.Row]:
     if re.fullmatch(r"[\w.-]+/[\w.-]+(#.+)?", source):
         return sources.of_hub(source)
     raise PactError(
-        expected=f"`shipped`, a prompt file ({', '.join(sources.SUFFIXES)}), or a data set `owner/name#config/split`",
+        expected=f"`shipped`, `held-out`, a prompt file ({', '.join(sources.SUFFIXES)}), or a data set "
+        "`owner/name#config/split`",
         got=f"`{source}`, and no such file",
         consequence="There would be nothing to ask the model.",
         remedy="Check the path.",
@@ -120,7 +128,7 @@ def _parts(description: str) -> tuple[str, Kind | None, str | None]:
     if match:
         return match[1], cast(Kind, match[2]), match[3]
     source, _, last = description.rpartition(":")
-    if source and not Path(description).exists() and (source == "shipped" or Path(source).exists()):
+    if source and not Path(description).exists() and (source in _SHIPPED or Path(source).exists()):
         near = get_close_matches(last, KINDS, 1)
         raise PactError(
             expected=f"one of the kinds {', '.join(KINDS)} behind `{source}:`",
@@ -131,9 +139,9 @@ def _parts(description: str) -> tuple[str, Kind | None, str | None]:
     return description, None, None
 
 
-def _shipped(kind: Kind) -> PromptSet:
-    lines = shipped("harmful" if kind == "harmful" else "harmless")
-    return PromptSet("shipped", kind, tuple(Prompt(str(i), line) for i, line in enumerate(lines, 1)))
+def _shipped(source: str, kind: Kind) -> PromptSet:
+    lines = shipped(_SHIPPED[source][kind])
+    return PromptSet(source, kind, tuple(Prompt(str(i), line) for i, line in enumerate(lines, 1)))
 
 
 def _of_kind(both: list[PromptSet], kind: Kind | None, source: str) -> list[PromptSet]:

@@ -118,11 +118,12 @@ def test_trl_stops_without_the_key(tmp_path: Path) -> None:
 )
 def test_estimate_agrees_with_the_run(name: str, train: list[str], tmp_path: Path) -> None:
     """Prevents an estimate of another run than the one that the same file starts, or one that leaves traces."""
-    path = shortened(tmp_path, name)
+    path = shortened(tmp_path, name, pact={"probe": {"every": 2, "prompts": 1}})
 
     def estimate() -> dict[str, Any]:
         result = run(tmp_path, "pact", "estimate", str(path), "--json")
         assert result.returncode == 0, result.stderr[-3000:]
+        assert "pact/probe_harmful" not in result.stderr
         return json.loads(result.stdout)
 
     before = estimate()
@@ -132,6 +133,7 @@ def test_estimate_agrees_with_the_run(name: str, train: list[str], tmp_path: Pat
     trained = run(tmp_path, *train, str(path), *launcher)
     assert trained.returncode == 0, trained.stderr[-3000:]
     assert "expected cost" in trained.stdout + trained.stderr
+    assert (trained.stdout + trained.stderr).count("'pact/probe_harmful'") == 2  # before the first step, after two
     (manifest_path,) = (tmp_path / "cache").glob("*/manifest.json")
     manifest = json.loads(manifest_path.read_text())
     after = estimate()
@@ -139,6 +141,7 @@ def test_estimate_agrees_with_the_run(name: str, train: list[str], tmp_path: Pat
     assert before["data"] == after["data"]
     assert before["cache"] is None
     assert before["build_seconds"] > 0
+    assert (before["probe_every"], before["probe_tokens"] > 0, before["overhead"]["probe"] > 0) == (2, True, True)
     assert (after["cache"], after["build_seconds"]) == (str(manifest_path.parent), 0)
     assert after["safety_tokens"] == manifest["safety_tokens"] <= before["safety_tokens"]
     assert after["data"]["answer_tokens"] + after["anchor_answer_tokens"] == manifest["answer_tokens"]

@@ -17,9 +17,10 @@ from peft import LoraConfig, get_peft_model
 from torch._dynamo.utils import counters
 from transformers import BitsAndBytesConfig, DataCollatorForSeq2Seq, LlamaForCausalLM, TrainingArguments
 
-from pact_plugins import PactCallback, PactConfig, PactError
+from pact_plugins import PactCallback, PactConfig, PactError, artefacts
 from pact_plugins.answers import split_documents
 from pact_plugins.preparation import prepare
+from pact_plugins.probe import Probe
 from pact_plugins.subset_head import SubsetHead
 from tests import tiny
 from tests.counting import Counting
@@ -33,7 +34,7 @@ Trainer = Callable[..., Any]
 def trl_trainer(model: Any, folder: Path, data: Any = None, **settings: Any) -> Any:
     from trl import SFTConfig, SFTTrainer
 
-    args = SFTConfig(**common(folder), **{"assistant_only_loss": True, "max_length": 256, **settings})
+    args = SFTConfig(**{**common(folder), "assistant_only_loss": True, "max_length": 256, **settings})
     return SFTTrainer(
         model=model,
         args=args,
@@ -52,7 +53,7 @@ def axolotl_trainer(model: Any, folder: Path, data: Any = None, **settings: Any)
         row = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
         labels = [i if m else -100 for i, m in zip(row["input_ids"], row["assistant_masks"], strict=True)]
         rows.append({"input_ids": row["input_ids"], "attention_mask": [1] * len(labels), "labels": labels})
-    args = AxolotlTrainingArguments(**common(folder), remove_unused_columns=False, **settings)
+    args = AxolotlTrainingArguments(**{**common(folder), "remove_unused_columns": False, **settings})
     return AxolotlTrainer(
         model=model,
         args=args,
@@ -309,6 +310,83 @@ def test_evaluation_is_left_alone(host: Trainer, tmp_path: Path) -> None:
         plain = trainer.compute_loss(trainer.model, dict(batch))
         PactCallback(trainer, config(tmp_path)).on_train_begin()
         assert trainer.compute_loss(trainer.model, dict(batch)) == plain
+
+
+def train_probed(host: Trainer, folder: Path, probe: Any, model: Any = None, **settings: Any) -> Any:
+    """A trainer that has run, with the drift probe or without."""
+    trainer = host(model or tiny.llama(), folder, **{"max_steps": 5, "logging_steps": 2, **settings})
+    trainer.add_callback(PactCallback(trainer, config(folder, probe=probe)))
+    trainer.train(resume_from_checkpoint=settings.get("resume_from_checkpoint"))
+    return trainer
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_probe_changes_nothing(host: Trainer, adapter: str, tmp_path: Path) -> None:
+    """Prevents a run that goes another way because it is watched, and measurements that nobody sees."""
+    checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    results = []
+    for probe in (False, {"every": 3, "prompts": 2}):
+        torch.manual_seed(0)
+        model: Any = tiny.llama(attention_dropout=0.1)
+        if adapter == "lora":
+            model = get_peft_model(model, LoraConfig(r=4, lora_dropout=0.2, target_modules=["q_proj", "v_proj"]))
+        settings = checkpointing if adapter == "full" else {}
+        results.append(train_probed(host, tmp_path, probe, model, neftune_noise_alpha=5.0, **settings))
+    plain, probed = (dict(trainer.model.named_parameters()) for trainer in results)
+    assert all(torch.equal(plain[name], probed[name]) for name in plain)
+    entries = [entry for entry in results[1].state.log_history if "pact/probe_harmful" in entry]
+    assert [entry["step"] for entry in entries] == [0, 3]
+    assert "loss" in entries[1]
+    assert "pact/kl" in entries[1]
+    assert entries[0]["pact/probe_harmful"] != entries[1]["pact/probe_harmful"]
+    assert all(0 <= entry["pact/probe_refusing"] <= 1 and "pact/probe_harmless" in entry for entry in entries)
+    assert not any("pact/probe_harmful" in entry for entry in results[0].state.log_history)
+
+
+def falling(monkeypatch: pytest.MonkeyPatch, *shares: float) -> None:
+    """Lets the probe find these shares of refusing, one after the other."""
+    found = [torch.tensor([8.0, 10 * share, -3.0, 10.0]) for share in shares]
+    monkeypatch.setattr(Probe, "sums", lambda *_: found.pop(0))
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_probe_stops_a_run(
+    host: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Prevents a run that trains on after its refusals are gone, or one that stops and does not say why."""
+    probe = {"every": 1, "prompts": 2, "stop_below": 0.8}
+    falling(monkeypatch, 1.0, 0.8, 0.7)
+    trainer = train_probed(host, tmp_path, probe)
+    assert trainer.state.global_step == 2
+    assert [e["pact/probe_refusing"] for e in trainer.state.log_history if "pact/probe_refusing" in e] == [
+        pytest.approx(share) for share in (1.0, 0.8, 0.7)
+    ]
+    assert "leans towards refusing 70% of the held-out harmful prompts" in caplog.text
+    note = tmp_path / "out" / "pact_stopped.json"
+    assert artefacts.read(note)["step"] == 2
+    falling(monkeypatch, *[1.0] * 6)
+    assert train_probed(host, tmp_path, probe).state.global_step == 5
+    assert not note.exists()
+    falling(monkeypatch, 0.7)
+    with pytest.raises(PactError, match="before training"):
+        train_probed(host, tmp_path, probe)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_probe_goes_on_in_a_resumed_run(host: Trainer, tmp_path: Path) -> None:
+    """Prevents trained weights from being measured as the start, and a probe that is silent after a resume."""
+    probe = {"every": 2, "prompts": 2}
+    train_probed(host, tmp_path, probe, max_steps=3, save_strategy="steps", save_steps=3)
+    checkpoint = str(tmp_path / "out" / "checkpoint-3")
+    resumed = train_probed(host, tmp_path, probe, resume_from_checkpoint=checkpoint)
+    whole = train_probed(host, tmp_path / "whole", probe)
+    probes = [
+        {e["step"]: e["pact/probe_harmful"] for e in trainer.state.log_history if "pact/probe_harmful" in e}
+        for trainer in (resumed, whole)
+    ]
+    assert list(probes[0]) == list(probes[1]) == [0, 2, 4]
+    assert probes[0] == pytest.approx(probes[1], rel=1e-5)
 
 
 def test_bound_once_and_removable(tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ def test_held_out_sets_are_large_and_apart_from_fine_tuning(prompts: list[str]) 
     assert len(set(prompts)) == len(prompts) >= 300
     fine_tuning = {row.prompt for row in world.fine_tuning_rows(2000, 0.5, seed=0)}
     assert not fine_tuning & set(prompts)
-    assert not {*lines("harmful.txt"), *lines("harmless.txt")} & set(prompts)
+    files = ("harmful", "harmless", "held_out_harmful", "held_out_harmless")
+    assert not {line for name in files for line in lines(f"{name}.txt")} & set(prompts)
 
 
 def test_look_alikes_share_a_word_with_a_refused_request() -> None:

@@ -41,6 +41,20 @@ def test_shipped() -> None:
     assert both[0].first(None) == both[0]
 
 
+def test_held_out() -> None:
+    """Prevents the prompts that PACT learns from being the only ones to evaluate with, or the two sets being one."""
+    both = load("held-out")
+    assert [(s.name, s.kind, len(s.prompts)) for s in both] == [
+        ("held-out", "harmful", 64),
+        ("held-out", "harmless", 64),
+    ]
+    assert load("held-out:harmful") == both[:1]
+    texts = {p.text for s in both for p in s.prompts}
+    assert not texts & {p.text for s in load("shipped") for p in s.prompts}
+    with pytest.raises(PactError, match="Did you mean `harmful`"):
+        load("held-out:harmfull")
+
+
 @pytest.mark.parametrize(
     ("row", "suffix", "expected"),
     [
