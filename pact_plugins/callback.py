@@ -30,6 +30,8 @@ class PactCallback(TrainerCallback):
     | `pact/cache_hits` | sequences whose reference was looked up |
     | `pact/anchor_kl`, `pact/anchor_tokens` | the same divergence on the anchors, and their number, if they are on |
 
+    When training ends, a report is left in `OUTPUT_DIR/pact_report`.
+
     Args:
         trainer: the trainer that the callback is added to.
         config: a `PactConfig`, or what a `pact:` key may hold. `False` is an explicit off.
@@ -47,3 +49,19 @@ class PactCallback(TrainerCallback):
     def on_train_begin(self, *_args: Any, **_kw: Any) -> None:
         if self.binding is not None:
             self.binding.prepare()
+
+    def on_train_end(self, *_args: Any, **_kw: Any) -> None:
+        if self.binding is None:
+            return
+        try:
+            folder = self.binding.finish()
+        except Exception:
+            # Hosts save the weights after this: what goes wrong with a report must not cost the training.
+            logger.exception(
+                "PACT: the run's report could not be made. The trained weights are not affected; `pact report %s` "
+                "makes it from what was recorded.",
+                self.binding.output_dir,
+            )
+        else:
+            if folder is not None:
+                logger.info("PACT: the run's report is %s", folder / "report.html")

@@ -265,6 +265,24 @@ def evaluate(
 
 
 @main.command()
+@click.argument("output_dir", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--evaluation",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="What `pact eval --out` wrote. Default: OUTPUT_DIR/pact_evaluation, if it is there.",
+)
+def report(output_dir: Path, evaluation: Path | None) -> None:
+    """Make the report of a run again, or that of an evaluation alone, from its files.
+
+    Example: pact report outputs/run --evaluation evaluation
+    """
+    from pact_plugins.report.write import make_report
+
+    folder = make_report(output_dir, evaluation)
+    click.echo(f"Report: {folder / 'report.html'}")
+
+
+@main.command()
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="demo-report", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 def demo(out: Path, seed: int) -> None:

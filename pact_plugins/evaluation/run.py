@@ -146,12 +146,8 @@ def _answers(
 
 
 def _write_verdicts(path: Path, judged: dict[Run, list[Judged]]) -> None:
-    lines: list[str] = []
-    for run, of_run in judged.items():
-        for j in of_run:
-            found = {"incoherent": j.incoherent, "verdicts": j.verdicts, "correct": j.correct}
-            lines.append(json.dumps({"run": run, **j.answer.as_row(), **found}, ensure_ascii=False) + "\n")
-    artefacts.write_text(path, "".join(lines))
+    rows = [{"run": run, **j.as_row()} for run, of_run in judged.items() for j in of_run]
+    artefacts.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _about_the_run(sets: Sequence[PromptSet], used: Sequence[Judge], model: str, adapter: str | None) -> list[str]:
