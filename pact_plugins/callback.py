@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from rich.console import Console
 from transformers import TrainerCallback
 
 from pact_plugins.binding import Binding
@@ -64,4 +65,4 @@ class PactCallback(TrainerCallback):
             )
         else:
             if folder is not None:
-                logger.info("PACT: the run's report is %s", folder / "report.html")
+                Console().print(f"PACT: the report of this run: {folder}", highlight=False, markup=False)

@@ -170,8 +170,10 @@ def save_run(preparation: Preparation, folder: Path, **about: Any) -> None:
     objective, cache = preparation.objective, preparation.objective.cache
     facts = {
         "settings": objective.config.resolved(),
-        "data": asdict(preparation.data),
-        "anchors": len(objective.anchors.documents) if objective.anchors else 0,
+        "data": {
+            **asdict(preparation.data),
+            "anchors": len(objective.anchors.documents) if objective.anchors else 0,
+        },
         "reference": {
             "folder": str(cache.folder),
             "bytes": cache.size,

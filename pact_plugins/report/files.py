@@ -47,7 +47,7 @@ def contents_of(folder: Path, evaluation: Path | None = None) -> Contents:
     if training and behaviour and folder.resolve() not in {Path(who).resolve() for who in _who(behaviour.speakers[-1])}:
         notes.append(f"The behaviour was measured on {behaviour.speakers[-1]}; the run wrote to {folder}. Same model?")
     return Contents(
-        title=f"Did it hold? {folder.resolve().name}",
+        title=f"Did it hold? “{folder.resolve().name}”",
         trainings=(training,) if training else (),
         behaviour=behaviour,
         command=_command(folder, training) if training else "",

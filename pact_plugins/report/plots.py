@@ -155,10 +155,11 @@ def _positions(training: Training, name: str, *, named: bool) -> Plot:
             series: list[Series] = [("before", x, p.reference), ("after", x, p.model)]
             for label, xs, ys in series:
                 style = "--" if label == "before" else "-"
-                row[0].plot(xs, ys, style, color=colour[label], marker="." if len(x) < 2 else None)
-            row[0].set_ylim(-0.02, 1.02)
+                row[0].plot(xs, ys, style, color=colour[label], marker="." if len(x) < 2 else None, label=label)
+            row[0].set_ylim(-0.02, 1.15)
+            row[0].set_yticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
             row[0].set_title(f"probability on held tokens, {what}", loc="left", fontsize=9)
-            _label_ends(row[0], series, colour)
+            row[0].legend(loc="upper right", ncols=2, frameon=False, fontsize=8, borderaxespad=0)
             row[1].plot(x, p.kl, color=colour["after"], marker="." if len(x) < 2 else None)
             row[1].set_ylim(bottom=0)
             row[1].set_title(f"KL per token, {what}", loc="left", fontsize=9)
@@ -182,6 +183,8 @@ def _scale(axes: Any, series: Sequence[Series]) -> None:
     high, low = max(values), max(min(values), max(values) / 10_000)
     if min(values) > 0 and high > LOG_FROM * low:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # its own would be a formula
+        axes.yaxis.set_minor_formatter(lambda *_: "")
         axes.set_ylim(low / 1.5, high * 1.5)
     elif min(values) >= 0:
         axes.set_ylim(bottom=0)
