@@ -36,6 +36,9 @@ class SecondModel:
         self, model: nn.Module, tokens: SafetyTokens, chat: ChatFormat, host_loss: Callable[..., Tensor]
     ) -> None:
         self.reference = copy.deepcopy(model).eval().requires_grad_(False)
+        for module in self.reference.modules():
+            # A forward method that the host put on the model: its copy would still run the model being trained.
+            vars(module).pop("forward", None)
         self.ids, self.weights = torch.tensor(tokens.ids), torch.tensor(tokens.weights)
         self.chat, self.host_loss = chat, host_loss
 

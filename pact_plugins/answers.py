@@ -34,13 +34,13 @@ _READ = ("input_ids", "labels", "position_ids", "attention_mask")
 
 @dataclass(frozen=True)
 class Document:
-    """One training sequence and where it stands in its batch.
+    """One training sequence and where it stands.
 
     Attributes:
         input_ids: [L] token ids.
         supervised: [L] True where the token is a target of cross-entropy. The first is always False: nothing predicts
             it, and packing and padding collators disagree about its label.
-        row, start: the batch coordinates of its first token.
+        row, start: the coordinates of its first token in the batch, or in the data set that it was read from.
     """
 
     input_ids: Ints

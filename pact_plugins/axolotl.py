@@ -9,7 +9,7 @@ missing beside Axolotl itself; the rest is imported in `register`, whose errors 
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,7 @@ from axolotl.integrations.base import BasePlugin  # pyright: ignore[reportMissin
 from pydantic import BaseModel
 
 if TYPE_CHECKING:
-    from pact_plugins.config import PactConfig
-    from pact_plugins.cost_report import Estimate
+    from pact_plugins.before_training import Act, T
 
 PLUGIN = "pact_plugins.axolotl.PactPlugin"
 
@@ -100,8 +99,8 @@ def check_file(path: str) -> None:
     PactPlugin().register(cfg)
 
 
-def estimate(path: Path) -> Estimate:
-    """What PACT will cost in the run of `axolotl train path`, which is stopped before its first step.
+def in_place_of_training(path: Path, act: Act[T]) -> T:
+    """What `act` makes of the run of `axolotl train path`, which is stopped before its first step.
 
     Raises:
         PactError: PACT is off, or would be absent or wrong in the run.
@@ -110,26 +109,24 @@ def estimate(path: Path) -> Estimate:
     from axolotl.cli.config import load_cfg  # pyright: ignore[reportMissingImports]
     from axolotl.cli.train import do_train  # pyright: ignore[reportMissingImports]
 
+    from pact_plugins import before_training
     from pact_plugins.config import read_run_file
-    from pact_plugins.estimate import config_of, until_training
 
     check_file(str(path))
-    config = config_of(read_run_file(path))
-    with _estimating(config):
-        return until_training(
+    config = before_training.config_of(read_run_file(path))
+    with _every_trainer(lambda trainer: before_training.attach(trainer, config, act)):
+        return before_training.in_place_of_training(
             lambda folder: do_train(load_cfg(str(path), output_dir=str(folder), hub_model_id=None), TrainerCliArgs())
         )
 
 
 @contextmanager
-def _estimating(config: PactConfig) -> Generator[None]:
-    """Within the block, the plugin has every trainer estimated in place of trained."""
-    from pact_plugins.estimate import attach
-
+def _every_trainer(attach: Callable[[Any], None]) -> Generator[None]:
+    """Within the block, every trainer goes through `attach` in place of getting the plugin's callback."""
     own = PactPlugin.add_callbacks_post_trainer
 
     def add_callbacks_post_trainer(self: PactPlugin, cfg: Any, trainer: Any) -> list[Any]:
-        attach(trainer, config)
+        attach(trainer)
         return []
 
     PactPlugin.add_callbacks_post_trainer = add_callbacks_post_trainer

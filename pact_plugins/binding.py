@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -295,7 +296,7 @@ def _checkpoints_reentrantly(trainer: Any) -> bool:
 
 
 def training_documents(trainer: Any) -> Iterator[Document]:
-    """Every sequence of the training set, as the trainer's batches will hold it."""
+    """Every sequence of the training set, as the trainer's batches will hold it; its `row` is that of the set."""
     dataset = trainer.train_dataset
     columns: set[str] = set(getattr(dataset, "column_names", None) or ())
     # Rows that hold their labels need no collator, unless they are packed: then it decides whether boundaries count.
@@ -306,7 +307,7 @@ def training_documents(trainer: Any) -> Iterator[Document]:
     # One row at a time, so that no collator option (shuffling, dropping the last batch) can leave one out.
     for i in range(len(dataset)):
         batch: Mapping[str, Any] = trainer.data_collator([_collatable(trainer, dataset[i])])
-        yield from split_documents(batch)
+        yield from (replace(document, row=i) for document in split_documents(batch))
 
 
 def expected_step(trainer: Any, data: Data, anchors: Sequence[Document], config: PactConfig) -> Step | None:

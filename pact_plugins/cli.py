@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
@@ -19,6 +21,8 @@ from pact_plugins import __version__
 from pact_plugins.config import PactConfig, read_run_file
 from pact_plugins.errors import PactError, missing_extra
 from pact_plugins.safety_tokens import SafetyTokens
+
+T = TypeVar("T")
 
 
 class _Commands(click.Group):
@@ -53,13 +57,17 @@ def tokens(model: str, base: str | None, out: Path, top_k: int) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from pact_plugins import discovery
+    from pact_plugins.loading import pretrained
 
-    try:
-        aligned = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        unaligned = AutoModelForCausalLM.from_pretrained(base, dtype="auto") if base else None
-    except (OSError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
+    # As saved: a run finds its tokens in its own precision, whose rounding moves weights a little, and the order.
+    aligned, tokenizer, unaligned = (
+        pretrained(kind, name, consequence="The safety tokens could not be found.", **options) if name else None
+        for kind, name, options in (
+            (AutoModelForCausalLM, model, {"dtype": "auto"}),
+            (AutoTokenizer, model, {}),
+            (AutoModelForCausalLM, base, {"dtype": "auto"}),
+        )
+    )
     if unaligned is None:
         found = discovery.discover(aligned, tokenizer, top_k=top_k)
     else:
@@ -197,19 +205,58 @@ def estimate(path: Path, as_json: bool) -> None:
     # Standard output is for the estimate alone: hosts take the stream for their logs when they are imported.
     with redirect_stdout(sys.stderr):
         from pact_plugins.cost_report import show
-        from pact_plugins.estimate import host_of
+        from pact_plugins.estimate import estimate as of_trainer
 
-        if host_of(read_run_file(path), path) == "trl":
-            from pact_plugins.trl import estimate as of_run
-        elif find_spec("axolotl") is None:
-            raise missing_extra("axolotl", "axolotl", "`pact estimate` of this file")
-        else:
-            from pact_plugins.axolotl import estimate as of_run
-        estimated = of_run(path)
+        estimated = _in_place_of_training(path, of_trainer, "`pact estimate`")
     if as_json:
         click.echo(json.dumps(estimated.as_dict(), indent=1))
     else:
         show(estimated)
+
+
+@main.command()
+@click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the listed answers as JSON lines.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    help="List the answers whose conflict is above this. Default: `pact.conflict_threshold` of the file.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def audit(path: Path, out: Path | None, threshold: float | None, as_json: bool) -> None:
+    """List the training rows whose answers the model would refuse to give.
+
+    Loads model and data as the run of a file for `pact sft` or Axolotl would, computes the reference (the run finds it
+    again), and stops before the first step.
+
+    Example: pact audit run.yaml --out audit.jsonl
+    """
+    # Standard output is for the audit alone: hosts take the stream for their logs when they are imported.
+    with redirect_stdout(sys.stderr):
+        from pact_plugins.audit import audit as of_trainer
+        from pact_plugins.audit_table import show
+
+        found = _in_place_of_training(path, partial(of_trainer, threshold=threshold), "`pact audit`")
+        if out is not None:
+            found.save(out)
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), indent=1))
+    else:
+        show(found)
+
+
+def _in_place_of_training(path: Path, act: Callable[[Any, PactConfig], T], command: str) -> T:
+    """What `act` makes of the trainer and the settings of a file's run, which is stopped before its first step."""
+    from pact_plugins.before_training import host_of
+
+    host = host_of(read_run_file(path), path)
+    if find_spec(host) is None:
+        raise missing_extra(host, host, f"{command} of this file")
+    if host == "trl":
+        from pact_plugins.trl import in_place_of_training
+    else:
+        from pact_plugins.axolotl import in_place_of_training
+    return in_place_of_training(path, act)
 
 
 @main.command("eval")

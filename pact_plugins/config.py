@@ -78,7 +78,7 @@ class PactConfig(_Block):
         le=64,
         description="Rows of shipped prompts, harmful and harmless in turn, with the reference's own answers, that "
         "join each optimiser step under the safety term alone. Each costs the compute of a row; 0 is off. "
-        "Default: 2 for `confidence`, 0 for `paper`.",
+        "Default: 4 for `confidence`, 0 for `paper`.",
     )
     gate: GateConfig | bool | None = Field(
         default=None,
@@ -123,7 +123,7 @@ class PactConfig(_Block):
     def anchors_per_step(self) -> int:
         """Anchor rows of each optimiser step (`anchors`, with its default resolved)."""
         if self.anchors is None:
-            return 2 if self.objective == "confidence" else 0
+            return 4 if self.objective == "confidence" else 0
         return self.anchors
 
     @property

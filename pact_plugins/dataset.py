@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -14,7 +15,7 @@ ROWS_AT_A_TIME = 1000
 
 
 def read_documents(dataset: Any) -> Iterator[Document]:
-    """Every document of `dataset`, as `split_documents` gives them row by row, but for `row` and `start`.
+    """Every document of `dataset`, as `split_documents` gives them row by row, with `row` and `start` in the data set.
 
     Args:
         dataset: a `datasets.Dataset` with the columns `input_ids` and `labels`, and where present `position_ids`,
@@ -22,6 +23,7 @@ def read_documents(dataset: Any) -> Iterator[Document]:
     """
     known = ("input_ids", "labels", "position_ids", "attention_mask", "seq_lengths")
     columns = [name for name in known if name in dataset.column_names]
+    before = 0
     for table in dataset.select_columns(columns).with_format("arrow").iter(ROWS_AT_A_TIME):
         flat = {name: _flat(table[name]) for name in columns}
         input_ids, lengths = flat["input_ids"]
@@ -37,7 +39,11 @@ def read_documents(dataset: Any) -> Iterator[Document]:
             batch["position_ids"] = np.arange(len(input_ids)) - np.repeat(np.cumsum(documents) - documents, documents)
         elif "position_ids" in flat:
             batch["position_ids"] = flat["position_ids"][0]
-        yield from split_documents({name: values[np.newaxis] for name, values in batch.items()})
+        ends = np.cumsum(lengths)
+        for document in split_documents({name: values[np.newaxis] for name, values in batch.items()}):
+            row = int(np.searchsorted(ends, document.start, side="right"))
+            yield replace(document, row=before + row, start=document.start - int(ends[row] - lengths[row]))
+        before += len(lengths)
 
 
 def _flat(column: Any) -> tuple[Ints, Ints]:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import TrainerCallback
 
 from pact_plugins.answers import AnswerTokens, Document, on_host, split_documents
-from pact_plugins.binding import check_trainer, expected_step, training_documents
+from pact_plugins.binding import expected_step, training_documents
 from pact_plugins.building import build
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.config import PactConfig
@@ -29,7 +28,6 @@ from pact_plugins.cost import (
     stratified,
 )
 from pact_plugins.cost_report import Estimate, LogNormaliser
-from pact_plugins.errors import PactError
 from pact_plugins.finding import expected_anchors, known_tokens
 from pact_plugins.fingerprints import digest, model_fingerprint
 from pact_plugins.forward import to_device
@@ -38,85 +36,6 @@ from pact_plugins.subset_head import Request, SubsetHead
 
 SAMPLE_TOKENS = 16_384
 """Tokens, roughly, of the sequences on which the time to build the cache is measured."""
-
-
-class _Estimated(BaseException):
-    """Ends a run before its first step. No `Exception`: hosts report those as failures of their own."""
-
-    def __init__(self, estimate: Estimate) -> None:
-        super().__init__("the run was only estimated")
-        self.estimate = estimate
-
-
-class _Estimating(TrainerCallback):
-    def __init__(self, trainer: Any, config: PactConfig) -> None:
-        self.trainer, self.config = trainer, config
-
-    def on_train_begin(self, *_args: Any, **_kw: Any) -> None:
-        raise _Estimated(estimate(self.trainer, self.config))
-
-
-def attach(trainer: Any, config: PactConfig) -> None:
-    """Lets `trainer.train()` estimate and stop in place of its first step (see `until_training`)."""
-    check_trainer(trainer, config)
-    # The first callback, before those of loggers: they would open a run of their own.
-    trainer.callback_handler.callbacks.insert(0, _Estimating(trainer, config))
-
-
-def until_training(start: Callable[[Path], None]) -> Estimate:
-    """The estimate of the run that `start` starts with a trainer that went through `attach`.
-
-    `start` is given a folder for what the host writes of the run, which is removed at the end.
-    """
-    with tempfile.TemporaryDirectory(prefix="pact-estimate-") as folder:
-        try:
-            start(Path(folder))
-        except _Estimated as ended:
-            return ended.estimate
-    raise PactError(
-        expected="the host to begin training",
-        got="a run that ended without",
-        consequence="There is nothing to estimate.",
-        remedy="Check that the file trains a model: the run itself would not either.",
-    )
-
-
-def config_of(settings: dict[str, Any]) -> PactConfig:
-    """The settings of PACT in a run file.
-
-    Raises:
-        PactError: PACT is switched off, or the run continues another one.
-    """
-    config = PactConfig.parse(settings.get("pact"))
-    if config is None:
-        raise PactError(
-            expected="a run with PACT",
-            got="`pact: false`",
-            consequence="Without PACT there is nothing to estimate: it costs nothing.",
-            remedy="Write `pact: true` to see what it would cost.",
-        )
-    if settings.get("resume_from_checkpoint"):
-        raise PactError(
-            expected="a run that starts from the original model",
-            got=f"`resume_from_checkpoint: {settings['resume_from_checkpoint']}`",
-            consequence="The weights of a checkpoint would be taken for the reference.",
-            remedy="Remove that key for the estimate; a resumed run finds the cache of the run that it continues.",
-        )
-    return config
-
-
-def host_of(settings: dict[str, Any], path: Path) -> Literal["trl", "axolotl"]:
-    """Which host a run file is for, by its keys."""
-    if "plugins" in settings or {"base_model", "datasets"} <= settings.keys():
-        return "axolotl"
-    if "model_name_or_path" in settings:
-        return "trl"
-    raise PactError(
-        expected="a file for Axolotl (`plugins`, `base_model`, `datasets`) or for `pact sft` (`model_name_or_path`)",
-        got=f"the keys {', '.join(map(str, settings)) or '(none)'} in {path}",
-        consequence="It is not known how the run would load its model and data.",
-        remedy="Name the file that you train with.",
-    )
 
 
 def estimate(trainer: Any, config: PactConfig) -> Estimate:

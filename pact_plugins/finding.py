@@ -13,8 +13,8 @@ from torch import nn
 from pact_plugins import anchors, discovery, own_answers
 from pact_plugins.answers import Document
 from pact_plugins.config import PactConfig
-from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest, tokenizer_fingerprint
+from pact_plugins.loading import ACCESS, pretrained
 from pact_plugins.safety_tokens import SafetyTokens
 
 
@@ -97,15 +97,14 @@ def _anchors_file(config: PactConfig, tokenizer: Any, model_identity: str, chats
 
 
 def load_base(name: str, device: Any) -> nn.Module:
-    """The base model, for the time of the contrast."""
+    """The base model, for the time of the contrast; in the precision it was saved in, like the model of most runs."""
     from transformers import AutoModelForCausalLM
 
-    try:
-        return AutoModelForCausalLM.from_pretrained(name, dtype="auto").to(device)
-    except (OSError, ValueError) as error:
-        raise PactError(
-            expected="`pact.base_model` to be a causal language model, on disk or on the hub",
-            got=f"{name!r}: {error}",
-            consequence="The safety tokens could not be found.",
-            remedy="Correct the name, or leave `base_model` out to find the tokens without one.",
-        ) from error
+    return pretrained(
+        AutoModelForCausalLM,
+        name,
+        expected=f"`pact.base_model` to be a causal language model, on disk or on the hub, under `{name}`",
+        consequence="The safety tokens could not be found.",
+        remedy=f"{ACCESS} Or leave `base_model` out to find the tokens without one.",
+        dtype="auto",
+    ).to(device)

@@ -18,9 +18,11 @@ from pact_plugins.answers import IGNORE_INDEX, AnswerTokens, Ints, on_host, spli
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.config import PactConfig
 from pact_plugins.forward import to_device
-from pact_plugins.reference import Halves, ReferenceCache, log_probabilities
+from pact_plugins.reference import Reference, ReferenceCache, log_probabilities
 from pact_plugins.safety_tokens import SafetyTokens
 from pact_plugins.subset_head import Capture, Request, SubsetHead
+
+_NOTHING_DAMPED = np.empty(0, np.int64), np.empty(0, np.float32)
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ class PactObjective:
         tokens = AnswerTokens.of(split_documents(inputs), self.chat)
         reference = self.cache.look_up(tokens)
         labels = inputs["labels"]
-        labelled, conflict = self._conflicts(tokens, reference.full, damps and self.config.damps)
+        damps = damps and self.config.damps
+        labelled, conflict = self._damped(tokens, reference) if damps else _NOTHING_DAMPED
         request = Request(
             flat=to_device(tokens.flat(labels.shape[1]), device),
             label=to_device(tokens.label, device),
@@ -200,16 +203,19 @@ class PactObjective:
             self.head.base.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
         return self.terms(captured, targets)
 
-    def _conflicts(self, tokens: AnswerTokens, full: Halves, damps: bool) -> tuple[Ints, npt.NDArray[np.float32]]:
-        """Indices into the answer tokens whose cross-entropy is damped, and their conflict; computed on the host."""
-        if not damps or not len(tokens):
-            return np.empty(0, np.int64), np.empty(0, np.float32)
-        conflict: npt.NDArray[np.float32] = loss.conflict(
-            torch.from_numpy(full).float(),
+    def conflicts(self, tokens: AnswerTokens, reference: Reference) -> npt.NDArray[np.float32]:
+        """[N] conflict of each answer token with its reference (`loss.conflict`), computed on the host."""
+        values: npt.NDArray[np.float32] = loss.conflict(
+            torch.from_numpy(reference.full).float(),
             self._positive_on_host,
             torch.from_numpy(tokens.position),
             torch.from_numpy(tokens.answer),
             torch.from_numpy(np.isin(tokens.label, self._positive_ids)),
         ).numpy()
+        return values
+
+    def _damped(self, tokens: AnswerTokens, reference: Reference) -> tuple[Ints, npt.NDArray[np.float32]]:
+        """Indices into the answer tokens whose cross-entropy is damped, and their conflict."""
+        conflict = self.conflicts(tokens, reference)
         labelled = np.flatnonzero(conflict > self.config.conflict_threshold)
         return labelled, conflict[labelled]

@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
+from pact_plugins import before_training
+from pact_plugins.before_training import Act, T
 from pact_plugins.callback import PactCallback
 from pact_plugins.config import PactConfig, read_run_file
-from pact_plugins.cost_report import Estimate
 from pact_plugins.errors import PactError, missing_extra
-from pact_plugins.estimate import attach, config_of, until_training
 
 
 def sft(arguments: Sequence[str]) -> None:
@@ -28,7 +28,8 @@ def sft(arguments: Sequence[str]) -> None:
     Raises:
         PactError: TRL is not installed, there is no such file or key, or PACT cannot serve the run.
     """
-    _require_trl("`pact sft`")
+    if find_spec("trl") is None:
+        raise missing_extra("trl", "trl", "`pact sft`")
     path, settings = _read_config(arguments)
     config = PactConfig.parse(settings.pop("pact"))
     _run_script(
@@ -39,29 +40,23 @@ def sft(arguments: Sequence[str]) -> None:
     )
 
 
-def estimate(path: Path) -> Estimate:
-    """What PACT will cost in the run of `pact sft --config path`, which is stopped before its first step.
+def in_place_of_training(path: Path, act: Act[T]) -> T:
+    """What `act` makes of the run of `pact sft --config path`, which is stopped before its first step.
 
     Raises:
-        PactError: TRL is not installed, there is no such file or key, or PACT is off or cannot serve the run.
+        PactError: there is no such file or key, or PACT is off or cannot serve the run.
     """
-    _require_trl("`pact estimate`")
     settings = read_settings(path)
-    config = config_of(settings)
+    config = before_training.config_of(settings)
     del settings["pact"]
-    return until_training(
+    return before_training.in_place_of_training(
         lambda folder: _run_script(
             path,
             {**settings, "output_dir": str(folder), "push_to_hub": False},
             ["--config", str(path)],
-            lambda trainer: attach(trainer, config),
+            lambda trainer: before_training.attach(trainer, config, act),
         )
     )
-
-
-def _require_trl(purpose: str) -> None:
-    if find_spec("trl") is None:
-        raise missing_extra("trl", "trl", purpose)
 
 
 def _run_script(path: Path, settings: dict[str, Any], arguments: Sequence[str], attach: Callable[[Any], None]) -> None:

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from pact_plugins.before_training import config_of, host_of, in_place_of_training
 from pact_plugins.cli import main
 from pact_plugins.errors import PactError
-from pact_plugins.estimate import config_of, host_of, until_training
 
 TRL: dict[str, Any] = {"model_name_or_path": "m", "pact": True}
 
@@ -31,7 +31,7 @@ def written(folder: Path, settings: Any) -> Path:
     ("settings", "words"),
     [
         ({"model_name_or_path": "m"}, "the key `pact`"),
-        ({**TRL, "pact": False}, "nothing to estimate"),
+        ({**TRL, "pact": False}, "to see what it would do"),
         ({**TRL, "pact": {"wieght": 2}}, "Did you mean `weight`"),
         ({**TRL, "resume_from_checkpoint": "out/checkpoint-3"}, "taken for the reference"),
         ({"pact": True, "model": "m"}, "the keys model, pact in"),
@@ -73,5 +73,5 @@ def test_a_run_that_never_trains() -> None:
     """Prevents: silence where the host ends without training; and a folder that stays."""
     folders: list[Path] = []
     with pytest.raises(PactError, match="the host to begin training"):
-        until_training(folders.append)
+        in_place_of_training(folders.append)
     assert not folders[0].exists()

@@ -26,9 +26,9 @@ METHODS: dict[str, PactConfig | None] = {
     "sft": None,
     "paper": PactConfig(objective="paper", base_model=str(BASE_MODEL)),
     "confidence": PactConfig(objective="confidence", conflict="keep", anchors=0),
-    "confidence + damp + anchors": PactConfig(anchors=4),
+    "default": PactConfig(),
 }
-"""What is compared: name and settings; None is plain fine-tuning, the last is the best setting known."""
+"""What is compared: name and settings; None is plain fine-tuning, the last is `pact: true`."""
 
 
 @dataclass(frozen=True)

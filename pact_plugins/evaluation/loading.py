@@ -8,6 +8,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pact_plugins.errors import PactError, missing_extra
+from pact_plugins.loading import pretrained
+
+_CONSEQUENCE = "Nothing could be measured."
 
 
 def config_and_tokenizer(name: str) -> tuple[Any, Any]:
@@ -19,35 +22,33 @@ def config_and_tokenizer(name: str) -> tuple[Any, Any]:
     Raises:
         PactError: the model cannot be found, or needs access.
     """
-    return _loaded(AutoConfig, name), _loaded(AutoTokenizer, name)
+    return pretrained(AutoConfig, name, consequence=_CONSEQUENCE), load_tokenizer(name)
+
+
+def load_tokenizer(name: str) -> Any:
+    """A tokenizer alone: an adapter's folder has no config.
+
+    Raises:
+        PactError: it cannot be found, or needs access.
+    """
+    return pretrained(AutoTokenizer, name, consequence=_CONSEQUENCE)
 
 
 def load_model(name: str, kind: Any = AutoModelForCausalLM) -> Any:
     """A model: on the GPUs in the precision it was saved in, else on the CPU in float32.
 
+    CPUs are slow in half precision, and answers should not hang on its rounding where there is no need.
+
     Args:
-        name: a folder, or a name on the hub.
+        name: a folder, or a name on the hub; of an adapter, its base is loaded as well.
         kind: the auto class that loads it.
 
     Raises:
         PactError: the model cannot be found, needs access, or is of another kind.
     """
-    if torch.cuda.is_available():
-        return _loaded(kind, name, dtype="auto", device_map="auto")
-    return _loaded(kind, name, dtype=torch.float32)
-
-
-def _loaded(kind: Any, name: str, **options: Any) -> Any:
-    try:
-        return kind.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:  # what transformers raises for a name, a network or a config that is wrong
-        raise PactError(
-            expected=f"a model and its tokenizer under `{name}`",
-            got=f"{type(error).__name__}: {error}",
-            consequence="Nothing could be measured.",
-            remedy="Check the path; for a model on the hub the network and, if it is gated, that you have been given "
-            "access and are logged in (`hf auth login`).",
-        ) from error
+    on_gpu = {"dtype": "auto", "device_map": "auto"}
+    options: dict[str, Any] = on_gpu if torch.cuda.is_available() else {"dtype": torch.float32}
+    return pretrained(kind, name, consequence=_CONSEQUENCE, **options)
 
 
 def with_adapter(model: Any, adapter: str) -> Any:

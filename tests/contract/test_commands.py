@@ -150,6 +150,34 @@ def test_estimate_agrees_with_the_run(name: str, train: list[str], tmp_path: Pat
     assert (before["overhead"]["log_normaliser"] > 0) == (before["log_normaliser"] == "computed in chunks")
 
 
+@pytest.mark.parametrize(
+    ("name", "train"),
+    [
+        ("trl-demo-lora.yaml", ["pact", "sft", "--config"]),
+        pytest.param("axolotl-demo-packed.yaml", ["axolotl", "pact-train"], marks=needs_axolotl),
+    ],
+)
+def test_audit_finds_the_harmful_rows(name: str, train: list[str], tmp_path: Path) -> None:
+    """Prevents an audit of another data set or reference than the run's, and one that lists what is harmless."""
+    path, out = shortened(tmp_path, name), tmp_path / "audit.jsonl"
+    result = run(tmp_path, "pact", "audit", str(path), "--out", str(out), "--json")
+    assert result.returncode == 0, result.stderr[-3000:]
+    audit = json.loads(result.stdout)
+    listed = [json.loads(line) for line in out.read_text().splitlines()]
+    assert listed == audit["listed"]
+    assert not (tmp_path / "out").exists()
+    rows = world.fine_tuning_rows(comparison.ROWS, comparison.HARMFUL_FRACTION, seed=0)
+    assert audit["answers"] == audit["sequences"] == len(rows)
+    copies = [(one["prompt"], one["text"]) for one in listed for _ in one["rows"]]
+    assert sorted(copies) == sorted((row.prompt, row.answer) for row in rows if row.harmful)
+    if train[0] == "pact":  # Axolotl shuffles
+        assert all(rows[i].prompt == one["prompt"] for one in listed for i in one["rows"])
+    launcher = ["--launcher", "python"] if train[0] == "axolotl" else []
+    trained = run(tmp_path, *train, str(path), *launcher)
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    assert [str(p.parent) for p in (tmp_path / "cache").glob("*/manifest.json")] == [audit["cache"]]
+
+
 def test_tokens_and_inspect(tmp_path: Path) -> None:
     """Prevents a tokens file that no other command reads."""
     models, out = "pact_plugins/demo/models", tmp_path / "tokens.json"
