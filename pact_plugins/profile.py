@@ -84,7 +84,7 @@ def as_profile(content: Mapping[str, Any]) -> Profile:
     """A profile as `save_profiles` wrote it.
 
     Raises:
-        TypeError: the content is another.
+        KeyError, TypeError: the content is another.
     """
-    lists = {name: tuple(content[name]) for name in ("tokens", "model", "reference", "kl")}
-    return Profile(**{**content, **lists})
+    tokens, model, reference, kl = (tuple(content[name]) for name in ("tokens", "model", "reference", "kl"))
+    return Profile(content["sequences"], tokens, model, reference, kl)

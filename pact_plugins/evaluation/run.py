@@ -100,7 +100,7 @@ def evaluate(
         answers["against"] = _answers(against, None, sets, generation, folder / "against.jsonl", show_progress)
     answers["model"] = _answers(model, adapter, sets, generation, folder / "answers.jsonl", show_progress)
     judged: dict[Run, list[Judged]] = {run: judge_answers(of_run, sets, used, score) for run, of_run in answers.items()}
-    _write_verdicts(folder / "verdicts.jsonl", judged)
+    write_verdicts(folder / "verdicts.jsonl", judged)
     measurements, agreed = measure(sets, judged, used), agreements(sets, judged, used)
     found = Evaluation(
         answers["model"][0].speaker,
@@ -145,7 +145,8 @@ def _answers(
     return generate(model, tokenizer, speaker, sets, generation, path, show_progress=show_progress)
 
 
-def _write_verdicts(path: Path, judged: dict[Run, list[Judged]]) -> None:
+def write_verdicts(path: Path, judged: dict[Run, list[Judged]]) -> None:
+    """Writes every answer of every run with what was made of it, a line each."""
     rows = [{"run": run, **j.as_row()} for run, of_run in judged.items() for j in of_run]
     artefacts.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
