@@ -10,9 +10,9 @@ from typing import Any, TypeVar, cast
 
 from pact_plugins import artefacts, profile
 from pact_plugins.errors import PactError
-from pact_plugins.evaluation.measure import Measurement, Rate
+from pact_plugins.evaluation.measure import Agreement, Measurement, Rate
 from pact_plugins.evaluation.statistics import PairedChange
-from pact_plugins.report.contents import Behaviour, Contents, Training, lines_of, samples_of
+from pact_plugins.report.contents import Behaviour, Contents, Training, agreement_words, lines_of, samples_of
 from pact_plugins.run_notes import HISTORY, NOTES, RunNotes
 
 EVALUATION = "pact_evaluation"
@@ -39,7 +39,7 @@ def contents_of(folder: Path, evaluation: Path | None = None) -> Contents:
         raise _nothing(f"an evaluation ({RESULT}, written by `pact eval`)", evaluation)
     if not is_run and evaluation is None:
         raise _nothing(f"a run under PACT ({NOTES}), or an evaluation ({RESULT})", folder)
-    training = _sound(lambda: _training(folder), folder) if is_run else None
+    training = _sound(lambda: training_of(folder), folder) if is_run else None
     behaviour = _sound(lambda: _behaviour(evaluation), evaluation) if evaluation is not None else None
     notes: list[str] = []
     if training and not training.log:
@@ -55,12 +55,17 @@ def contents_of(folder: Path, evaluation: Path | None = None) -> Contents:
     )
 
 
-def _training(folder: Path) -> Training:
+def training_of(folder: Path, name: str = "run") -> Training:
+    """What a run left in its output folder.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError, PactError: a file is missing or damaged.
+    """
     notes = RunNotes.read(folder)
     log = artefacts.read(folder / HISTORY)["log"] if (folder / HISTORY).exists() else []
     stored = artefacts.read(folder / profile.FILE) if (folder / profile.FILE).exists() else {}
     profiles = {name: profile.as_profile(content) for name, content in stored.items()}
-    return Training("run", log, {**notes.about, "fingerprints": notes.identity}, notes.tokens, profiles)
+    return Training(name, log, {**notes.about, "fingerprints": notes.identity}, notes.tokens, profiles)
 
 
 def _behaviour(folder: Path) -> Behaviour:
@@ -84,7 +89,10 @@ def _behaviour(folder: Path) -> Behaviour:
         },
         lines=lines_of([measurements]),
         warnings=tuple(found["warnings"]),
-        agreements=tuple(_agreement(a, paired) for a in found["agreements"]),
+        agreements=tuple(
+            agreement_words(Agreement(**a), ("before" if a["run"] == "against" else "after") if paired else "")
+            for a in found["agreements"]
+        ),
         samples=samples,
         changed=changed,
     )
@@ -114,13 +122,6 @@ def _speaker(content: dict[str, Any]) -> str:
 
 def _who(speaker: str) -> list[str]:
     return speaker.split(" + ")
-
-
-def _agreement(content: dict[str, Any], paired: bool) -> str:
-    whose = f", {'before' if content['run'] == 'against' else 'after'}" if paired else ""
-    kappa = "" if content["kappa"] is None else f", kappa {content['kappa']:.2f}"
-    where = f"{content['prompt_set']}, {content['kind']}{whose}"
-    return f"{' and '.join(content['judges'])} agree on {content['share']:.0%} ({content['verdict']}, {where}{kappa})"
 
 
 def _command(folder: Path, training: Training) -> str:

@@ -23,6 +23,20 @@ FOLDER = "pact_report"
 """In a run's output folder."""
 
 
+def check_installed() -> None:
+    """Refuses to start work whose report could not be written whole.
+
+    Raises:
+        PactError: jinja2 or matplotlib is missing.
+    """
+    if lacking := _lacking():
+        raise missing_extra(" and ".join(lacking), "report", "the report")
+
+
+def _lacking() -> list[str]:
+    return [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
+
+
 def make_report(folder: Path, evaluation: Path | None = None) -> Path:
     """Makes the report of a run, or of an evaluation alone, from its files; returns its folder.
 
@@ -47,7 +61,7 @@ def write_report(contents: Contents, folder: Path, **own: Any) -> tuple[Verdict,
     """
     found = verdicts(contents.behaviour)
     artefacts.write_text(folder / "report.json", json.dumps(as_dict(contents, found, **own), indent=1) + "\n")
-    if lacking := [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]:
+    if lacking := _lacking():
         logger.warning(
             "The report has no page or no plots: %s", missing_extra(" and ".join(lacking), "report", "the whole report")
         )
