@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pact_plugins import artefacts
-from pact_plugins.answers import IGNORE_INDEX, Document
+from pact_plugins.answers import Document
 from pact_plugins.errors import PactError
-from pact_plugins.forward import pad
+from pact_plugins.forward import collate
 from pact_plugins.own_answers import answered
 
 
@@ -36,12 +35,8 @@ class Anchors:
 
     def batch(self, turn: int) -> dict[str, Tensor]:
         """Rows number `turn * per_step` and on, padded: `input_ids`, `attention_mask` and `labels`, on the host."""
-        host = torch.device("cpu")
         first = turn * self.per_step
-        chosen = [self.documents[i % len(self.documents)] for i in range(first, first + self.per_step)]
-        ids, mask = pad([d.input_ids for d in chosen], host)
-        supervised, _ = pad([d.supervised.astype(np.int64) for d in chosen], host)
-        return {"input_ids": ids, "attention_mask": mask, "labels": ids.where(supervised > 0, IGNORE_INDEX)}
+        return collate([self.documents[i % len(self.documents)] for i in range(first, first + self.per_step)])
 
 
 def save(documents: Sequence[Document], path: Path) -> None:

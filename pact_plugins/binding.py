@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pact_plugins import __version__
 from pact_plugins.anchors import Anchors
 from pact_plugins.answers import Document, split_documents
 from pact_plugins.config import PactConfig
@@ -20,6 +22,9 @@ from pact_plugins.model_support import check_supported
 from pact_plugins.objective import PactObjective, Targets
 from pact_plugins.preparation import Preparation, prepare, print_summary, save_run
 from pact_plugins.probe import Probe
+from pact_plugins.profile import measure_profile, save_profiles
+from pact_plugins.report.write import make_report
+from pact_plugins.run_notes import RunNotes
 
 _ATTRIBUTE = "pact_binding"
 
@@ -80,20 +85,53 @@ class Binding:
             )
         if self.preparation is None:
             trainer = self.trainer
-            output_dir = Path(trainer.args.output_dir)
             self.preparation = prepare(
                 trainer.accelerator.unwrap_model(trainer.model),
                 trainer.processing_class,
                 list(training_documents(trainer)),
                 self.config,
-                resumed_from=output_dir if trainer.state.global_step > 0 else None,
+                resumed_from=self.output_dir if trainer.state.global_step > 0 else None,
                 autocast=trainer.accelerator.autocast,
                 show_progress=trainer.is_world_process_zero(),
             )
             if trainer.is_world_process_zero():
-                save_run(self.preparation, output_dir)
+                save_run(
+                    self.preparation, self.output_dir, versions=versions(trainer), training=about_training(trainer)
+                )
                 print_summary(self.preparation, overhead=self._overhead(self.preparation))
         return self.preparation
+
+    def finish(self) -> Path | None:
+        """Records how training went, looks at the model once more, and writes the report. Call it when training ends.
+
+        Every process makes the same forward passes; the first one writes, and is given the report's folder.
+        """
+        trainer, preparation = self.trainer, self.preparation
+        if getattr(trainer, _ATTRIBUTE, None) is not self or preparation is None:
+            raise PactError(
+                expected="a trainer that trained under PACT up to the end",
+                got="one from which PACT was removed, or that never began",
+                consequence="There is no run to report.",
+                remedy="Leave PACT on its trainer until `trainer.train()` returns.",
+            )
+        writes = trainer.is_world_process_zero()
+        if writes:
+            RunNotes.save_history(trainer.state.log_history, self.output_dir)
+        objective = preparation.objective
+        looked_at = {"training answers": preparation.sample}
+        if objective.anchors is not None:
+            looked_at["anchors"] = [*objective.anchors.documents]
+        with trainer.accelerator.autocast():
+            profiles = {what: measure_profile(objective, documents) for what, documents in looked_at.items()}
+        if not writes:
+            return None
+        save_profiles(profiles, self.output_dir)
+        return make_report(self.output_dir)
+
+    @property
+    def output_dir(self) -> Path:
+        """Where the run leaves what it leaves."""
+        return Path(self.trainer.args.output_dir)
 
     def _overhead(self, preparation: Preparation) -> Overhead | None:
         """What each step will cost, if PACT has to compute the log-normaliser; None without a data loader."""
@@ -232,6 +270,25 @@ def check_trainer(trainer: Any, config: PactConfig) -> None:
             "Its sequences are not known before the first step, and the reference is computed then.",
             "Load the data set whole (`streaming: false`).",
         )
+
+
+def versions(trainer: Any) -> dict[str, str]:
+    """Of this package, and of what the trainer stands on, the host first."""
+    roots = [cls.__module__.partition(".")[0] for cls in type(trainer).__mro__]
+    hosts = [name for name in dict.fromkeys(roots) if name in ("axolotl", "trl", "transformers")]
+    return {"pact_plugins": __version__, **{name: version(name) for name in [*hosts, "torch"]}}
+
+
+def about_training(trainer: Any) -> dict[str, Any]:
+    """What the host trains, and how, for people."""
+    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
+    names = ("learning_rate", "max_steps", "num_train_epochs", "per_device_train_batch_size")
+    return {
+        "model": getattr(model.config, "_name_or_path", None),
+        "adapter": hasattr(model, "peft_config"),
+        "processes": trainer.accelerator.num_processes,
+        **{name: getattr(args, name) for name in (*names, "gradient_accumulation_steps", "seed")},
+    }
 
 
 def _sharding(trainer: Any) -> str | None:

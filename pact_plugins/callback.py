@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from rich.console import Console
 from transformers import TrainerCallback
 
 from pact_plugins.binding import Binding
@@ -33,6 +34,8 @@ class PactCallback(TrainerCallback):
     | `pact/probe_refusing` | share of the harmful ones with a margin above 0 |
     | `pact/anchor_kl`, `pact/anchor_tokens` | the same divergence on the anchors, and their number, if they are on |
 
+    When training ends, a report is left in `OUTPUT_DIR/pact_report`.
+
     Args:
         trainer: the trainer that the callback is added to.
         config: a `PactConfig`, or what a `pact:` key may hold. `False` is an explicit off.
@@ -58,3 +61,19 @@ class PactCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_kw: Any) -> None:
         if self.probing is not None:
             self.probing.after_step(control)
+
+    def on_train_end(self, *_args: Any, **_kw: Any) -> None:
+        if self.binding is None:
+            return
+        try:
+            folder = self.binding.finish()
+        except Exception:
+            # Hosts save the weights after this: what goes wrong with a report must not cost the training.
+            logger.exception(
+                "PACT: the run's report could not be made. The trained weights are not affected; `pact report %s` "
+                "makes it from what was recorded.",
+                self.binding.output_dir,
+            )
+        else:
+            if folder is not None:
+                Console().print(f"PACT: the report of this run: {folder}", highlight=False, markup=False)

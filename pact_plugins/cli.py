@@ -60,17 +60,12 @@ def tokens(model: str, base: str | None, out: Path, top_k: int) -> None:
     from pact_plugins.loading import pretrained
 
     # As saved: a run finds its tokens in its own precision, whose rounding moves weights a little, and the order.
-    aligned, tokenizer, unaligned = (
-        pretrained(kind, name, consequence="The safety tokens could not be found.", **options) if name else None
-        for kind, name, options in (
-            (AutoModelForCausalLM, model, {"dtype": "auto"}),
-            (AutoTokenizer, model, {}),
-            (AutoModelForCausalLM, base, {"dtype": "auto"}),
-        )
-    )
-    if unaligned is None:
+    load = partial(pretrained, consequence="The safety tokens could not be found.")
+    aligned, tokenizer = load(AutoModelForCausalLM, model, dtype="auto"), load(AutoTokenizer, model)
+    if base is None:
         found = discovery.discover(aligned, tokenizer, top_k=top_k)
     else:
+        unaligned = load(AutoModelForCausalLM, base, dtype="auto")
         found = discovery.discover_against_base(aligned, unaligned, tokenizer, top_k=top_k)
     found.save(out)
     Console().print(f"{len(found.ids)} safety tokens, {len(found.positive)} of them held: {out}")
@@ -309,6 +304,24 @@ def evaluate(
         click.echo(json.dumps(found.as_dict(), indent=1))
     else:
         show(found)
+
+
+@main.command()
+@click.argument("output_dir", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--evaluation",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="What `pact eval --out` wrote. Default: OUTPUT_DIR/pact_evaluation, if it is there.",
+)
+def report(output_dir: Path, evaluation: Path | None) -> None:
+    """Make the report of a run again, or that of an evaluation alone, from its files.
+
+    Example: pact report outputs/run --evaluation evaluation
+    """
+    from pact_plugins.report.write import make_report
+
+    folder = make_report(output_dir, evaluation)
+    click.echo(f"Report: {folder / 'report.html'}")
 
 
 @main.command()

@@ -159,6 +159,16 @@ class PactConfig(_Block):
         """Answer tokens, from the first, at which the gate matters; 0 when it is off."""
         return self.active_gate.reach if self.active_gate else 0
 
+    def resolved(self) -> dict[str, Any]:
+        """All settings as JSON knows them, with the defaults that depend on the objective filled in."""
+        filled = {
+            "conflict": "damp" if self.damps else "keep",
+            "anchors": self.anchors_per_step,
+            "gate": self.active_gate or False,
+            "cache_dir": self.cache_folder,
+        }
+        return self.model_copy(update=filled).model_dump(mode="json")
+
     @property
     def active_probe(self) -> ProbeConfig | None:
         """The probe's settings, or None when it is off."""

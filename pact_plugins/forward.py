@@ -12,6 +12,8 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from pact_plugins.answers import IGNORE_INDEX, Document
+
 T = TypeVar("T")
 
 TOKENS_PER_BATCH = 4096
@@ -65,6 +67,14 @@ def pad(sequences: Sequence[npt.NDArray[np.int64]], device: torch.device) -> tup
     for row, sequence in enumerate(sequences):
         ids[row, : len(sequence)], mask[row, : len(sequence)] = sequence, 1
     return to_device(ids, device), to_device(mask, device)
+
+
+def collate(documents: Sequence[Document]) -> dict[str, Tensor]:
+    """The documents as a padded batch: `input_ids`, `attention_mask` and `labels`, all [B, L], on the host."""
+    host = torch.device("cpu")
+    ids, mask = pad([d.input_ids for d in documents], host)
+    supervised, _ = pad([d.supervised.astype(np.int64) for d in documents], host)
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids.where(supervised > 0, IGNORE_INDEX)}
 
 
 def to_device(values: npt.NDArray[Any], device: torch.device) -> Tensor:

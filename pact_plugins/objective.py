@@ -151,11 +151,34 @@ class PactObjective:
         capture = SubsetHead.one(captures)
         normalised = capture.log_normaliser is not None
         student = log_probabilities(capture) if normalised else capture.logits
+        kl, gate = self.divergence(student, targets)
+        damped = kl.new_zeros(())
+        if capture.cross_entropy is not None:
+            damped = (targets.conflict * capture.cross_entropy).sum()
+        with torch.no_grad():
+            statistics = {
+                "kl": kl.detach().sum(),
+                "reference_mass": self.held_mass(targets.full).sum(),
+                "damped": targets.conflict.sum(),
+            }
+            if gate is not None:
+                statistics["gate"] = gate.sum()
+            if normalised:
+                statistics["safety_mass"] = self.held_mass(student).sum()
+        return Terms(kl.sum(), damped, len(kl), statistics)
+
+    def divergence(self, student: Tensor, targets: Targets) -> tuple[Tensor, Tensor | None]:
+        """[N] divergence of each answer token, and [N] the gate where it is on.
+
+        Args:
+            student: [N, S] the model's log-probabilities of the safety tokens; for `paper` logits will do.
+            targets: of the same N answer tokens.
+        """
         gate = None
         if self._gate is not None and targets.answer_only is not None:
             gate = loss.gate(student, targets.answer_only, targets.position, **self._gate)
         if self.config.objective == "paper":
-            kl = loss.paper(
+            divergence = loss.paper(
                 student,
                 targets.full,
                 targets.answer_only,
@@ -164,21 +187,12 @@ class PactObjective:
                 temperature=self.config.temperature,
             )
         else:
-            kl = loss.confidence(student, targets.full, targets.answer_only, gate, self._positive)
-        damped = kl.new_zeros(())
-        if capture.cross_entropy is not None:
-            damped = (targets.conflict * capture.cross_entropy).sum()
-        with torch.no_grad():
-            statistics = {
-                "kl": kl.detach().sum(),
-                "reference_mass": targets.full[:, self._positive].exp().sum(),
-                "damped": targets.conflict.sum(),
-            }
-            if gate is not None:
-                statistics["gate"] = gate.sum()
-            if normalised:
-                statistics["safety_mass"] = student[:, self._positive].exp().sum()
-        return Terms(kl.sum(), damped, len(kl), statistics)
+            divergence = loss.confidence(student, targets.full, targets.answer_only, gate, self._positive)
+        return divergence, gate
+
+    def held_mass(self, values: Tensor) -> Tensor:
+        """[N] probability on the held tokens S+, from [N, S] log-probabilities."""
+        return values[:, self._positive].exp().sum(-1)
 
     def anchor_terms(self, anchors: Anchors, turn: int, device: torch.device) -> Terms:
         """The objective on the anchors of this turn, from a forward pass of the decoder alone."""

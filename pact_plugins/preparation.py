@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from pact_plugins.answers import Document
 from pact_plugins.building import open_or_build
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.config import PactConfig
-from pact_plugins.cost import Data, Overhead, count_answer_tokens
+from pact_plugins.cost import Data, Overhead, count_answer_tokens, stratified
 from pact_plugins.errors import PactError
 from pact_plugins.finding import find_anchors, find_tokens
 from pact_plugins.fingerprints import digest, keys_fingerprint, model_fingerprint, tokenizer_fingerprint
@@ -29,6 +29,9 @@ from pact_plugins.reference import FORMAT
 from pact_plugins.run_notes import RunNotes, tokens_source
 from pact_plugins.safety_tokens import SafetyTokens
 from pact_plugins.subset_head import SubsetHead
+
+SAMPLE = 256
+"""Sequences that are kept for looking at the model again when training ends."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Preparation:
         built: whether the cache was built now rather than found.
         data: how much there is to constrain. Sequences without an answer token (cut off before it) train without PACT.
         probe: the drift probe, or None when it is off.
+        sample: at most `SAMPLE` sequences with an answer, of all lengths.
     """
 
     objective: PactObjective
@@ -48,6 +52,7 @@ class Preparation:
     built: bool
     data: Data
     probe: Probe | None
+    sample: list[Document]
 
 
 def prepare(
@@ -99,7 +104,8 @@ def prepare(
     objective = PactObjective(
         config, tokens, chat, head, cache, Anchors(anchor_rows, config.anchors_per_step) if anchor_rows else None
     )
-    return Preparation(objective, identity, built, data, probe)
+    sample = [answered[i] for i in stratified([len(d.input_ids) for d in answered], SAMPLE)]
+    return Preparation(objective, identity, built, data, probe, sample)
 
 
 def find_answers(documents: Sequence[Document], chat: ChatFormat, config: PactConfig) -> tuple[list[Document], Data]:
@@ -157,10 +163,30 @@ def _autocast_dtype(model: nn.Module) -> str:
     return str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "as stored"
 
 
-def save_run(preparation: Preparation, folder: Path) -> None:
-    """Notes in the run's output folder which reference and which tokens it uses, for resuming."""
-    objective = preparation.objective
-    RunNotes(preparation.identity, tokens_source(objective.config), objective.tokens).save(folder)
+def save_run(preparation: Preparation, folder: Path, **about: Any) -> None:
+    """Notes in the run's output folder which reference and which tokens it uses, for resuming, and what else is known.
+
+    Args:
+        preparation: of the run.
+        folder: its output folder.
+        about: more to note, for people.
+    """
+    objective, cache = preparation.objective, preparation.objective.cache
+    facts = {
+        "settings": objective.config.resolved(),
+        "data": {
+            **asdict(preparation.data),
+            "anchors": len(objective.anchors.documents) if objective.anchors else 0,
+        },
+        "reference": {
+            "folder": str(cache.folder),
+            "bytes": cache.size,
+            "built": preparation.built,
+            **{key: cache.manifest[key] for key in ("documents", "answer_tokens", "seconds")},
+        },
+    }
+    notes = RunNotes(preparation.identity, tokens_source(objective.config), objective.tokens, {**facts, **about})
+    notes.save(folder)
 
 
 def print_summary(

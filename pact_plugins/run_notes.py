@@ -1,11 +1,12 @@
-"""`RunNotes`: which reference and which safety tokens a run uses, in its output folder, for resuming it.
+"""`RunNotes`: which reference and which safety tokens a run uses, in its output folder, for resuming and reporting it.
 
-`pact_run.json` and `pact_safety_tokens.json`.
+`pact_run.json` and `pact_safety_tokens.json`; when training ends, `pact_history.json` with what was logged.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest
 from pact_plugins.reference import ReferenceCache
 from pact_plugins.safety_tokens import SafetyTokens
+
+NOTES, TOKENS, HISTORY = "pact_run.json", "pact_safety_tokens.json", "pact_history.json"
 
 
 def tokens_source(config: PactConfig) -> dict[str, Any]:
@@ -30,29 +33,52 @@ class RunNotes:
         identity: what its reference cache was made for.
         tokens_source: the settings that chose its safety tokens.
         tokens: the safety tokens.
+        about: settings, versions, amounts of data and the like, for people; resuming compares none of it.
     """
 
     identity: dict[str, Any]
     tokens_source: dict[str, Any]
     tokens: SafetyTokens
+    about: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        self.tokens.save(folder / "pact_safety_tokens.json")
-        artefacts.write(folder / "pact_run.json", {"identity": self.identity, "tokens_source": self.tokens_source})
+        self.tokens.save(folder / TOKENS)
+        notes = {"identity": self.identity, "tokens_source": self.tokens_source, "about": self.about}
+        artefacts.write(folder / NOTES, notes)
+
+    @classmethod
+    def read(cls, folder: Path) -> RunNotes:
+        """What `save` wrote.
+
+        Raises:
+            OSError, ValueError, KeyError: the notes are not there, or damaged.
+            PactError: the safety tokens are.
+        """
+        notes = artefacts.read(folder / NOTES)
+        tokens = SafetyTokens.load(folder / TOKENS)
+        return cls(notes["identity"], notes["tokens_source"], tokens, notes.get("about", {}))
 
     @classmethod
     def load(cls, folder: Path) -> RunNotes:
+        """The notes of a run that is being resumed.
+
+        Raises:
+            PactError: they are not there, or damaged.
+        """
         try:
-            notes = artefacts.read(folder / "pact_run.json")
-            tokens = SafetyTokens.load(folder / "pact_safety_tokens.json")
-            return cls(notes["identity"], notes["tokens_source"], tokens)
+            return cls.read(folder)
         except (OSError, ValueError, KeyError) as error:
             raise PactError(
-                expected=f"the notes of the run being resumed, {folder}/pact_run.json",
+                expected=f"the notes of the run being resumed, {folder / NOTES}",
                 got=f"{type(error).__name__}: {error}",
                 consequence="The weights of the checkpoint are already fine-tuned: they are no reference.",
                 remedy="Resume in the output folder of a run that had PACT on, or start from the original model.",
             ) from error
+
+    @staticmethod
+    def save_history(log: Sequence[dict[str, Any]], folder: Path) -> None:
+        """Writes what the trainer logged, entry by entry; of a resumed run from its first step."""
+        artefacts.write(folder / HISTORY, {"log": list(log)})
 
     def cache(self, config: PactConfig, identity: dict[str, Any]) -> ReferenceCache:
         """The reference that the run began with.

@@ -55,7 +55,9 @@ def test_clear_asks_first(caches: Path) -> None:
     assert not list(caches.glob("*/manifest.json"))
 
 
-@pytest.mark.parametrize("command", [[], ["cache"], ["tokens"], ["inspect"], ["eval"], ["demo"], ["cache", "info"]])
+@pytest.mark.parametrize(
+    "command", [[], ["cache"], ["tokens"], ["inspect"], ["eval"], ["report"], ["demo"], ["cache", "info"]]
+)
 def test_every_command_has_help(command: list[str]) -> None:
     """Prevents: a command that can only be understood from its source."""
     result = pact(*command, "--help")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from dataclasses import asdict, dataclass
@@ -16,9 +15,12 @@ from rich.table import Table
 
 from pact_plugins.config import PactConfig
 from pact_plugins.demo import BASE_MODEL, world
-from pact_plugins.demo.evaluate import answers, measure
-from pact_plugins.demo.report import Sample, check_installed, write_html
+from pact_plugins.demo.behaviour import behaviour_of, judge, rates
 from pact_plugins.demo.training import Recipe, load, train
+from pact_plugins.evaluation.measure import Judged
+from pact_plugins.report.contents import Contents, Training
+from pact_plugins.report.files import training_of
+from pact_plugins.report.write import check_installed, write_report
 
 ROWS, HARMFUL_FRACTION = 1600, 0.1
 
@@ -46,7 +48,7 @@ class Result:
 
 
 def run(folder: Path, *, seed: int = 0, steps: int = Recipe.steps) -> list[Result]:
-    """Trains and evaluates every method; writes `report.json` and `report.html` into `folder`.
+    """Trains and evaluates every method; writes `report.html`, `report.md` and `report.json` into `folder`.
 
     Args:
         folder: is made.
@@ -60,29 +62,27 @@ def run(folder: Path, *, seed: int = 0, steps: int = Recipe.steps) -> list[Resul
     folder.mkdir(parents=True, exist_ok=True)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     results: list[Result] = []
-    samples: dict[str, list[str]] = {}
-    histories: dict[str, list[dict[str, float]]] = {}
+    judged: dict[str, list[Judged]] = {}
+    trainings: list[Training] = []
     recipe, rows = Recipe(steps=steps, seed=seed), world.fine_tuning_rows(ROWS, HARMFUL_FRACTION, seed=seed)
     model, tokenizer = load()
-    prompts = [*world.held_out_harmful()[:3], *world.held_out_look_alikes()[:2], world.task_test_rows()[0].prompt]
     with TemporaryDirectory() as scratch:
-        results.append(_evaluate("aligned", None, model, tokenizer, 0.0))
-        samples["aligned"] = answers(model, tokenizer, prompts)
+        judged["aligned"] = judge(model, tokenizer, "aligned")
+        results.append(Result("aligned", None, train_seconds=0.0, **asdict(rates(judged["aligned"]))))
         for name, config in METHODS.items():
             Console().rule(f"{name}: {steps} steps")
             model, tokenizer = load()
             started = time.monotonic()
             trainer = train(model, tokenizer, rows, recipe, Path(scratch) / name, partial(_protect, config=config))
-            seconds = time.monotonic() - started
+            seconds = round(time.monotonic() - started, 1)
+            judged[name] = judge(trainer.model, tokenizer, name)
             objective = config.objective if config else None
-            results.append(_evaluate(name, objective, trainer.model, tokenizer, seconds))
-            samples[name] = answers(trainer.model, tokenizer, prompts)
-            histories[name] = [entry for entry in trainer.state.log_history if "loss" in entry]
+            results.append(Result(name, objective, train_seconds=seconds, **asdict(rates(judged[name]))))
+            log = trainer.state.log_history
+            trainings.append(training_of(Path(scratch) / name, name) if config else Training(name, log))
+    contents = Contents("Did the refusals hold? The demo", tuple(trainings), behaviour_of(judged))
     runs = [asdict(r) for r in results]
-    data = {"seed": seed, "steps": steps, "harmful_fraction": HARMFUL_FRACTION, "runs": runs}
-    (folder / "report.json").write_text(json.dumps(data, indent=1) + "\n")
-    shown = [Sample(p, {name: texts[i] for name, texts in samples.items()}) for i, p in enumerate(prompts)]
-    write_html(folder / "report.html", runs, histories, shown)
+    write_report(contents, folder, seed=seed, steps=steps, harmful_fraction=HARMFUL_FRACTION, runs=runs)
     _print(results, folder)
     return results
 
@@ -92,11 +92,6 @@ def _protect(trainer: Any, config: PactConfig | None) -> None:
 
     if config is not None:
         trainer.add_callback(PactCallback(trainer, config))
-
-
-def _evaluate(name: str, objective: str | None, model: Any, tokenizer: Any, seconds: float) -> Result:
-    rates = measure(model, tokenizer, world.task_test_rows())
-    return Result(name=name, objective=objective, train_seconds=round(seconds, 1), **asdict(rates))
 
 
 def _print(results: list[Result], folder: Path) -> None:

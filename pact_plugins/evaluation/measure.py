@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 from pact_plugins.evaluation.coherence import is_incoherent
 from pact_plugins.evaluation.generation import Answer
@@ -42,6 +42,15 @@ class Judged:
     incoherent: bool
     verdicts: dict[str, Verdict]
     correct: bool | None
+
+    def as_row(self) -> dict[str, Any]:
+        """As JSON knows it, the answer's own row beside the rest."""
+        return {
+            **self.answer.as_row(),
+            "incoherent": self.incoherent,
+            "verdicts": self.verdicts,
+            "correct": self.correct,
+        }
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def evaluate(
         answers["against"] = _answers(against, None, sets, generation, folder / "against.jsonl", show_progress)
     answers["model"] = _answers(model, adapter, sets, generation, folder / "answers.jsonl", show_progress)
     judged: dict[Run, list[Judged]] = {run: judge_answers(of_run, sets, used, score) for run, of_run in answers.items()}
-    _write_verdicts(folder / "verdicts.jsonl", judged)
+    write_verdicts(folder / "verdicts.jsonl", judged)
     measurements, agreed = measure(sets, judged, used), agreements(sets, judged, used)
     found = Evaluation(
         answers["model"][0].speaker,
@@ -145,13 +145,10 @@ def _answers(
     return generate(model, tokenizer, speaker, sets, generation, path, show_progress=show_progress)
 
 
-def _write_verdicts(path: Path, judged: dict[Run, list[Judged]]) -> None:
-    lines: list[str] = []
-    for run, of_run in judged.items():
-        for j in of_run:
-            found = {"incoherent": j.incoherent, "verdicts": j.verdicts, "correct": j.correct}
-            lines.append(json.dumps({"run": run, **j.answer.as_row(), **found}, ensure_ascii=False) + "\n")
-    artefacts.write_text(path, "".join(lines))
+def write_verdicts(path: Path, judged: dict[Run, list[Judged]]) -> None:
+    """Writes every answer of every run with what was made of it, a line each."""
+    rows = [{"run": run, **j.as_row()} for run, of_run in judged.items() for j in of_run]
+    artefacts.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _about_the_run(sets: Sequence[PromptSet], used: Sequence[Judge], model: str, adapter: str | None) -> list[str]:

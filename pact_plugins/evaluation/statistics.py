@@ -83,6 +83,35 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> PairedChange:
     return PairedChange(lost, gained, min(1.0, 2 * tail / 2**n))
 
 
+def paired_difference_interval(before: int, after: int, change: PairedChange, total: int) -> tuple[float, float]:
+    """95% interval of after/total - before/total, both measured on the same prompts.
+
+    With l, u Wilson's bounds of each share, p1 the share after, p2 the share before, and phi the correlation of the
+    paired outcomes::
+
+        lower = p1 - p2 - sqrt((p1 - l1)^2 - 2 phi (p1 - l1)(u2 - p2) + (u2 - p2)^2)
+        upper = p1 - p2 + sqrt((u1 - p1)^2 - 2 phi (u1 - p1)(p2 - l2) + (p2 - l2)^2)
+
+    phi is taken as 0 where it is 0/0. Source: Newcombe (1998), Statistics in Medicine 17:2635, method 8.
+
+    Args:
+        before: prompts that counted before.
+        after: prompts that count now.
+        change: lost and gained ones among them.
+        total: all prompts.
+    """
+    both, neither = before - change.lost, total - before - change.gained
+    scale = math.sqrt(before * (total - before) * after * (total - after))
+    phi = (both * neither - change.lost * change.gained) / scale if scale else 0.0
+    p1, p2 = after / total, before / total
+    (l1, u1), (l2, u2) = wilson_interval(after, total), wilson_interval(before, total)
+
+    def reach(a: float, b: float) -> float:
+        return math.sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0))
+
+    return p1 - p2 - reach(p1 - l1, u2 - p2), p1 - p2 + reach(u1 - p1, p2 - l2)
+
+
 def cohen_kappa(first: Sequence[bool], second: Sequence[bool]) -> float | None:
     """Cohen's kappa: how far two judges agree beyond what their rates alone would give.
 

@@ -49,6 +49,13 @@ def check_trained(folder: Path, log: str) -> None:
     assert "'pact/kl'" in log, log[-3000:]
     assert (folder / "out" / "pact_run.json").exists()
     assert json.loads((folder / "out" / "pact_safety_tokens.json").read_text())["ids"]
+    report = json.loads((folder / "out" / "pact_report" / "report.json").read_text())
+    (training,) = report["trainings"]
+    steps = [entry["step"] for entry in training["log"] if "pact/kl" in entry]
+    assert steps
+    assert training["about"]["training"]["max_steps"] == steps[-1]
+    assert set(training["profiles"]) == {"training answers", "anchors"}
+    assert "not measured" in (folder / "out" / "pact_report" / "report.html").read_text()
 
 
 @needs_axolotl

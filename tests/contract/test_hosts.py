@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -408,6 +409,42 @@ def test_a_step_before_preparation_stops(tmp_path: Path) -> None:
     trainer.model.train()
     with pytest.raises(PactError, match="prepared"):
         trainer.compute_loss(trainer.model, dict(next(iter(trainer.get_train_dataloader()))))
+
+
+@pytest.mark.parametrize("broken", ["make_report", "measure_profile"])
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_report_that_fails_costs_nothing(
+    host: Trainer, broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Prevents an error after the last step, before the host saves the weights; or one that nobody hears of."""
+
+    def fail(*_args: Any) -> None:
+        raise RuntimeError("no space left")
+
+    monkeypatch.setattr(f"pact_plugins.binding.{broken}", fail)
+    trainer = host(tiny.llama(num_hidden_layers=1), tmp_path)
+    trainer.add_callback(PactCallback(trainer, config(tmp_path)))
+    assert trainer.train().global_step == 2
+    assert "no space left" in caplog.text
+    assert f"pact report {tmp_path / 'out'}" in caplog.text
+    assert [e["step"] for e in artefacts.read(tmp_path / "out" / "pact_history.json")["log"] if "loss" in e] == [1, 2]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_run_leaves_a_report_and_its_model_as_it_was(host: Trainer, tmp_path: Path) -> None:
+    """Prevents a last look at the model that changes its mode or its weights, or a report of another objective."""
+    trainer = host(tiny.llama(num_hidden_layers=1), tmp_path)
+    trainer.add_callback(PactCallback(trainer, config(tmp_path, objective="paper")))
+    trainer.train()
+    assert trainer.model.training
+    report = json.loads((tmp_path / "out" / "pact_report" / "report.json").read_text())
+    (training,) = report["trainings"]
+    assert training["about"]["settings"]["objective"] == "paper"
+    assert next(iter(training["about"]["versions"])) == "pact_plugins"
+    assert ("axolotl" if host is axolotl_trainer else "trl") in training["about"]["versions"]
+    profile = training["profiles"]["training answers"]
+    assert max(abs(a - b) for a, b in zip(profile["model"], profile["reference"], strict=True)) > 1e-3
+    assert (tmp_path / "out" / "pact_report" / "report.html").exists()
 
 
 def test_models_that_cannot_be_served_are_refused(tmp_path: Path) -> None:

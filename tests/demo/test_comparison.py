@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pact_plugins.demo import comparison, report, world
+from pact_plugins.demo import comparison, world
 from pact_plugins.errors import PactError
+from pact_plugins.report import write
 
 pytest.importorskip("trl")
 
@@ -23,26 +24,18 @@ def test_report_of_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [run["name"] for run in data["runs"]] == ["aligned", *comparison.METHODS]
     assert [run["objective"] for run in data["runs"]] == [None, None, "paper", "confidence", "confidence"]
     assert data["runs"][0]["refusal_rate"] == 1
-    assert all(0 <= run[rate] <= 1 for run in data["runs"] for rate in report.RATES)
+    rates = ("refusal_rate", "affirmative_opening_rate", "incoherent_rate", "over_refusal_rate", "task_accuracy")
+    assert all(0 <= run[rate] <= 1 for run in data["runs"] for rate in rates)
     assert all((run["train_seconds"] > 0) == (run["name"] != "aligned") for run in data["runs"])
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("<svg") == 2 + 3  # rates, course, and the positions of each run under PACT
+    assert [v["model"] for v in data["verdicts"]] == [*comparison.METHODS]
     assert world.held_out_harmful()[0] in page
 
 
 def test_a_report_that_could_not_be_written_stops_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents minutes of training before a missing package is noticed."""
-    monkeypatch.setattr(report, "find_spec", lambda _name: None)
+    monkeypatch.setattr(write, "find_spec", lambda _name: None)
     with pytest.raises(PactError, match=r"pact-plugins\[report\]"):
         comparison.run(tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_answers_are_escaped(tmp_path: Path) -> None:
-    """Prevents a model's answer from running in the reader's browser."""
-    runs = [{"name": "aligned", "train_seconds": 0, **dict.fromkeys(report.RATES, 0.5)}]
-    histories = {"aligned": [{"step": 1, "loss": 1.0, "pact/kl": 0.1}]}
-    report.write_html(tmp_path / "r.html", runs, histories, [report.Sample("?", {"aligned": "<script>alert(1)"})])
-    page = (tmp_path / "r.html").read_text()
-    assert "<script>" not in page
-    assert "&lt;script&gt;" in page

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pact_plugins.evaluation.statistics import cohen_kappa, mcnemar, wilson_interval
+from pact_plugins.evaluation.statistics import (
+    PairedChange,
+    cohen_kappa,
+    mcnemar,
+    paired_difference_interval,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +48,20 @@ def test_wilson_equals_scipy() -> None:
             for confidence in (0.8, 0.95, 0.99):
                 expected = stats.binomtest(count, total).proportion_ci(confidence, method="wilson")
                 assert wilson_interval(count, total, confidence) == pytest.approx(tuple(expected), abs=1e-12)
+
+
+def test_paired_difference_as_published() -> None:
+    """Prevents an interval of unpaired shares: 38 of 50 before and 48 after, 2 lost and 12 gained (Newcombe, 1998)."""
+    found = paired_difference_interval(38, 48, PairedChange(2, 12, 1.0), 50)
+    assert found == pytest.approx((0.0569, 0.3404), abs=5e-5)
+    backwards = paired_difference_interval(48, 38, PairedChange(12, 2, 1.0), 50)
+    assert backwards == pytest.approx((-found[1], -found[0]))
+
+
+def test_paired_difference_of_nothing_changed() -> None:
+    """Prevents an interval without width where all prompts count, which a handful of them would satisfy."""
+    low, high = paired_difference_interval(20, 20, PairedChange(0, 0, 1.0), 20)
+    assert (low, high) == pytest.approx((-0.1611, 0.1611), abs=5e-5)
 
 
 def changed(lost: int, gained: int) -> tuple[list[bool], list[bool]]:

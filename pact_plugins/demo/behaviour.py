@@ -1,0 +1,85 @@
+"""How the demo's models answer the held-out prompts, judged as `pact eval` judges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pact_plugins.demo import world
+from pact_plugins.demo.evaluate import MAX_ANSWER_TOKENS, Rates, answers
+from pact_plugins.evaluation import judges
+from pact_plugins.evaluation.generation import Answer, Generation, Speaker
+from pact_plugins.evaluation.measure import Judged, agreements, judge_answers, measure, warnings
+from pact_plugins.evaluation.prompts import Prompt, PromptSet
+from pact_plugins.report.contents import Behaviour, agreement_words, lines_of, samples_of
+
+JUDGES = ("opening", "phrases")
+GENERATION = Generation(MAX_ANSWER_TOKENS)
+
+
+def _sets() -> list[PromptSet]:
+    def numbered(texts: Sequence[str]) -> tuple[Prompt, ...]:
+        return tuple(Prompt(str(i), text) for i, text in enumerate(texts))
+
+    task = (Prompt(str(i), row.prompt, row.answer) for i, row in enumerate(world.task_test_rows()))
+    return [
+        PromptSet("held-out requests", "harmful", numbered(world.held_out_harmful())),
+        PromptSet("look-alikes", "harmless", numbered(world.held_out_look_alikes())),
+        PromptSet("desks", "task", tuple(task)),
+    ]
+
+
+def judge(model: Any, tokenizer: Any, name: str) -> list[Judged]:
+    """The model's answers to all held-out prompts, judged."""
+    sets, speaker = _sets(), Speaker(name, None, name)
+    found = [
+        Answer(s.name, s.kind, p.id, p.text, speaker, GENERATION, response)
+        for s in sets
+        for p, response in zip(s.prompts, answers(model, tokenizer, [p.text for p in s.prompts]), strict=True)
+    ]
+    return judge_answers(found, sets, _judges())
+
+
+def rates(judged: Sequence[Judged]) -> Rates:
+    """The demo's rates of one model, by how its answers begin."""
+    found = {
+        (m.kind, m.measure): m.model.share
+        for m in measure(_sets(), {"model": judged}, _judges())
+        if m.judge in (None, "opening")
+    }
+    return Rates(
+        refusal_rate=found["harmful", "refusal_rate"],
+        affirmative_opening_rate=found["harmful", "affirmative_opening_rate"],
+        incoherent_rate=found["harmful", "incoherent_rate"],
+        over_refusal_rate=found["harmless", "over_refusal_rate"],
+        task_accuracy=found["task", "task_accuracy"],
+    )
+
+
+def behaviour_of(judged: Mapping[str, Sequence[Judged]]) -> Behaviour:
+    """All models side by side; the first is the untouched one."""
+    sets, used = _sets(), _judges()
+    names = tuple(judged)
+    pairs = [measure(sets, {"against": judged[names[0]], "model": judged[n]}, used) for n in names[1:]]
+    agreed = {name: agreements(sets, {"model": of_model}, used) for name, of_model in judged.items()}
+    notes = [
+        f"{name}: {line}"
+        for name in names
+        for line in warnings(measure(sets, {"model": judged[name]}, used), agreed[name])
+    ]
+    samples, changed = samples_of([[j.as_row() for j in of_model] for of_model in judged.values()])
+    return Behaviour(
+        names=names,
+        speakers=("the shipped model", *("fine-tuned with LoRA" for _ in names[1:])),
+        before=True,
+        settings={"judges": ", ".join(JUDGES), "max new tokens": str(MAX_ANSWER_TOKENS), "decoding": "greedy"},
+        lines=lines_of(pairs),
+        warnings=tuple(notes),
+        agreements=tuple(agreement_words(a, name) for name, found in agreed.items() for a in found),
+        samples=samples,
+        changed=changed,
+    )
+
+
+def _judges() -> list[judges.Judge]:
+    return [judges.load(name) for name in JUDGES]
