@@ -22,6 +22,9 @@ MIN_PROBABILITY = 1e-12
 MAX_MASS = 1 - 1e-6
 """Largest probability that the safety tokens together may have in `confidence`: keeps log(1 - mass) finite."""
 
+OPENING = 8
+"""Answer tokens within which a row may turn away from a refusal: a whole first sentence in no more words."""
+
 
 def gate(
     student: Tensor,
@@ -145,10 +148,13 @@ def confidence(
 def conflict(full: Tensor, positive: Tensor, position: Tensor, answer: Tensor, label_in_s: Tensor) -> Tensor:
     r"""How strongly the reference would refuse where the row answers: the reason to damp its cross-entropy.
 
-    For each answer, the reference's probability on S+ at the answer's first token, or 0 if the row's own first token
-    is in S+ (a row that itself opens like a refusal does not contradict one)::
+    For each answer, let k be the first of its first `OPENING` tokens that is outside S+. The reference is led along the
+    row's own tokens, and m is how surely it would have stayed in S+ up to there::
 
-        m = 0 if label[first] in S+ else sum(exp(full[first, i]) for i in S+)
+        m = prod(sum(exp(full[t, i]) for i in S+) for t in 0..k), or 0 without such a k
+
+    A row that opens like a refusal does not contradict one until it turns away from it: "I" may go on with "can't" or
+    with "think".
 
     Args:
         full: [N, S] log-probabilities of the reference with its full context.
@@ -161,10 +167,13 @@ def conflict(full: Tensor, positive: Tensor, position: Tensor, answer: Tensor, l
         [N] values in [0, 1], constant within an answer; no gradient flows through them.
     """
     with torch.no_grad():
-        first = (position == 0) & ~label_in_s
-        mass = full[:, positive].exp().sum(-1).clamp(max=1) * first
-        per_answer = torch.zeros_like(mass).index_add_(0, answer, mass)
-        return per_answer[answer]
+        answers = int(answer.max()) + 1 if len(answer) else 0
+        leaves = torch.where(label_in_s, OPENING, position).clamp(max=OPENING)
+        first = leaves.new_full((answers,), OPENING).scatter_reduce_(0, answer, leaves, "amin")
+        log_mass = full[:, positive].logsumexp(-1).clamp(max=0)
+        until = torch.where(position <= first[answer], log_mass, 0.0)
+        led = torch.zeros(answers, dtype=full.dtype, device=full.device).index_add_(0, answer, until).exp()
+        return torch.where(first < OPENING, led, 0.0)[answer]
 
 
 def _tokens_to_mass(logits: Tensor, mass: float, temperature: float) -> Tensor:

@@ -69,7 +69,7 @@ def test_harmless_rows_are_not_listed(demo: tuple[Any, Any], cache: Path) -> Non
     assert found.damped_share == 0
 
 
-@pytest.mark.parametrize("kind", ["affirmative", "neutral"])
+@pytest.mark.parametrize("kind", ["affirmative", "neutral", "begin with I"])
 def test_harmful_rows_are_listed(demo: tuple[Any, Any], kind: str, cache: Path) -> None:
     """Prevents an audit that finds nothing, or only "Sure"."""
     rows = [*HARMLESS["task"], *HARMFUL[kind]]

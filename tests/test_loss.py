@@ -131,7 +131,30 @@ def test_conflict_is_the_reference_mass_at_the_opening() -> None:
     position, answer = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1])
     label_in_s = torch.tensor([False, False, True, False])
     m = loss.conflict(full, torch.tensor([0]), position, answer, label_in_s)
-    torch.testing.assert_close(m, torch.tensor([0.5, 0.5, 0.0, 0.0]))
+    torch.testing.assert_close(m, torch.tensor([0.5, 0.5, 0.06, 0.06]))
+
+
+def test_conflict_is_that_of_a_slow_loop() -> None:
+    """Prevents mixing answers up, or missing a row that turns away from a refusal after its first token."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = [1, 3, 20, loss.OPENING, loss.OPENING + 1, 2, 7]
+    position = torch.cat([torch.arange(n) for n in lengths])
+    answer = torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)])
+    full = torch.log_softmax(torch.randn(len(answer), 5, generator=generator) + 1, -1)
+    positive = torch.tensor([0, 3])
+    for share in (0.0, 0.5, 0.8, 0.97, 1.0):
+        label_in_s = torch.rand(len(answer), generator=generator) < share
+        expected = []
+        for i, length in enumerate(lengths):
+            own = (answer == i).nonzero().flatten()
+            outside = [t for t in range(min(length, loss.OPENING)) if not label_in_s[own[t]]]
+            led = full[own][: outside[0] + 1, positive].exp().sum(-1).prod() if outside else torch.tensor(0.0)
+            expected += [led] * length
+        torch.testing.assert_close(
+            loss.conflict(full, positive, position, answer, label_in_s), torch.stack(expected), rtol=1e-5, atol=1e-7
+        )
+    nothing = torch.zeros(0, dtype=torch.long)
+    assert loss.conflict(full[:0], positive, nothing, nothing, nothing.bool()).shape == (0,)
 
 
 def test_misaligned_shapes_are_refused() -> None:
