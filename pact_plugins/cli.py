@@ -10,7 +10,7 @@ from contextlib import redirect_stdout
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 from rich.console import Console
@@ -59,18 +59,14 @@ def tokens(model: str, base: str | None, out: Path, top_k: int) -> None:
     from pact_plugins import discovery
     from pact_plugins.loading import pretrained
 
+    consequence = "The safety tokens could not be found."
     # As saved: a run finds its tokens in its own precision, whose rounding moves weights a little, and the order.
-    aligned, tokenizer, unaligned = (
-        pretrained(kind, name, consequence="The safety tokens could not be found.", **options) if name else None
-        for kind, name, options in (
-            (AutoModelForCausalLM, model, {"dtype": "auto"}),
-            (AutoTokenizer, model, {}),
-            (AutoModelForCausalLM, base, {"dtype": "auto"}),
-        )
-    )
-    if unaligned is None:
+    aligned = pretrained(AutoModelForCausalLM, model, consequence=consequence, dtype="auto")
+    tokenizer = pretrained(AutoTokenizer, model, consequence=consequence)
+    if base is None:
         found = discovery.discover(aligned, tokenizer, top_k=top_k)
     else:
+        unaligned = pretrained(AutoModelForCausalLM, base, consequence=consequence, dtype="auto")
         found = discovery.discover_against_base(aligned, unaligned, tokenizer, top_k=top_k)
     found.save(out)
     Console().print(f"{len(found.ids)} safety tokens, {len(found.positive)} of them held: {out}")
@@ -279,17 +275,26 @@ def _in_place_of_training(path: Path, act: Callable[[Any, PactConfig], T], comma
     multiple=True,
     default=("opening", "phrases"),
     show_default=True,
-    help="opening, phrases, llama-guard[:PATH], classifier:PATH[:LABEL=VERDICT,...] or MODULE:FUNCTION.",
+    help="opening, phrases, llama-guard[:PATH], strongreject[:FILE][:PATH], harmbench[:FILE][:PATH], "
+    "classifier:PATH[:LABEL=VERDICT,...] or MODULE:FUNCTION.",
 )
 @click.option("--scorer", metavar="MODULE:FUNCTION", help="Scores answers to tasks. Default: exact match.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="evaluation", show_default=True)
 @click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True)
 @click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 is greedy decoding.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of sampling.")
-@click.option("--limit", type=click.IntRange(1), help="Only the first prompts of each set.")
+@click.option("--engine", type=click.Choice(["transformers", "vllm"]), default="transformers", show_default=True)
+@click.option("--limit", type=click.IntRange(1), help="A sample of so many prompts of each set.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def evaluate(
-    model: str, out: Path, as_json: bool, max_new_tokens: int, temperature: float, seed: int, **options: Any
+    model: str,
+    out: Path,
+    as_json: bool,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    engine: Literal["transformers", "vllm"],
+    **options: Any,
 ) -> None:
     """Ask a model harmful, harmless and task prompts, and judge its answers.
 
@@ -299,12 +304,12 @@ def evaluate(
     """
     # Standard output is for the result alone.
     with redirect_stdout(sys.stderr):
-        from pact_plugins.evaluation.generation import Generation
+        from pact_plugins.evaluation.engines import Generation
         from pact_plugins.evaluation.run import evaluate as run
         from pact_plugins.evaluation.table import show
 
         sets = options.pop("prompt_sets")
-        found = run(model, sets, out, generation=Generation(max_new_tokens, temperature, seed), **options)
+        found = run(model, sets, out, generation=Generation(max_new_tokens, temperature, seed, engine), **options)
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=1))
     else:

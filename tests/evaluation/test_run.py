@@ -13,7 +13,7 @@ from pact_plugins import artefacts
 from pact_plugins.cli import main
 from pact_plugins.demo import ALIGNED_MODEL, BASE_MODEL, criteria
 from pact_plugins.errors import PactError
-from pact_plugins.evaluation.generation import Generation
+from pact_plugins.evaluation.engines import Generation
 from pact_plugins.evaluation.run import evaluate
 
 
