@@ -316,6 +316,16 @@ def evaluate(
         show(found)
 
 
+@main.command("lm-eval-path")
+def lm_eval_path() -> None:
+    """Print the folder of the tasks for lm-evaluation-harness: pact_refusal, pact_over_refusal, group pact_safety.
+
+    Example: lm_eval --include_path "$(pact lm-eval-path)" --tasks pact_safety --apply_chat_template --model hf
+    --model_args pretrained=my-chat-model
+    """
+    click.echo(Path(__file__).parent / "evaluation" / "lm_eval_tasks")
+
+
 @main.command()
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="demo-report", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
