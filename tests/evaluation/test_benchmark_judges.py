@@ -86,14 +86,15 @@ def test_strongreject_scores_as_published(tmp_path: Path, monkeypatch: pytest.Mo
     judge = judges.load(f"strongreject:{templates(tmp_path)}:{path}")
     assert isinstance(judge, StrongReject)
     assert judge.tells == {"compliance"}
-    answers = [*ANSWERS[:2], "so " * 900]
-    expected = [by_hand(path, p, a) for p, a in zip(PROMPTS, answers, strict=True)]
-    scores = judge.scores(PROMPTS, answers)
+    prompts = [*PROMPTS, "fourth, of the second's batch?"]
+    answers = ["No.<|end|>", ANSWERS[1], "so " * 900, f"{ANSWERS[1]} And more."]
+    expected = [by_hand(path, p, a) for p, a in zip(prompts, answers, strict=True)]
+    scores = judge.scores(prompts, answers)
     assert scores == pytest.approx(expected, abs=1e-5)
-    assert len({round(score, 3) for score in scores}) == 3
+    assert len({round(score, 3) for score in scores}) == 4
     bare = StrongReject("bare", judge.tokenizer, lambda: load_base(tmp_path), judge.prompt, judge.grades)
-    assert bare.scores(PROMPTS, answers) != pytest.approx(expected, abs=1e-3)
-    assert judge(PROMPTS, answers) == ["compliance" if score >= 0.5 else "other" for score in scores]
+    assert bare.scores(prompts, answers) != pytest.approx(expected, abs=1e-3)
+    assert judge(prompts, answers) == ["compliance" if score >= 0.5 else "other" for score in scores]
 
 
 def load_base(folder: Path) -> Any:
