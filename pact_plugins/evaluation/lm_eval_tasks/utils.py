@@ -82,5 +82,5 @@ def _verdicts(doc: dict[str, Any], results: list[str]) -> tuple[Verdict, Verdict
     (answer,) = results
     if is_incoherent(answer):
         return "other", "other", True
-    opening, phrases = (judges.load(name)([doc["prompt"]], [answer])[0] for name in ("opening", "phrases"))
-    return opening, phrases, False
+    verdicts = [judges.load(name)([doc["prompt"]], [answer])[0] for name in ("opening", "phrases")]
+    return verdicts[0], verdicts[1], False
