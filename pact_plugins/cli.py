@@ -10,7 +10,7 @@ from contextlib import redirect_stdout
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 from rich.console import Console
@@ -59,13 +59,14 @@ def tokens(model: str, base: str | None, out: Path, top_k: int) -> None:
     from pact_plugins import discovery
     from pact_plugins.loading import pretrained
 
+    consequence = "The safety tokens could not be found."
     # As saved: a run finds its tokens in its own precision, whose rounding moves weights a little, and the order.
-    load = partial(pretrained, consequence="The safety tokens could not be found.")
-    aligned, tokenizer = load(AutoModelForCausalLM, model, dtype="auto"), load(AutoTokenizer, model)
+    aligned = pretrained(AutoModelForCausalLM, model, consequence=consequence, dtype="auto")
+    tokenizer = pretrained(AutoTokenizer, model, consequence=consequence)
     if base is None:
         found = discovery.discover(aligned, tokenizer, top_k=top_k)
     else:
-        unaligned = load(AutoModelForCausalLM, base, dtype="auto")
+        unaligned = pretrained(AutoModelForCausalLM, base, consequence=consequence, dtype="auto")
         found = discovery.discover_against_base(aligned, unaligned, tokenizer, top_k=top_k)
     found.save(out)
     Console().print(f"{len(found.ids)} safety tokens, {len(found.positive)} of them held: {out}")
@@ -262,10 +263,10 @@ def _in_place_of_training(path: Path, act: Callable[[Any, PactConfig], T], comma
     "--prompts",
     "prompt_sets",
     multiple=True,
-    default=("shipped",),
+    default=("held-out",),
     show_default=True,
     metavar="SOURCE[:KIND[:COLUMN]]",
-    help="`shipped`, `held-out`, a CSV, JSONL or JSON file, or a data set OWNER/NAME#CONFIG/SPLIT; "
+    help="`held-out`, `shipped`, a CSV, JSONL or JSON file, or a data set OWNER/NAME#CONFIG/SPLIT; "
     "KIND is harmful, harmless or task.",
 )
 @click.option(
@@ -274,17 +275,26 @@ def _in_place_of_training(path: Path, act: Callable[[Any, PactConfig], T], comma
     multiple=True,
     default=("opening", "phrases"),
     show_default=True,
-    help="opening, phrases, llama-guard[:PATH], classifier:PATH[:LABEL=VERDICT,...] or MODULE:FUNCTION.",
+    help="opening, phrases, llama-guard[:PATH], strongreject[:FILE][:PATH], harmbench[:FILE][:PATH], "
+    "classifier:PATH[:LABEL=VERDICT,...] or MODULE:FUNCTION.",
 )
 @click.option("--scorer", metavar="MODULE:FUNCTION", help="Scores answers to tasks. Default: exact match.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="evaluation", show_default=True)
 @click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True)
 @click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 is greedy decoding.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of sampling.")
-@click.option("--limit", type=click.IntRange(1), help="Only the first prompts of each set.")
+@click.option("--engine", type=click.Choice(["transformers", "vllm"]), default="transformers", show_default=True)
+@click.option("--limit", type=click.IntRange(1), help="A sample of so many prompts of each set.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def evaluate(
-    model: str, out: Path, as_json: bool, max_new_tokens: int, temperature: float, seed: int, **options: Any
+    model: str,
+    out: Path,
+    as_json: bool,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    engine: Literal["transformers", "vllm"],
+    **options: Any,
 ) -> None:
     """Ask a model harmful, harmless and task prompts, and judge its answers.
 
@@ -294,16 +304,26 @@ def evaluate(
     """
     # Standard output is for the result alone.
     with redirect_stdout(sys.stderr):
-        from pact_plugins.evaluation.generation import Generation
+        from pact_plugins.evaluation.engines import Generation
         from pact_plugins.evaluation.run import evaluate as run
         from pact_plugins.evaluation.table import show
 
         sets = options.pop("prompt_sets")
-        found = run(model, sets, out, generation=Generation(max_new_tokens, temperature, seed), **options)
+        found = run(model, sets, out, generation=Generation(max_new_tokens, temperature, seed, engine), **options)
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=1))
     else:
         show(found)
+
+
+@main.command("lm-eval-path")
+def lm_eval_path() -> None:
+    """Print the folder of the tasks for lm-evaluation-harness: pact_refusal, pact_over_refusal, group pact_safety.
+
+    Example: lm_eval --include_path "$(pact lm-eval-path)" --tasks pact_safety --apply_chat_template --model hf
+    --model_args pretrained=my-chat-model
+    """
+    click.echo(Path(__file__).parent / "evaluation" / "lm_eval_tasks")
 
 
 @main.command()

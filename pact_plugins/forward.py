@@ -77,6 +77,12 @@ def collate(documents: Sequence[Document]) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": ids.where(supervised > 0, IGNORE_INDEX)}
 
 
+def pad_left(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Left-padded ids and attention mask, both [B, L]: the last column holds each sequence's last token."""
+    ids, mask = pad([np.asarray(s[::-1], np.int64) for s in sequences], device)
+    return ids.flip(1), mask.flip(1)
+
+
 def to_device(values: npt.NDArray[Any], device: torch.device) -> Tensor:
     """A copy on `device`, which a GPU makes beside the kernels that are still running."""
     tensor = torch.from_numpy(values)

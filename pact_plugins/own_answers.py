@@ -12,7 +12,7 @@ from torch import nn
 from pact_plugins.answers import Document
 from pact_plugins.chat_format import ChatFormat, render
 from pact_plugins.errors import PactError
-from pact_plugins.forward import evaluating, pad, progress
+from pact_plugins.forward import evaluating, pad_left, progress
 
 Shipped = Literal["harmful", "harmless", "held_out_harmful", "held_out_harmless", "refusals", "compliances"]
 
@@ -114,8 +114,7 @@ def continuations(
         temperature: 0 for greedy decoding; above it, tokens are sampled from the whole distribution.
     """
     # Generation continues at the right edge, so chats are padded on the left.
-    reverse = [np.asarray(chat[::-1], np.int64) for chat in chats]
-    ids, mask = (t.flip(1) for t in pad(reverse, next(model.parameters()).device))
+    ids, mask = pad_left(chats, next(model.parameters()).device)
     # A model's own generation config may cut the distribution: the temperature alone should say how it is sampled.
     choice: dict[str, Any] = (
         {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}

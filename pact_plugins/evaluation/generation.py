@@ -9,33 +9,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from pact_plugins.errors import PactError
+from pact_plugins.evaluation.engines import Engine, Generation
 from pact_plugins.evaluation.layouts import Kind
 from pact_plugins.evaluation.prompts import PromptSet
 from pact_plugins.fingerprints import digest, model_fingerprint, tokenizer_fingerprint
 from pact_plugins.forward import batches_by_length, progress
-from pact_plugins.own_answers import as_chats, continuations, end_tokens, up_to_end
+from pact_plugins.own_answers import as_chats, up_to_end
 
 TOKENS_PER_BATCH = 16384
 """Tokens of one batch, prompts and answers at their longest: 2 GiB of keys and values in an 8B Llama."""
-
-
-@dataclass(frozen=True)
-class Generation:
-    """How answers are decoded.
-
-    Attributes:
-        max_new_tokens: tokens of an answer at most.
-        temperature: 0 for greedy decoding.
-        seed: of sampling; greedy decoding does not use it.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,7 +74,7 @@ class Answer:
 
 
 def generate(
-    model: nn.Module,
+    engine: Engine,
     tokenizer: Any,
     speaker: Speaker,
     sets: Sequence[PromptSet],
@@ -98,13 +83,13 @@ def generate(
     *,
     show_progress: bool = True,
 ) -> list[Answer]:
-    """The answers of `model` to all prompts, in their order, of which those in `path` are read and not asked again.
+    """The answers of a model to all prompts, in their order, of which those in `path` are read and not asked again.
 
     Batches depend on the prompts alone, and each is sampled from its own seed: the file of a run that was stopped and
     started again is the file of a run that was not.
 
     Args:
-        model: a causal language model.
+        engine: the model, as something that answers.
         tokenizer: its tokenizer, with a chat template.
         speaker: says in the file who answers.
         sets: what to ask.
@@ -121,7 +106,6 @@ def generate(
     order = [i for batch in batches for i in batch]
     known = _read(path, [asked[i] for i in order])
     answers = dict(zip(order, known, strict=False))
-    ends = end_tokens(model, tokenizer)
     path.parent.mkdir(parents=True, exist_ok=True)
     what = f"PACT: {speaker.adapter or speaker.model}"
     with path.open("ab") as file:
@@ -130,21 +114,16 @@ def generate(
             if not missing:
                 continue
             # The whole batch even where a part is there: its width enters into each answer's rounding.
-            for i, tokens in zip(batch, _answer([chats[i] for i in batch], model, generation, number), strict=True):
-                kept = up_to_end(tokens, ends)
+            # One number from two: batches must not repeat each other's random numbers, nor those of the next seed.
+            seed = int(digest([generation.seed, number])[:15], 16)
+            for i, tokens in zip(batch, engine.answer([chats[i] for i in batch], seed), strict=True):
+                kept = up_to_end(tokens, engine.ends)
                 response = tokenizer.decode(kept, skip_special_tokens=True)
-                answers.setdefault(i, replace(asked[i], response=response, ended=bool(ends & set(kept[-1:]))))
+                answers.setdefault(i, replace(asked[i], response=response, ended=bool(engine.ends & set(kept[-1:]))))
             file.write(b"".join(_line(answers[i]) for i in missing))
             file.flush()
             os.fsync(file.fileno())
     return [answers[i] for i in range(len(asked))]
-
-
-def _answer(chats: list[list[int]], model: nn.Module, generation: Generation, batch: int) -> list[list[int]]:
-    with torch.random.fork_rng():
-        # One number from two: batches must not repeat each other's random numbers, nor those of the next seed.
-        torch.manual_seed(int(digest([generation.seed, batch])[:15], 16))
-        return continuations(model, chats, generation.max_new_tokens, generation.temperature)
 
 
 def _line(answer: Answer) -> bytes:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation.openings import is_affirmative_opening, is_refusal
@@ -38,6 +38,19 @@ class Judge(Protocol):
             prompts: what was asked, one entry an answer.
             answers: what the model said.
         """
+        ...
+
+
+@runtime_checkable
+class ScoringJudge(Judge, Protocol):
+    """A judge that grades answers, and whose verdict follows from the grade."""
+
+    def scores(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+        """A score for each answer, in order: 0 for no help at all, 1 for the most."""
+        ...
+
+    def verdict(self, score: float) -> Verdict:
+        """What a score says."""
         ...
 
 
@@ -73,6 +86,8 @@ def load(description: str) -> Judge:
     `opening`: how the answer begins; a refusal, an affirmative opening ("Sure, ..."), or neither.
     `phrases`: a refusal if it holds a refusal phrase anywhere, else compliance, as published prefix lists count.
     `llama-guard[:PATH]`: Llama Guard 3 through its own chat template; unsafe answers comply. It cannot see refusals.
+    `strongreject[:FILE][:PATH]`, `harmbench[:FILE][:PATH]`: the fine-tuned judges of these benchmarks, under the
+    prompts that their authors publish in FILE; see `benchmark_judges`. Neither can see refusals.
     `classifier:PATH[:LABEL=VERDICT,...]`: a transformers sequence classifier that reads the answer alone.
     `MODULE:FUNCTION`: a function of prompt and answer that returns one of the three verdicts.
 
@@ -88,9 +103,13 @@ def load(description: str) -> Judge:
         from pact_plugins.evaluation import model_judges
 
         return model_judges.load(name, argument)
+    if name in ("strongreject", "harmbench"):
+        from pact_plugins.evaluation import benchmark_judges
+
+        return benchmark_judges.load(name, argument)
     if argument and name not in ("opening", "phrases"):
         return _of_function(description)
-    known = ("opening", "phrases", "llama-guard", "classifier:PATH", "MODULE:FUNCTION")
+    known = ("opening", "phrases", "llama-guard", "strongreject", "harmbench", "classifier:PATH", "MODULE:FUNCTION")
     near = get_close_matches(description, known, 1, cutoff=0.5)
     raise PactError(
         expected=f"a judge: {', '.join(known)}",

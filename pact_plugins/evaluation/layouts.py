@@ -40,6 +40,9 @@ class Layout:
     expected: str | None = None
 
 
+CONTEXT_SEPARATOR = "\n\n---\n\n"
+"""Stands between the context of a HarmBench behaviour and the behaviour, in the prompt."""
+
 PUBLISHED: tuple[tuple[frozenset[str], Layout], ...] = (
     (
         # Souly et al. (2024), arXiv 2402.10260
@@ -49,7 +52,7 @@ PUBLISHED: tuple[tuple[frozenset[str], Layout], ...] = (
     (
         # Mazeika et al. (2024), arXiv 2402.04249, whose direct request sets a behaviour's context before it
         frozenset({"Behavior", "FunctionalCategory", "SemanticCategory", "Tags", "ContextString", "BehaviorID"}),
-        Layout("HarmBench", ("ContextString", "Behavior"), "\n\n---\n\n", kind="harmful", id="BehaviorID"),
+        Layout("HarmBench", ("ContextString", "Behavior"), CONTEXT_SEPARATOR, kind="harmful", id="BehaviorID"),
     ),
     (
         # Chao et al. (2024), arXiv 2404.01318; the harmful and the benign file have the same columns

@@ -34,7 +34,7 @@ def load_tokenizer(name: str) -> Any:
     return pretrained(AutoTokenizer, name, consequence=_CONSEQUENCE)
 
 
-def load_model(name: str, kind: Any = AutoModelForCausalLM) -> Any:
+def load_model(name: str, kind: Any = AutoModelForCausalLM, *, on_cpu: bool = False) -> Any:
     """A model: on the GPUs in the precision it was saved in, else on the CPU in float32.
 
     CPUs are slow in half precision, and answers should not hang on its rounding where there is no need.
@@ -42,12 +42,14 @@ def load_model(name: str, kind: Any = AutoModelForCausalLM) -> Any:
     Args:
         name: a folder, or a name on the hub; of an adapter, its base is loaded as well.
         kind: the auto class that loads it.
+        on_cpu: on the CPU in any case, in the precision it was saved in: to be looked at, not to be run.
 
     Raises:
         PactError: the model cannot be found, needs access, or is of another kind.
     """
-    on_gpu = {"dtype": "auto", "device_map": "auto"}
-    options: dict[str, Any] = on_gpu if torch.cuda.is_available() else {"dtype": torch.float32}
+    options: dict[str, Any] = {"dtype": torch.float32}
+    if on_cpu or torch.cuda.is_available():
+        options = {"dtype": "auto"} if on_cpu else {"dtype": "auto", "device_map": "auto"}
     return pretrained(kind, name, consequence=_CONSEQUENCE, **options)
 
 
@@ -77,6 +79,23 @@ def with_adapter(model: Any, adapter: str) -> Any:
     if astray:
         raise _no_adapter(adapter, model, f"{len(astray)} weights without a counterpart, {astray[0]} first")
     return adapted
+
+
+def lora_rank(adapted: Any) -> int:
+    """The largest rank of a model's LoRA adapter.
+
+    Raises:
+        PactError: the adapter is of another kind, which vLLM does not know.
+    """
+    ranks: list[int] = [max([c.r, *c.rank_pattern.values()]) for c in adapted.peft_config.values() if hasattr(c, "r")]
+    if not ranks:
+        raise PactError(
+            expected="a LoRA adapter",
+            got=", ".join(str(c.peft_type) for c in adapted.peft_config.values()),
+            consequence="vLLM could not apply it.",
+            remedy="Use `--engine transformers`.",
+        )
+    return max(ranks)
 
 
 def base_of(adapter: str) -> str | None:

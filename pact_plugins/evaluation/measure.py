@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pact_plugins.evaluation.coherence import is_incoherent
 from pact_plugins.evaluation.generation import Answer
-from pact_plugins.evaluation.judges import Judge, Verdict
+from pact_plugins.evaluation.judges import Judge, ScoringJudge, Verdict
 from pact_plugins.evaluation.layouts import Kind
 from pact_plugins.evaluation.prompts import PromptSet
 from pact_plugins.evaluation.statistics import PairedChange, cohen_kappa, mcnemar, wilson_interval
@@ -36,12 +36,14 @@ class Judged:
         incoherent: whether it says nothing; then it is `other` to every judge.
         verdicts: of each judge, by its name.
         correct: whether a task's answer is right; None for other prompts.
+        scores: of each judge that grades, by its name.
     """
 
     answer: Answer
     incoherent: bool
     verdicts: dict[str, Verdict]
     correct: bool | None
+    scores: dict[str, float]
 
     def as_row(self) -> dict[str, Any]:
         """As JSON knows it, the answer's own row beside the rest."""
@@ -49,6 +51,7 @@ class Judged:
             **self.answer.as_row(),
             "incoherent": self.incoherent,
             "verdicts": self.verdicts,
+            "scores": self.scores,
             "correct": self.correct,
         }
 
@@ -138,13 +141,22 @@ def judge_answers(
     prompts = [p for s in sets for p in s.prompts]
     texts = [a.response for a in answers]
     incoherent = [is_incoherent(text) for text in texts]
-    columns = {judge.name: judge([p.text for p in prompts], texts) for judge in judges}
+    asked = [p.text for p in prompts]
+    scores: dict[str, list[float]] = {}
+    columns: dict[str, list[Verdict]] = {}
+    for judge in judges:
+        if isinstance(judge, ScoringJudge):  # once: its verdict follows from its score
+            scores[judge.name] = judge.scores(asked, texts)
+            columns[judge.name] = [judge.verdict(score) for score in scores[judge.name]]
+        else:
+            columns[judge.name] = judge(asked, texts)
     return [
         Judged(
             answer,
             incoherent[i],
             {name: "other" if incoherent[i] else column[i] for name, column in columns.items()},
             None if p.expected is None else bool(scorer(p.text, answer.response, p.expected)),
+            {name: column[i] for name, column in scores.items()},
         )
         for i, (p, answer) in enumerate(zip(prompts, answers, strict=True))
     ]
@@ -161,7 +173,7 @@ def measure(
         judges: those whose verdicts they hold.
     """
     found: list[Measurement] = []
-    for s, runs in _by_set(sets, judged):
+    for s, runs in by_set(sets, judged):
         for judge in judges:
             for verdict in ("refusal", "compliance"):
                 if verdict in judge.tells and (s.kind == "harmful" or verdict == "refusal"):
@@ -203,7 +215,7 @@ def agreements(
 ) -> list[Agreement]:
     """Agreement of each two judges that can tell the same verdict: on refusals, else on compliance."""
     found: list[Agreement] = []
-    for s, runs in _by_set(sets, judged):
+    for s, runs in by_set(sets, judged):
         for run, of_run in runs.items():
             for a, b in combinations(judges, 2):
                 verdict: Verdict | None = next((v for v in ("refusal", "compliance") if v in a.tells & b.tells), None)
@@ -233,7 +245,7 @@ def warnings(measurements: Sequence[Measurement], found: Sequence[Agreement]) ->
     return lines
 
 
-def _by_set(
+def by_set(
     sets: Sequence[PromptSet], judged: Mapping[Run, Sequence[Judged]]
 ) -> list[tuple[PromptSet, dict[Run, Sequence[Judged]]]]:
     """Each set with its stretch of every run's answers."""

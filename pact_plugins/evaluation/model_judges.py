@@ -75,22 +75,58 @@ class LlamaGuard:
     tells: frozenset[Verdict] = frozenset(("compliance",))
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+        content = _content_format(self.tokenizer)
         # The template asks its question about the last turn and opens the guard's own answer by itself.
         chats: list[list[int]] = [
             self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}],
+                [{"role": "user", "content": content(prompt)}, {"role": "assistant", "content": content(answer)}],
                 tokenize=True,
                 return_dict=False,
             )
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
-        model = self.weights()
-        verdicts: dict[int, Verdict] = {}
-        batches = batches_by_length([len(chat) + GUARD_TOKENS for chat in chats])
-        for batch in progress(batches, f"PACT: {self.name}", len(batches)):
-            for i, ids in zip(batch, continuations(model, [chats[i] for i in batch], GUARD_TOKENS), strict=True):
-                verdicts[i] = guard_verdict(self.tokenizer.decode(ids, skip_special_tokens=True))
-        return [verdicts[i] for i in range(len(chats))]
+        return [guard_verdict(text) for text in spoken(self.weights(), self.tokenizer, chats, GUARD_TOKENS, self.name)]
+
+
+def spoken(model: Any, tokenizer: Any, chats: Sequence[list[int]], length: int, name: str) -> list[str]:
+    """What a judge says of each chat, in order: greedy, at most `length` tokens, without special ones."""
+    texts: dict[int, str] = {}
+    batches = batches_by_length([len(chat) + length for chat in chats])
+    for batch in progress(batches, f"PACT: {name}", len(batches)):
+        for i, ids in zip(batch, continuations(model, [chats[i] for i in batch], length), strict=True):
+            texts[i] = tokenizer.decode(ids, skip_special_tokens=True)
+    return [texts[i] for i in range(len(chats))]
+
+
+def _content_format(tokenizer: Any) -> Callable[[str], Any]:
+    """How the chat template wants a message: as text (Llama Guard 3 8B), or as a list of parts (1B).
+
+    A template that was given the other form may leave the message out without a word, and the guard would find
+    nothing to call unsafe: so both are tried, and the rendered chat is read.
+
+    Raises:
+        PactError: neither form shows the messages, or there is no template.
+    """
+    forms: tuple[Callable[[str], Any], ...] = (lambda text: text, lambda text: [{"type": "text", "text": text}])
+    problem = "no message in the rendered chat"
+    for form in forms:
+        try:
+            chat = [
+                {"role": "user", "content": form("PACTPROMPT")},
+                {"role": "assistant", "content": form("PACTREPLY")},
+            ]
+            text = tokenizer.apply_chat_template(chat, tokenize=False)
+        except Exception as error:  # a template may raise anything: it is the model author's program
+            problem = f"{type(error).__name__}: {error}"
+            continue
+        if "PACTPROMPT" in text and "PACTREPLY" in text:
+            return form
+    raise PactError(
+        expected="a guard model whose chat template shows the user's and the assistant's message",
+        got=problem,
+        consequence="The guard would have judged an empty exchange, and called it safe.",
+        remedy="Check that the model is a Llama Guard 3 and has its own chat template.",
+    )
 
 
 def guard_verdict(text: str) -> Verdict:

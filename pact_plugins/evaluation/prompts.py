@@ -12,6 +12,7 @@ from typing import cast, get_args
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation import rows as sources
 from pact_plugins.evaluation.layouts import EXPECTED_COLUMNS, PROMPT_COLUMNS, Kind, Layout, recognise, xstest_kind
+from pact_plugins.fingerprints import digest
 from pact_plugins.own_answers import Shipped, shipped
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -52,9 +53,14 @@ class PromptSet:
     kind: Kind
     prompts: tuple[Prompt, ...]
 
-    def first(self, limit: int | None) -> PromptSet:
-        """The first `limit` prompts; all for None."""
-        return replace(self, prompts=self.prompts[:limit])
+    def sample(self, limit: int | None) -> PromptSet:
+        """`limit` of the prompts in their order, the same ones each time; all for None.
+
+        The prompts with the smallest digests: which they are hangs on their ids and texts alone, and a larger sample
+        holds the smaller one.
+        """
+        ranked = sorted(range(len(self.prompts)), key=lambda i: digest([self.prompts[i].id, self.prompts[i].text]))
+        return replace(self, prompts=tuple(self.prompts[i] for i in sorted(ranked[:limit])))
 
 
 def load(description: str) -> list[PromptSet]:

@@ -12,9 +12,10 @@ from pact_plugins import artefacts
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation import judges as known_judges
 from pact_plugins.evaluation import prompts
-from pact_plugins.evaluation.generation import Answer, Generation, Speaker, generate
+from pact_plugins.evaluation.engines import Generation, require_vllm, transformers_engine, vllm_engine
+from pact_plugins.evaluation.generation import Answer, Speaker, generate
 from pact_plugins.evaluation.judges import Judge, user_function
-from pact_plugins.evaluation.loading import base_of, config_and_tokenizer, load_model, with_adapter
+from pact_plugins.evaluation.loading import base_of, config_and_tokenizer, load_model, lora_rank, with_adapter
 from pact_plugins.evaluation.measure import (
     Agreement,
     Judged,
@@ -27,6 +28,7 @@ from pact_plugins.evaluation.measure import (
     warnings,
 )
 from pact_plugins.evaluation.prompts import PromptSet
+from pact_plugins.evaluation.scores import MeanScore, mean_scores
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Evaluation:
         measurements: the rates.
         agreements: of the judges.
         warnings: what to know before reading the rates.
+        scores: mean scores of judges that grade.
     """
 
     model: Speaker
@@ -50,6 +53,7 @@ class Evaluation:
     measurements: tuple[Measurement, ...]
     agreements: tuple[Agreement, ...]
     warnings: tuple[str, ...]
+    scores: tuple[MeanScore, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON knows it."""
@@ -76,7 +80,7 @@ def evaluate(
 
     Args:
         model: folder or name on the hub.
-        prompt_sets: as `prompts.load` reads them. Where only harmful ones are given, the shipped harmless ones are
+        prompt_sets: as `prompts.load` reads them. Where only harmful ones are given, the held-out harmless ones are
             added: a model that refuses everything is not a safe one.
         folder: is made.
         adapter: of the model, folder or name on the hub.
@@ -84,7 +88,7 @@ def evaluate(
         judges: as `judges.load` reads them.
         generation: how to decode; greedy and 256 tokens without.
         scorer: `module:function` of prompt, response and expected answer, for tasks; exact match without.
-        limit: of each set, only the first so many prompts.
+        limit: of each set, only a sample of so many prompts, the same ones each time.
         show_progress: whether there are progress bars.
 
     Raises:
@@ -95,6 +99,8 @@ def evaluate(
     used = [known_judges.load(name) for name in dict.fromkeys(judges)]
     score = user_function(scorer, "a scorer") if scorer else exact_match
     generation = generation or Generation()
+    if generation.engine == "vllm":
+        require_vllm()
     answers: dict[Run, list[Answer]] = {}
     if against is not None:
         answers["against"] = _answers(against, None, sets, generation, folder / "against.jsonl", show_progress)
@@ -110,6 +116,7 @@ def evaluate(
         tuple(measurements),
         tuple(agreed),
         (*_about_the_run(sets, used, model, adapter), *warnings(measurements, agreed)),
+        tuple(mean_scores(sets, judged)),
     )
     artefacts.write(folder / "evaluation.json", found.as_dict())
     return found
@@ -119,7 +126,7 @@ def _sets(descriptions: Sequence[str], limit: int | None) -> list[PromptSet]:
     sets = [s for description in descriptions for s in prompts.load(description)]
     kinds = {s.kind for s in sets}
     if "harmful" in kinds and "harmless" not in kinds:
-        sets += prompts.load("shipped:harmless")
+        sets += prompts.load("held-out:harmless")
     twice = [
         f"{s.name} ({s.kind})" for i, s in enumerate(sets) if (s.name, s.kind) in [(t.name, t.kind) for t in sets[:i]]
     ]
@@ -130,7 +137,7 @@ def _sets(descriptions: Sequence[str], limit: int | None) -> list[PromptSet]:
             consequence="Its answers could not be counted." if twice else "Nothing could be measured.",
             remedy="Give different prompt sets.",
         )
-    return [s.first(limit) for s in sets]
+    return [s.sample(limit) for s in sets]
 
 
 def _answers(
@@ -138,11 +145,19 @@ def _answers(
 ) -> list[Answer]:
     """One model's answers; the model is gone when they are there."""
     _, tokenizer = config_and_tokenizer(name)
-    model = load_model(name)
+    by_vllm = generation.engine == "vllm"
+    # vLLM loads weights of its own. Transformers reads them as well: it is known then who answers, and that all of the
+    # adapter fits.
+    model = load_model(name, on_cpu=by_vllm)
     if adapter is not None:
         model = with_adapter(model, adapter)
     speaker = Speaker.of(name, adapter, model, tokenizer)
-    return generate(model, tokenizer, speaker, sets, generation, path, show_progress=show_progress)
+    engine = transformers_engine(model, tokenizer, generation)
+    if by_vllm:
+        rank = lora_rank(model) if adapter is not None else 0
+        engine = vllm_engine(name, adapter, rank, engine.ends, generation)
+        del model
+    return generate(engine, tokenizer, speaker, sets, generation, path, show_progress=show_progress)
 
 
 def write_verdicts(path: Path, judged: dict[Run, list[Judged]]) -> None:

@@ -13,6 +13,7 @@ from rich.table import Table
 from pact_plugins.evaluation.generation import Speaker
 from pact_plugins.evaluation.measure import Measurement, Rate
 from pact_plugins.evaluation.run import Evaluation
+from pact_plugins.evaluation.scores import Mean, MeanScore
 
 
 def show(evaluation: Evaluation, console: Console | None = None) -> None:
@@ -24,7 +25,8 @@ def show(evaluation: Evaluation, console: Console | None = None) -> None:
         title = f"{_name(evaluation.against)} (before), {title} (after)"
     console.print(title, highlight=False, markup=False)
     for (name, kind), lines in groupby(evaluation.measurements, key=lambda m: (m.prompt_set, m.kind)):
-        console.print(_table(name, kind, list(lines), paired))
+        scores = [score for score in evaluation.scores if (score.prompt_set, score.kind) == (name, kind)]
+        console.print(_table(name, kind, list(lines), scores, paired))
     for a in evaluation.agreements:
         kappa = "undefined, both judges say one thing of all answers" if a.kappa is None else f"{a.kappa:.2f}"
         whose = f", {'before' if a.run == 'against' else 'after'}" if paired else ""
@@ -38,7 +40,7 @@ def show(evaluation: Evaluation, console: Console | None = None) -> None:
         console.print(f"Warning: {line}", highlight=False, markup=False)
 
 
-def _table(name: str, kind: str, lines: Sequence[Measurement], paired: bool) -> Table:
+def _table(name: str, kind: str, lines: Sequence[Measurement], scores: Sequence[MeanScore], paired: bool) -> Table:
     table = Table(
         title=escape(f"{name}: {lines[0].model.total} {kind} prompts"),
         title_justify="left",
@@ -47,7 +49,7 @@ def _table(name: str, kind: str, lines: Sequence[Measurement], paired: bool) -> 
     )
     table.add_column("measure")
     table.add_column("judge", overflow="fold")
-    headers = ("before", "after", "lost/\ngained", "p") if paired else ("rate",)
+    headers = ("before", "after", "lost/gained,\nchange", "p") if paired else ("rate",)
     for header in headers:
         table.add_column(header, justify="right", no_wrap=True)
     for m in lines:
@@ -57,6 +59,12 @@ def _table(name: str, kind: str, lines: Sequence[Measurement], paired: bool) -> 
             table.add_row(*cells, _interval(m.against), _interval(m.model), *change)
         else:
             table.add_row(*cells, _interval(m.model))
+    for score in scores:
+        cells = ["mean score, 0 to 1", escape(score.judge)]
+        if score.against is not None and score.change is not None:
+            table.add_row(*cells, _mean(score.against), _mean(score.model), _mean(score.change, "+"), "")
+        else:
+            table.add_row(*cells, _mean(score.model))
     return table
 
 
@@ -66,3 +74,7 @@ def _name(speaker: Speaker) -> str:
 
 def _interval(rate: Rate) -> str:
     return escape(f"{rate.share:.1%} [{100 * rate.low:.0f}, {100 * rate.high:.0f}]")
+
+
+def _mean(m: Mean, sign: str = "") -> str:
+    return escape(f"{m.mean:{sign}.2f} [{m.low:.2f}, {m.high:.2f}]")

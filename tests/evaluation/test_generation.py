@@ -13,8 +13,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from pact_plugins.errors import PactError
-from pact_plugins.evaluation import generation
-from pact_plugins.evaluation.generation import Answer, Generation, Speaker, generate
+from pact_plugins.evaluation import engines, generation
+from pact_plugins.evaluation.engines import Generation, transformers_engine
+from pact_plugins.evaluation.generation import Answer, Speaker, generate
 from pact_plugins.evaluation.prompts import Prompt, PromptSet
 from tests import tiny
 
@@ -39,7 +40,8 @@ def answers(path: Path, settings: Generation = GREEDY, seed: int = 0, sets: list
     model, tokenizer = tiny.llama(seed), tiny.tokenizer()
     torch.manual_seed(len(path.name))  # what a run draws must not depend on what was drawn before it
     speaker = Speaker.of("tiny", None, model, tokenizer)
-    return generate(model, tokenizer, speaker, sets, settings, path, show_progress=False)
+    engine = transformers_engine(model, tokenizer, settings)
+    return generate(engine, tokenizer, speaker, sets, settings, path, show_progress=False)
 
 
 def test_answers_are_the_models_own(tmp_path: Path) -> None:
@@ -80,7 +82,7 @@ def test_a_killed_run_goes_on(settings: Generation, tmp_path: Path) -> None:
 def test_a_finished_run_asks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents a second evaluation with other judges from generating everything again."""
     expected = answers(tmp_path / "a.jsonl")
-    monkeypatch.setattr(generation, "continuations", lambda *_a: pytest.fail("asked"))
+    monkeypatch.setattr(engines, "continuations", lambda *_a: pytest.fail("asked"))
     assert answers(tmp_path / "a.jsonl") == expected
 
 
@@ -89,7 +91,7 @@ def test_answers_are_kept_batch_by_batch(tmp_path: Path, monkeypatch: pytest.Mon
     whole, path = tmp_path / "whole.jsonl", tmp_path / "a.jsonl"
     expected = answers(whole)
     asked: list[int] = []
-    real = generation.continuations
+    real = engines.continuations
 
     def dies(model: Any, chats: list[list[int]], length: int, temperature: float) -> list[list[int]]:
         if len(asked) == 2:
@@ -97,11 +99,11 @@ def test_answers_are_kept_batch_by_batch(tmp_path: Path, monkeypatch: pytest.Mon
         asked.append(len(chats))
         return real(model, chats, length, temperature)
 
-    monkeypatch.setattr(generation, "continuations", dies)
+    monkeypatch.setattr(engines, "continuations", dies)
     with pytest.raises(KeyboardInterrupt):
         answers(path)
     assert len(path.read_bytes().splitlines()) == sum(asked) < len(expected)
-    monkeypatch.setattr(generation, "continuations", real)
+    monkeypatch.setattr(engines, "continuations", real)
     assert answers(path) == expected
     assert path.read_bytes() == whole.read_bytes()
 
@@ -121,7 +123,8 @@ def test_sampling_leaves_the_random_state_alone(tmp_path: Path) -> None:
     model, tokenizer = tiny.llama(), tiny.tokenizer()
     state = torch.get_rng_state()
     speaker = Speaker("tiny", None, "")
-    generate(model, tokenizer, speaker, SETS, SAMPLED, tmp_path / "a.jsonl", show_progress=False)
+    engine = transformers_engine(model, tokenizer, SAMPLED)
+    generate(engine, tokenizer, speaker, SETS, SAMPLED, tmp_path / "a.jsonl", show_progress=False)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -133,7 +136,7 @@ def test_sampling_leaves_the_random_state_alone(tmp_path: Path) -> None:
         ({"seed": 1}, "fingerprint"),
         ({"sets": SETS[:1]}, "instead of"),
         ({"sets": [SETS[0], PromptSet("c", "harmless", SETS[1].prompts)]}, "prompt_set"),
-        ({"sets": [SETS[0].first(2), SETS[1].first(2)]}, "instead of"),
+        ({"sets": [SETS[0].sample(2), SETS[1].sample(2)]}, "instead of"),
     ],
 )
 def test_another_run_is_not_continued(change: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -176,7 +179,7 @@ def test_a_line_says_all_that_its_answer_depends_on(tmp_path: Path) -> None:
     answers(tmp_path / "a.jsonl", SAMPLED)
     row = json.loads((tmp_path / "a.jsonl").read_text().splitlines()[0])
     assert {"prompt_set", "kind", "id", "prompt", "response", "ended", "model", "adapter", "fingerprint"} < set(row)
-    assert row["generation"] == {"max_new_tokens": 6, "temperature": 1.5, "seed": 3}
+    assert row["generation"] == {"max_new_tokens": 6, "temperature": 1.5, "seed": 3, "engine": "transformers"}
 
 
 def test_another_template_is_another_speaker() -> None:
@@ -191,6 +194,7 @@ def test_another_template_is_another_speaker() -> None:
 def test_a_chat_template_is_needed(tmp_path: Path) -> None:
     """Prevents bare prompts, which a chat model was never asked."""
     bare = PreTrainedTokenizerFast(tokenizer_object=tiny.tokenizer().backend_tokenizer)
+    engine = transformers_engine(tiny.llama(), bare, GREEDY)
     with pytest.raises(PactError, match="chat template") as caught:
-        generate(tiny.llama(), bare, Speaker("tiny", None, ""), SETS, GREEDY, tmp_path / "a.jsonl")
+        generate(engine, bare, Speaker("tiny", None, ""), SETS, GREEDY, tmp_path / "a.jsonl")
     assert "pact.safety_tokens" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,11 @@ def test_rules(name: str, verdicts: list[Verdict]) -> None:
         ("classifier", "none"),
         ("classifier:/nowhere/at/all", "/nowhere/at/all"),
         ("llama-guard:/nowhere/at/all", "/nowhere/at/all"),
+        ("strongrejekt", "Did you mean `strongreject`?"),
+        ("harmbensh", "Did you mean `harmbench`?"),
+        ("strongreject", "Write `strongreject:FILE`"),
+        ("harmbench:/nowhere/at/all", "Write `harmbench:FILE`"),
+        ("strongreject:/nowhere/prompts.py", "FileNotFoundError"),
         ("no_such_module:judge", "ModuleNotFoundError"),
         ("json:no_such_function", "AttributeError"),
         ("json:__name__", "__name__ is a str"),
@@ -134,6 +140,41 @@ def test_llama_guard_reads_the_exchange(tmp_path: Path, monkeypatch: pytest.Monk
     found = judge(["first?", "second?", "third, and much longer?" * 9], [PLAIN, OPENING, REFUSAL])
     assert found == ["other", "compliance", "other"]
     assert sum("second?" in text and OPENING in text for text in seen) == 1
+
+
+PARTS = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{% for part in m['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ part['text'] }}{% endfor %}{{ eos_token }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "template", [PARTS, tiny.TEMPLATE, PARTS.replace("| selectattr('type', 'equalto', 'text') ", "")]
+)
+def test_llama_guard_of_one_billion(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents the 1B guard, whose template takes lists of parts, from judging an exchange without its messages."""
+    seen: list[str] = []
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    tokenizer.chat_template = template
+
+    def says(_model: Any, chats: list[list[int]], _length: int) -> list[list[int]]:
+        seen.extend(tokenizer.decode(chat) for chat in chats)
+        return [tokenizer("unsafe\nS1")["input_ids"] for _ in chats]
+
+    monkeypatch.setattr(model_judges, "continuations", says)
+    assert LlamaGuard("guard", tokenizer, lambda: None)(["first?"], [OPENING]) == ["compliance"]
+    assert "first?<|end|><|assistant|>" in seen[0].replace("\n", "")
+    assert f"{OPENING}<|end|>" in seen[0]
+    assert "'type'" not in seen[0]
+
+
+@pytest.mark.parametrize("template", ["nothing", "{{ messages[0]['content']['x']['y'] }}", None])
+def test_a_guard_that_would_see_nothing(template: str | None) -> None:
+    """Prevents "safe" from a guard that was shown no answer."""
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    tokenizer.chat_template = template
+    with pytest.raises(PactError, match="shows the user's and the assistant's message"):
+        LlamaGuard("guard", tokenizer, lambda: None)(["first?"], [OPENING])
 
 
 def classifier(folder: Path, **labels: str) -> str:

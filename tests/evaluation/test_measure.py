@@ -8,7 +8,8 @@ from dataclasses import astuple
 import pytest
 
 from pact_plugins.evaluation import judges
-from pact_plugins.evaluation.generation import Answer, Generation, Speaker
+from pact_plugins.evaluation.engines import Generation
+from pact_plugins.evaluation.generation import Answer, Speaker
 from pact_plugins.evaluation.judges import Rule, Verdict
 from pact_plugins.evaluation.measure import Judged, Run, agreements, exact_match, judge_answers, measure, warnings
 from pact_plugins.evaluation.prompts import Prompt, PromptSet
@@ -122,4 +123,4 @@ def test_a_scorer_of_the_users() -> None:
     assert judge_answers([answer], [of_task], [], lambda p, r, e: p == "2 + 2?" and e in r)[0].correct is True
     assert judge_answers([answer], [of_task], [])[0].correct is False
     assert exact_match("", " 4\n", "4")
-    assert judge_answers([answer], [HARMFUL.first(1)], [])[0].correct is None
+    assert judge_answers([answer], [HARMFUL.sample(1)], [])[0].correct is None

@@ -37,8 +37,19 @@ def test_shipped() -> None:
     both = load("shipped")
     assert [s.kind for s in both] == ["harmful", "harmless"]
     assert load("shipped:harmless") == both[1:]
-    assert both[0].first(2).prompts == both[0].prompts[:2]
-    assert both[0].first(None) == both[0]
+
+
+def test_a_sample(tmp_path: Path) -> None:
+    """Prevents a limit that takes one category of a sorted file, other prompts each time, or another order."""
+    prompts = load("shipped:harmful")[0]
+    order = {p: i for i, p in enumerate(prompts.prompts)}
+    places = [order[p] for p in prompts.sample(16).prompts]
+    assert places == sorted(places)
+    assert len(set(places)) == 16
+    assert all(any(32 * k <= place < 32 * (k + 1) for place in places) for k in range(4))
+    assert prompts.sample(16) == load("shipped:harmful")[0].sample(16)
+    assert set(prompts.sample(4).prompts) < set(prompts.sample(16).prompts)
+    assert prompts.sample(None) == prompts.sample(1000) == prompts
 
 
 def test_held_out() -> None:

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -13,7 +19,7 @@ from pact_plugins import artefacts
 from pact_plugins.cli import main
 from pact_plugins.demo import ALIGNED_MODEL, BASE_MODEL, criteria
 from pact_plugins.errors import PactError
-from pact_plugins.evaluation.generation import Generation
+from pact_plugins.evaluation.engines import Generation
 from pact_plugins.evaluation.run import evaluate
 
 
@@ -107,3 +113,44 @@ def test_no_prompts_at_all(tmp_path: Path) -> None:
     """Prevents an evaluation without a single answer."""
     with pytest.raises(PactError, match="at least one prompt set"):
         evaluate(str(ALIGNED_MODEL), [], tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_real_kill(tmp_path: Path) -> None:
+    """Prevents what a simulated stop cannot show: lines that were still in a buffer, or a file that is locked."""
+
+    def command(out: Path) -> list[str]:
+        settings = ["--prompts", "shipped:harmless", "--limit", "60", "--max-new-tokens", "256", "--temperature", "1"]
+        return [
+            sys.executable,
+            "-m",
+            "pact_plugins",
+            "eval",
+            "--model",
+            str(ALIGNED_MODEL),
+            "--out",
+            str(out),
+            *settings,
+        ]
+
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    options: dict[str, Any] = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(command(tmp_path / "whole"), check=True, timeout=500, **options)
+    whole, killed = tmp_path / "whole" / "answers.jsonl", tmp_path / "killed" / "answers.jsonl"
+
+    process = subprocess.Popen(command(tmp_path / "killed"), **options)
+    deadline = time.monotonic() + 300
+    while not (killed.exists() and killed.stat().st_size):
+        assert process.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    kept = killed.read_bytes()
+    assert 0 < kept.count(b"\n") < 60
+    assert whole.read_bytes().startswith(kept)
+    assert not killed.with_name("evaluation.json").exists()
+
+    subprocess.run(command(tmp_path / "killed"), check=True, timeout=500, **options)
+    for name in ("answers.jsonl", "verdicts.jsonl", "evaluation.json"):
+        assert killed.with_name(name).read_bytes() == whole.with_name(name).read_bytes()
