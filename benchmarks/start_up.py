@@ -37,7 +37,7 @@ def seconds_to_first_step(cache: Path | None, rows: int, folder: Path) -> float:
 
     trainer = trainer_of(Case("trl", "lora", 32_000), 1, folder, rows)
     if cache is not None:
-        settings = PactConfig(safety_tokens=[8 + i for i in range(SAFETY_TOKENS)], cache_dir=cache)
+        settings = PactConfig(safety_tokens=[8 + i for i in range(SAFETY_TOKENS)], cache_dir=cache, eval=False)
         trainer.add_callback(PactCallback(trainer, settings))
     trainer.add_callback(Stop())
     started = time.perf_counter()

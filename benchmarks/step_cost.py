@@ -224,6 +224,7 @@ def run(
                     anchors=0,
                     safety_tokens=[8 + i for i in range(SAFETY_TOKENS)],
                     cache_dir=folder / "cache",
+                    eval=False,
                 ),
             )
             binding.prepare()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from pact_plugins.config import PactConfig
 from pact_plugins.cost import Data, ModelSize, Overhead, Step
 from pact_plugins.dataset import read_documents
 from pact_plugins.errors import PactError
+from pact_plugins.evaluation.of_run import RunEvaluation
 from pact_plugins.model_support import check_supported
 from pact_plugins.objective import PactObjective, Targets
 from pact_plugins.preparation import Preparation, prepare, print_summary, save_run
@@ -25,6 +27,8 @@ from pact_plugins.probe import Probe
 from pact_plugins.profile import measure_profile, save_profiles
 from pact_plugins.report.write import make_report
 from pact_plugins.run_notes import RunNotes
+
+logger = logging.getLogger(__name__)
 
 _ATTRIBUTE = "pact_binding"
 
@@ -55,6 +59,7 @@ class Binding:
         self.preparation: Preparation | None = None
         self.noted: dict[str, float] = {}
         """Metrics of others that join PACT's own at the next log entry."""
+        self._evaluation: RunEvaluation | None = None
         self._sums: dict[str, Tensor | float] = {}
         self._compute_loss, self._log = trainer.compute_loss, trainer.log
         self._hidden = {name: vars(trainer).get(name) for name in ("compute_loss", "log")}
@@ -95,6 +100,7 @@ class Binding:
                 show_progress=trainer.is_world_process_zero(),
             )
             if trainer.is_world_process_zero():
+                self._ask_before(resumed=trainer.state.global_step > 0)
                 save_run(
                     self.preparation, self.output_dir, versions=versions(trainer), training=about_training(trainer)
                 )
@@ -126,7 +132,30 @@ class Binding:
         if not writes:
             return None
         save_profiles(profiles, self.output_dir)
+        self._ask_after()
         return make_report(self.output_dir)
+
+    def _ask_before(self, *, resumed: bool) -> None:
+        """Lets the model answer before its first step, for the report."""
+        trainer, config = self.trainer, self.config.active_eval
+        if config is None:
+            return
+        if getattr(trainer.processing_class, "chat_template", None) is None:
+            logger.warning("PACT: without a chat template the model is not asked, and the report shows no behaviour.")
+            return
+        self._evaluation = RunEvaluation(config, self.output_dir, trainer.processing_class)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        with trainer.accelerator.autocast():
+            self._evaluation.before(model, str(about_training(trainer)["model"]), resumed=resumed)
+
+    def _ask_after(self) -> None:
+        """Lets the trained model answer as well."""
+        if self._evaluation is None:
+            return
+        trainer, about = self.trainer, about_training(self.trainer)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        with trainer.accelerator.autocast():
+            self._evaluation.after(model, str(about["model"]), adapter=about["adapter"])
 
     @property
     def output_dir(self) -> Path:

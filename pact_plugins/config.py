@@ -66,6 +66,19 @@ class ProbeConfig(_Block):
     )
 
 
+class EvalConfig(_Block):
+    """What the model is asked before its first step and after its last (see `evaluation.of_run`)."""
+
+    prompts: tuple[str, ...] = Field(
+        default=("held-out",), min_length=1, description="Prompt sets, named as `pact eval --prompts` names them."
+    )
+    judges: tuple[str, ...] = Field(
+        default=("opening", "phrases"), min_length=1, description="Judges, named as `pact eval --judge` names them."
+    )
+    limit: int | None = Field(default=None, ge=1, description="Prompts of each set, at most: a sample of them.")
+    max_new_tokens: int = Field(default=64, ge=1, description="Tokens of an answer, at most.")
+
+
 class PactConfig(_Block):
     """What PACT does in a run. Every key has a default: `pact: true` is `PactConfig()`."""
 
@@ -110,6 +123,11 @@ class PactConfig(_Block):
         default=None, description="The model before alignment: finds the safety tokens by the paper's contrast."
     )
     top_k: int = Field(default=50, ge=1, le=4096, description="Number of candidate safety tokens, |S|.")
+    eval: EvalConfig | bool = Field(
+        default=True,
+        description="Asks the model before its first step and after its last, for the report: `true`, `false` or a "
+        "block. Without a chat template nothing is asked.",
+    )
     probe: ProbeConfig | bool = Field(
         default=False,
         description="The drift probe: `true` or a block measures, without generation, how far the model leans towards "
@@ -170,6 +188,13 @@ class PactConfig(_Block):
         return self.model_copy(update=filled).model_dump(mode="json")
 
     @property
+    def active_eval(self) -> EvalConfig | None:
+        """What is asked before and after, or None when it is off."""
+        if isinstance(self.eval, EvalConfig):
+            return self.eval
+        return EvalConfig() if self.eval else None
+
+    @property
     def active_probe(self) -> ProbeConfig | None:
         """The probe's settings, or None when it is off."""
         if isinstance(self.probe, ProbeConfig):
@@ -208,7 +233,7 @@ class PactConfig(_Block):
             raise _explain(error) from error
 
 
-_BLOCKS: dict[str, type[_Block]] = {"gate": GateConfig, "probe": ProbeConfig}
+_BLOCKS: dict[str, type[_Block]] = {"gate": GateConfig, "probe": ProbeConfig, "eval": EvalConfig}
 """What the keys of `PactConfig` hold that may be blocks of their own."""
 
 

@@ -60,7 +60,7 @@ def _protect(trainer: Any, *, run: Run, model_path: Path, scratch: Path) -> None
         reference, _ = training.load(model_path)
         trainer.compute_loss = full_kl(reference, trainer.compute_loss, run.weight)
     if run.loss == "pact":
-        config = PactConfig(**run.pact, weight=run.weight, cache_dir=scratch / "cache")
+        config = PactConfig(**run.pact, weight=run.weight, cache_dir=scratch / "cache", eval=False)
         if run.all_tokens:
             config = config.model_copy(update={"safety_tokens": _all_held(trainer, scratch / "tokens.json")})
         trainer.add_callback(PactCallback(trainer, config))

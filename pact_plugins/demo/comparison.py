@@ -91,7 +91,8 @@ def _protect(trainer: Any, config: PactConfig | None) -> None:
     from pact_plugins.callback import PactCallback
 
     if config is not None:
-        trainer.add_callback(PactCallback(trainer, config))
+        # Every run of the demo is asked here, on more prompts, and with those without PACT.
+        trainer.add_callback(PactCallback(trainer, config.model_copy(update={"eval": False})))
 
 
 def _print(results: list[Result], folder: Path) -> None:

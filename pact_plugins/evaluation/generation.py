@@ -126,6 +126,19 @@ def generate(
     return [answers[i] for i in range(len(asked))]
 
 
+def first_speaker(path: Path) -> Speaker:
+    """Who gave the first answer of a file.
+
+    Raises:
+        PactError: there is none.
+    """
+    try:
+        row = json.loads(path.read_bytes().partition(b"\n")[0])
+        return Speaker(row["model"], row["adapter"], row["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _other_run(path, 0, f"{type(error).__name__}: {error}") from error
+
+
 def _line(answer: Answer) -> bytes:
     return (json.dumps(answer.as_row(), ensure_ascii=False) + "\n").encode()
 

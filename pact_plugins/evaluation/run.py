@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pact_plugins.evaluation.measure import (
     Judged,
     Measurement,
     Run,
+    Scorer,
     agreements,
     exact_match,
     judge_answers,
@@ -95,7 +96,7 @@ def evaluate(
         PactError: a model, adapter, prompt set, judge or scorer cannot be used, or the folder holds another run.
     """
     # What can be wrong without a model is found before one is loaded.
-    sets = _sets(prompt_sets, limit)
+    sets = prompt_sets_of(prompt_sets, limit)
     used = [known_judges.load(name) for name in dict.fromkeys(judges)]
     score = user_function(scorer, "a scorer") if scorer else exact_match
     generation = generation or Generation()
@@ -105,24 +106,53 @@ def evaluate(
     if against is not None:
         answers["against"] = _answers(against, None, sets, generation, folder / "against.jsonl", show_progress)
     answers["model"] = _answers(model, adapter, sets, generation, folder / "answers.jsonl", show_progress)
-    judged: dict[Run, list[Judged]] = {run: judge_answers(of_run, sets, used, score) for run, of_run in answers.items()}
-    write_verdicts(folder / "verdicts.jsonl", judged)
+    return conclude(answers, sets, used, folder, scorer=score, known=_about_the_run(sets, used, model, adapter))
+
+
+def conclude(
+    answers: Mapping[Run, Sequence[Answer]],
+    sets: Sequence[PromptSet],
+    used: Sequence[Judge],
+    folder: Path,
+    *,
+    scorer: Scorer = exact_match,
+    known: Sequence[str] = (),
+) -> Evaluation:
+    """Judges answers and writes `verdicts.jsonl` and `evaluation.json`.
+
+    Args:
+        answers: of the model, and of the one beside it if there is one, in the order of the prompts.
+        sets: what was asked.
+        used: the judges.
+        folder: is made.
+        scorer: of tasks.
+        known: warnings that have nothing to do with what the answers are.
+    """
+    judged: dict[Run, list[Judged]] = {run: judge_answers(found, sets, used, scorer) for run, found in answers.items()}
+    rows = [{"run": run, **j.as_row()} for run, of_run in judged.items() for j in of_run]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    artefacts.write_text(folder / "verdicts.jsonl", "".join(lines))
     measurements, agreed = measure(sets, judged, used), agreements(sets, judged, used)
     found = Evaluation(
         answers["model"][0].speaker,
-        answers["against"][0].speaker if against is not None else None,
-        generation,
+        answers["against"][0].speaker if "against" in answers else None,
+        answers["model"][0].generation,
         tuple(judge.name for judge in used),
         tuple(measurements),
         tuple(agreed),
-        (*_about_the_run(sets, used, model, adapter), *warnings(measurements, agreed)),
+        (*known, *warnings(measurements, agreed)),
         tuple(mean_scores(sets, judged)),
     )
     artefacts.write(folder / "evaluation.json", found.as_dict())
     return found
 
 
-def _sets(descriptions: Sequence[str], limit: int | None) -> list[PromptSet]:
+def prompt_sets_of(descriptions: Sequence[str], limit: int | None) -> list[PromptSet]:
+    """The prompt sets of an evaluation, each of at most `limit` prompts.
+
+    Raises:
+        PactError: there is none, or one twice.
+    """
     sets = [s for description in descriptions for s in prompts.load(description)]
     kinds = {s.kind for s in sets}
     if "harmful" in kinds and "harmless" not in kinds:
@@ -158,12 +188,6 @@ def _answers(
         engine = vllm_engine(name, adapter, rank, engine.ends, generation)
         del model
     return generate(engine, tokenizer, speaker, sets, generation, path, show_progress=show_progress)
-
-
-def write_verdicts(path: Path, judged: dict[Run, list[Judged]]) -> None:
-    """Writes every answer of every run with what was made of it, a line each."""
-    rows = [{"run": run, **j.as_row()} for run, of_run in judged.items() for j in of_run]
-    artefacts.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _about_the_run(sets: Sequence[PromptSet], used: Sequence[Judge], model: str, adapter: str | None) -> list[str]:

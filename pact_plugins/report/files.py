@@ -11,12 +11,10 @@ from typing import Any, TypeVar, cast
 from pact_plugins import artefacts, profile
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation.measure import Agreement, Measurement, Rate
+from pact_plugins.evaluation.of_run import FOLDER as EVALUATION
 from pact_plugins.evaluation.statistics import PairedChange
 from pact_plugins.report.contents import Behaviour, Contents, Training, agreement_words, lines_of, samples_of
 from pact_plugins.run_notes import HISTORY, NOTES, RunNotes
-
-EVALUATION = "pact_evaluation"
-"""Where a run's evaluation is looked for, in its output folder."""
 
 RESULT, VERDICTS = "evaluation.json", "verdicts.jsonl"
 T = TypeVar("T")

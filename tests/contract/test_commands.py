@@ -15,6 +15,7 @@ import pytest
 import yaml
 from peft import PeftModel
 
+from pact_plugins import artefacts
 from pact_plugins.demo import ALIGNED_MODEL, comparison, criteria, evaluate, world
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +56,9 @@ def check_trained(folder: Path, log: str) -> None:
     assert steps
     assert training["about"]["training"]["max_steps"] == steps[-1]
     assert set(training["profiles"]) == {"training answers", "anchors"}
-    assert "not measured" in (folder / "out" / "pact_report" / "report.html").read_text()
+    assert {line["prompt_set"] for line in report["behaviour"]["lines"]} == {"held-out"}
+    before = artefacts.read(folder / "out" / "pact_evaluation" / "evaluation.json")["measurements"][0]["against"]
+    assert before["share"] == 1, "the shipped model refuses every held-out harmful prompt"
 
 
 @needs_axolotl

@@ -20,6 +20,7 @@ from transformers import BitsAndBytesConfig, DataCollatorForSeq2Seq, LlamaForCau
 
 from pact_plugins import PactCallback, PactConfig, PactError, artefacts
 from pact_plugins.answers import split_documents
+from pact_plugins.evaluation.generation import Speaker
 from pact_plugins.preparation import prepare
 from pact_plugins.probe import Probe
 from pact_plugins.subset_head import SubsetHead
@@ -95,7 +96,7 @@ CONFIGS = [
 
 
 def config(folder: Path, **settings: Any) -> PactConfig:
-    return PactConfig(cache_dir=folder / "cache", **{"safety_tokens": TOKENS, "anchors": 0, **settings})
+    return PactConfig(cache_dir=folder / "cache", **{"safety_tokens": TOKENS, "anchors": 0, "eval": False, **settings})
 
 
 def model_of(adapter: str, checkpointing: bool = False) -> Any:
@@ -445,6 +446,32 @@ def test_a_run_leaves_a_report_and_its_model_as_it_was(host: Trainer, tmp_path: 
     profile = training["profiles"]["training answers"]
     assert max(abs(a - b) for a, b in zip(profile["model"], profile["reference"], strict=True)) > 1e-3
     assert (tmp_path / "out" / "pact_report" / "report.html").exists()
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_run_is_asked_before_its_first_step_and_after_its_last(
+    host: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a report that compares the trained model with itself, also in a run that was resumed."""
+    settings = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 5.0}
+    asked = {"limit": 4, "max_new_tokens": 8}
+    found: list[dict[str, Any]] = []
+    for resumed in (None, str(tmp_path / "out" / "checkpoint-1")):
+        trainer = host(get_peft_model(tiny.llama(), LORA), tmp_path, **settings)
+        trainer.add_callback(PactCallback(trainer, config(tmp_path, eval=asked)))
+        untouched = Speaker.of("", None, trainer.model, tiny.tokenizer()).fingerprint
+        trainer.train(resume_from_checkpoint=resumed)
+        found.append(artefacts.read(tmp_path / "out" / "pact_evaluation" / "evaluation.json"))
+        who = (found[-1]["against"], found[-1]["model"])
+        assert [(w["model"], w["adapter"]) for w in who] == [("", None), ("", str(tmp_path / "out"))]
+        assert found[-1]["against"]["fingerprint"] == untouched
+        assert found[-1]["model"]["fingerprint"] != found[-1]["against"]["fingerprint"]
+    assert found[0] == found[1]
+    page = (tmp_path / "out" / "pact_report" / "report.html").read_text()
+    assert "not measured" not in page
+    rows = [json.loads(line) for line in (tmp_path / "out" / "pact_evaluation" / "verdicts.jsonl").open()]
+    assert len(rows) == 2 * 2 * 4
+    assert {row["run"] for row in rows if row["response"] == rows[0]["response"]} != {"against", "model"}
 
 
 def test_models_that_cannot_be_served_are_refused(tmp_path: Path) -> None:

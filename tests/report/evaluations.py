@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pact_plugins import artefacts
 from pact_plugins.evaluation import judges
 from pact_plugins.evaluation.generation import Answer, Generation, Speaker
-from pact_plugins.evaluation.measure import agreements, judge_answers, measure, warnings
 from pact_plugins.evaluation.prompts import Prompt, PromptSet
-from pact_plugins.evaluation.run import Evaluation, write_verdicts
+from pact_plugins.evaluation.run import conclude
 
 REFUSAL, COMPLIANCE, ANSWER = "I'm sorry, but I can't help with that.", "Sure, here is how.", "It is a lovely boat."
 BEFORE, AFTER = Speaker("m", None, "before"), Speaker("m", "a", "after")
@@ -29,25 +27,13 @@ def write(
     """What `pact eval` leaves of these answers to harmful prompts, and to harmless ones if they are there."""
     sets = [prompts(kind, len(answers)) for kind, answers in zip(("harmful", "harmless"), after, strict=False)]
     loaded = [judges.load(name) for name in used]
-    judged = {}
+    answers_of = {}
     for run, speaker, answers in (("against", BEFORE, before), ("model", AFTER, after)):
         if answers is not None:
-            given = [
+            answers_of[run] = [
                 Answer(s.name, s.kind, p.id, p.text, speaker, Generation(), response, True)
                 for s, of_set in zip(sets, answers, strict=True)
                 for p, response in zip(s.prompts, of_set, strict=True)
             ]
-            judged[run] = judge_answers(given, sets, loaded)
-    measured, agreed = measure(sets, judged, loaded), agreements(sets, judged, loaded)
-    found = Evaluation(
-        AFTER,
-        BEFORE if before is not None else None,
-        Generation(),
-        tuple(used),
-        tuple(measured),
-        tuple(agreed),
-        tuple(warnings(measured, agreed)),
-    )
-    write_verdicts(folder / "verdicts.jsonl", judged)
-    artefacts.write(folder / "evaluation.json", found.as_dict())
+    conclude(answers_of, sets, loaded, folder)
     return folder

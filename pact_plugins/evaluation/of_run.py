@@ -1,0 +1,92 @@
+"""A run's own evaluation: the model is asked before its first step and after its last, in the run's own process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+from torch import nn
+
+from pact_plugins.config import EvalConfig
+from pact_plugins.errors import PactError
+from pact_plugins.evaluation import judges
+from pact_plugins.evaluation.engines import Engine, Generation, transformers_engine
+from pact_plugins.evaluation.generation import Answer, Speaker, first_speaker, generate
+from pact_plugins.evaluation.measure import Run
+from pact_plugins.evaluation.run import Evaluation, conclude, prompt_sets_of
+
+FOLDER = "pact_evaluation"
+"""In a run's output folder."""
+
+
+class RunEvaluation:
+    """Asks the model of one run twice.
+
+    Its files are those of `pact eval --out OUTPUT_DIR/pact_evaluation`.
+
+    Args:
+        config: prompts, judges and lengths.
+        output_dir: of the run.
+        tokenizer: of the model, with a chat template.
+
+    Raises:
+        PactError: a prompt set or judge cannot be used.
+    """
+
+    def __init__(self, config: EvalConfig, output_dir: Path, tokenizer: Any) -> None:
+        self.sets = prompt_sets_of(config.prompts, config.limit)
+        self.judges = [judges.load(name) for name in dict.fromkeys(config.judges)]
+        self.generation = Generation(config.max_new_tokens)
+        self.output_dir, self.folder, self.tokenizer = output_dir, output_dir / FOLDER, tokenizer
+        self._before: list[Answer] | None = None
+
+    def before(self, model: nn.Module, name: str, *, resumed: bool, show_progress: bool = True) -> None:
+        """Asks the model as it is now. The answers of a run that is being resumed are read: its weights have moved.
+
+        Args:
+            model: before its first step, unless `resumed`.
+            name: of the model, for people.
+            resumed: whether the run goes on from a checkpoint.
+            show_progress: whether there is a progress bar.
+        """
+        path = self.folder / "against.jsonl"
+        if resumed and not path.exists():
+            return
+        if resumed:
+            speaker, engine = first_speaker(path), Engine(_too_late, set())
+        else:
+            for name_of_file in ("against.jsonl", "answers.jsonl", "verdicts.jsonl", "evaluation.json"):
+                (self.folder / name_of_file).unlink(missing_ok=True)
+            speaker = Speaker.of(name, None, model, self.tokenizer)
+            engine = transformers_engine(model, self.tokenizer, self.generation)
+        self._before = self._ask(engine, speaker, path, show_progress)
+
+    def after(self, model: nn.Module, name: str, *, adapter: bool, show_progress: bool = True) -> Evaluation:
+        """Asks the trained model, and writes what has changed.
+
+        Args:
+            model: after its last step.
+            name: of the model before, for people.
+            adapter: whether an adapter was trained, rather than the model itself.
+            show_progress: whether there is a progress bar.
+        """
+        place = str(self.output_dir)
+        speaker = Speaker.of(*((name, place) if adapter else (place, None)), model, self.tokenizer)
+        path = self.folder / "answers.jsonl"
+        path.unlink(missing_ok=True)
+        engine = transformers_engine(model, self.tokenizer, self.generation)
+        answers: dict[Run, list[Answer]] = {"against": self._before} if self._before is not None else {}
+        answers["model"] = self._ask(engine, speaker, path, show_progress)
+        return conclude(answers, self.sets, self.judges, self.folder)
+
+    def _ask(self, engine: Engine, speaker: Speaker, path: Path, show_progress: bool) -> list[Answer]:
+        return generate(engine, self.tokenizer, speaker, self.sets, self.generation, path, show_progress=show_progress)
+
+
+def _too_late(chats: list[list[int]], seed: int) -> NoReturn:
+    raise PactError(
+        expected="the answers of the model before training in the run's `pact_evaluation/against.jsonl`",
+        got=f"a file that lacks at least {len(chats)} of them",
+        consequence="The trained model would have answered in its place.",
+        remedy="Resume with the `pact.eval` block that the run began with, or set `pact.eval: false`.",
+    )

@@ -1,0 +1,92 @@
+"""A run's own evaluation, without a trainer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pact_plugins import artefacts
+from pact_plugins.config import EvalConfig
+from pact_plugins.errors import PactError
+from pact_plugins.evaluation.of_run import FOLDER, RunEvaluation
+from tests import tiny
+
+SMALL = EvalConfig(limit=3, max_new_tokens=6)
+
+
+def evaluation(folder: Path, config: EvalConfig = SMALL) -> RunEvaluation:
+    return RunEvaluation(config, folder, tiny.tokenizer())
+
+
+def test_a_resumed_run_is_compared_with_the_model_before_training(tmp_path: Path) -> None:
+    """Prevents the weights of a checkpoint from being taken for the model before training."""
+    model, trained = tiny.llama(0), tiny.llama(1)
+    whole = evaluation(tmp_path)
+    whole.before(model, "m", resumed=False, show_progress=False)
+    expected = whole.after(trained, "m", adapter=False, show_progress=False)
+    resumed = evaluation(tmp_path)
+    resumed.before(trained, "m", resumed=True, show_progress=False)
+    assert resumed.after(trained, "m", adapter=False, show_progress=False) == expected
+    assert expected.against is not None
+    assert expected.against.fingerprint != expected.model.fingerprint
+    assert (expected.against.model, expected.model.model) == ("m", str(tmp_path))
+
+
+def test_a_new_run_in_an_old_folder_asks_anew(tmp_path: Path) -> None:
+    """Prevents the rates of the last run in the report of this one."""
+    for seed in (0, 1):
+        run = evaluation(tmp_path)
+        run.before(tiny.llama(seed), "m", resumed=False, show_progress=False)
+        assert not (tmp_path / FOLDER / "evaluation.json").exists()
+        found = run.after(tiny.llama(seed), "m", adapter=True, show_progress=False)
+        assert found.against is not None
+        assert found.against.fingerprint == found.model.fingerprint
+        assert artefacts.read(tmp_path / FOLDER / "evaluation.json") == found.as_dict()
+
+
+def test_a_resumed_run_without_answers_before_it_has_rates_after_it_alone(tmp_path: Path) -> None:
+    """Prevents made-up rates of a model that is no more."""
+    run = evaluation(tmp_path)
+    run.before(tiny.llama(1), "m", resumed=True, show_progress=False)
+    found = run.after(tiny.llama(1), "m", adapter=False, show_progress=False)
+    assert found.against is None
+    assert {row["run"] for row in map(json.loads, (tmp_path / FOLDER / "verdicts.jsonl").open())} == {"model"}
+
+
+def test_answers_that_are_missing_are_not_given_by_the_trained_model(tmp_path: Path) -> None:
+    """Prevents a before that was answered after."""
+    evaluation(tmp_path).before(tiny.llama(), "m", resumed=False, show_progress=False)
+    path = tmp_path / FOLDER / "against.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]))
+    with pytest.raises(PactError, match="before training"):
+        evaluation(tmp_path).before(tiny.llama(1), "m", resumed=True, show_progress=False)
+    with pytest.raises(PactError, match="max_new_tokens"):
+        evaluation(tmp_path, EvalConfig(limit=3, max_new_tokens=7)).before(
+            tiny.llama(1), "m", resumed=True, show_progress=False
+        )
+    path.write_bytes(b"{")
+    with pytest.raises(PactError, match="line 1"):
+        evaluation(tmp_path).before(tiny.llama(1), "m", resumed=True, show_progress=False)
+
+
+def test_asking_leaves_training_as_it_was(tmp_path: Path) -> None:
+    """Prevents a model that trains on in eval mode, or other random numbers than without the question."""
+    model = tiny.llama().train()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    evaluation(tmp_path).before(model, "m", resumed=False, show_progress=False)
+    assert torch.equal(torch.rand(3), expected)
+    assert model.training
+
+
+def test_what_cannot_be_asked_is_refused_at_once(tmp_path: Path) -> None:
+    """Prevents days of training before a misspelt judge is noticed."""
+    with pytest.raises(PactError, match="Did you mean `opening`"):
+        evaluation(tmp_path, EvalConfig(judges=("openning",)))
+    with pytest.raises(PactError, match=r"nowhere\.csv"):
+        evaluation(tmp_path, EvalConfig(prompts=("nowhere.csv:harmful",)))
