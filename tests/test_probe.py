@@ -95,6 +95,6 @@ def test_needs_a_chat_template() -> None:
 def test_held_out_prompts_are_held_out() -> None:
     """Prevents: a probe, or an evaluation, of what safety tokens and anchors were made of."""
     harmful, harmless = shipped("held_out_harmful"), shipped("held_out_harmless")
-    assert len({*harmful, *harmless}) == len(harmful) + len(harmless) == 128
+    assert len({*harmful, *harmless}) == len(harmful) + len(harmless) == 256
     assert not {*harmful, *harmless} & {*shipped("harmful"), *shipped("harmless")}
     assert len(shipped("compliances")) == OPENINGS <= len(shipped("refusals"))
