@@ -107,7 +107,7 @@ def generate(
     known = _read(path, [asked[i] for i in order])
     answers = dict(zip(order, known, strict=False))
     path.parent.mkdir(parents=True, exist_ok=True)
-    what = f"PACT: {speaker.adapter or speaker.model}"
+    what = f"PACT: asking {speaker.adapter or speaker.model}"
     with path.open("ab") as file:
         for number, batch in enumerate(progress(batches, what, len(batches), show_progress)):
             missing = [i for i in batch if i not in answers]
