@@ -15,10 +15,12 @@ import torch.nn.functional as F
 
 from benchmarks.pareto import __main__ as pareto
 from benchmarks.pareto import data, grid, summary
-from benchmarks.pareto.training import describe, full_kl, perform
+from benchmarks.pareto.training import Emphasised, describe, full_kl, perform
+from pact_plugins.config import PactConfig
 from pact_plugins.demo import ALIGNED_MODEL, training, world
 from pact_plugins.demo.topics import train_acts
 from pact_plugins.errors import PactError
+from pact_plugins.objective import PactObjective
 
 RATES = dict.fromkeys(summary.RATES, 0.5)
 
@@ -97,6 +99,42 @@ def test_a_run_gives_the_row_that_readers_expect(monkeypatch: pytest.MonkeyPatch
     )
     assert all(0 <= row[rate] <= 1 for rate in summary.RATES)
     assert row["train_seconds"] > 0
+
+
+@pytest.mark.trl
+def test_emphasis_is_on_the_first_tokens(tmp_path: Path) -> None:
+    """Prevents: an ablation of nothing."""
+    model, tokenizer = training.load()
+    found: list[torch.Tensor] = []
+
+    def protect(trainer: Any) -> None:
+        config = PactConfig(cache_dir=tmp_path / "cache", anchors=0, eval=False, safety_tokens=list(range(20)))
+        trainer.add_callback(callback := Emphasised(trainer, config, 4.0))
+        watched: dict[str, Any] = {}
+
+        def compute_loss(*args: Any, **kw: Any) -> Any:
+            assert callback.binding is not None
+            assert callback.binding.preparation is not None
+            objective = watched.setdefault("objective", callback.binding.preparation.objective)
+            if "own" not in watched:
+                watched["own"] = objective.divergence
+                objective.divergence = compare
+            return host(*args, **kw)
+
+        def compare(student: torch.Tensor, targets: Any) -> Any:
+            weighted, gate = watched["own"](student, targets)
+            plain, _ = PactObjective.divergence(watched["objective"], student, targets)
+            found.append(torch.stack([targets.position.float(), (weighted / plain).detach()])[:, plain.detach() > 1e-6])
+            return weighted, gate
+
+        host = trainer.compute_loss
+        trainer.compute_loss = compute_loss
+
+    rows = data.training_rows("standard", 0.1, 0, None)
+    training.train(model, tokenizer, rows, training.Recipe(steps=3), tmp_path / "run", protect)
+    position, ratio = torch.cat(found, 1)
+    assert position.min() <= 2 < position.max()
+    torch.testing.assert_close(ratio, 1 + 4 * torch.exp(-position / 4), rtol=1e-4, atol=0)
 
 
 def test_rows_that_are_there_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ class Run:
         weight: of KL.
         pact: the other keys of its `pact:` block.
         all_tokens: whether every candidate safety token is held, not only S+.
+        emphasis: how much more the first tokens of an answer weigh (`training.Emphasised`).
         data: what the rows are.
         harmful_fraction: share of harmful rows.
         recipe: steps, learning rate, seed.
@@ -42,6 +43,7 @@ class Run:
     weight: float | None = None
     pact: dict[str, Any] = field(default_factory=dict)
     all_tokens: bool = False
+    emphasis: float = 0.0
     data: Data = "standard"
     harmful_fraction: float = 0.1
     recipe: Recipe = field(default_factory=Recipe)
@@ -111,6 +113,7 @@ def _ablations() -> Iterator[Run]:
         for name, change in changes.items():
             yield Run("ablation", f"default, {name}", "pact", 1.0, change, harmful_fraction=fraction)
         yield Run("ablation", "default, all of S", "pact", 1.0, all_tokens=True, harmful_fraction=fraction)
+        yield Run("ablation", "default, early tokens 5x", "pact", 1.0, emphasis=4.0, harmful_fraction=fraction)
         full = Recipe(learning_rate=3e-4, lora=False)
         yield Run("ablation", "sft, full fine-tuning", "sft", harmful_fraction=fraction, recipe=full)
         yield Run("ablation", "default, full fine-tuning", "pact", 1.0, harmful_fraction=fraction, recipe=full)

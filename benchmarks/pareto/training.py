@@ -22,6 +22,7 @@ from pact_plugins.callback import PactCallback
 from pact_plugins.config import PactConfig
 from pact_plugins.demo import evaluate, training
 from pact_plugins.model_support import underlying
+from pact_plugins.objective import Targets
 from pact_plugins.safety_tokens import SafetyTokens
 
 
@@ -63,7 +64,30 @@ def _protect(trainer: Any, *, run: Run, model_path: Path, scratch: Path) -> None
         config = PactConfig(**run.pact, weight=run.weight, cache_dir=scratch / "cache", eval=False)
         if run.all_tokens:
             config = config.model_copy(update={"safety_tokens": _all_held(trainer, scratch / "tokens.json")})
-        trainer.add_callback(PactCallback(trainer, config))
+        trainer.add_callback(
+            Emphasised(trainer, config, run.emphasis) if run.emphasis else PactCallback(trainer, config)
+        )
+
+
+class Emphasised(PactCallback):
+    """PACT with the divergence at the answer's token t multiplied by 1 + emphasis * exp(-t / 4); at 0, PACT itself."""
+
+    def __init__(self, trainer: Any, config: PactConfig, emphasis: float) -> None:
+        super().__init__(trainer, config)
+        self.emphasis = emphasis
+
+    def on_train_begin(self, *args: Any, **kw: Any) -> None:
+        super().on_train_begin(*args, **kw)
+        if not self.emphasis:
+            return
+        objective: Any = self.binding.preparation.objective
+        own = objective.divergence
+
+        def divergence(student: Tensor, targets: Targets) -> tuple[Tensor, Tensor | None]:
+            kl, gate = own(student, targets)
+            return kl * (1 + self.emphasis * torch.exp(-targets.position / 4)), gate
+
+        objective.divergence = divergence
 
 
 def _all_held(trainer: Any, path: Path) -> Path:
