@@ -130,9 +130,9 @@ def build_row(folder: Path, documents: int) -> dict[str, float]:
 
 def start_up_row(trainer: Any, rows: int) -> dict[str, float]:
     """Microseconds per row of what a run that finds its cache does with every row."""
-    from pact_plugins.binding import training_documents
     from pact_plugins.chat_format import ChatFormat
     from pact_plugins.fingerprints import keys_fingerprint
+    from pact_plugins.host_trainer import training_documents
 
     started = time.perf_counter()
     documents = list(training_documents(trainer))

@@ -9,10 +9,10 @@ from typing import Any
 
 from pact_plugins import artefacts
 from pact_plugins.answers import AnswerTokens, Document
-from pact_plugins.binding import training_documents
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.config import PactConfig
 from pact_plugins.forward import progress
+from pact_plugins.host_trainer import training_documents
 from pact_plugins.objective import PactObjective
 from pact_plugins.preparation import prepare
 

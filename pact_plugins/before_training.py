@@ -9,9 +9,9 @@ from typing import Any, Literal, TypeVar
 
 from transformers import TrainerCallback
 
-from pact_plugins.binding import check_trainer
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
+from pact_plugins.host_trainer import check_trainer
 
 T = TypeVar("T")
 Act = Callable[[Any, PactConfig], T]

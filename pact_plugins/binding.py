@@ -1,29 +1,29 @@
-"""The only file that touches a trainer: binds PACT to one trainer instance, and can be undone."""
+"""The only file that changes a trainer: binds PACT to one trainer instance, and can be undone."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pact_plugins import __version__
 from pact_plugins.anchors import Anchors
-from pact_plugins.answers import Document, split_documents
 from pact_plugins.config import PactConfig
-from pact_plugins.cost import Data, ModelSize, Overhead, Step
-from pact_plugins.dataset import read_documents
+from pact_plugins.cost import ModelSize, Overhead
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation.of_run import RunEvaluation
-from pact_plugins.model_support import check_supported
+from pact_plugins.host_trainer import (
+    about_training,
+    check_trainer,
+    expected_step,
+    probe_flop,
+    training_documents,
+    versions,
+)
 from pact_plugins.objective import PactObjective, Targets
 from pact_plugins.preparation import Preparation, prepare, print_summary, save_run
-from pact_plugins.probe import Probe
 from pact_plugins.profile import measure_profile, save_profiles
 from pact_plugins.report.write import make_report
 from pact_plugins.run_notes import RunNotes
@@ -253,121 +253,3 @@ class Binding:
         tokens = {"anchor_kl": "anchor_tokens"}
         means = {name: value / max(counts[tokens.get(name, "answer_tokens")], 1.0) for name, value in total.items()}
         return {f"pact/{name}": value for name, value in {**means, **counts}.items()}
-
-
-def check_trainer(trainer: Any, config: PactConfig) -> None:
-    """Refuses trainers on which the safety term would be wrong."""
-
-    def refuse(got: str, consequence: str, remedy: str) -> None:
-        raise PactError(
-            expected="a trainer for supervised fine-tuning", got=got, consequence=consequence, remedy=remedy
-        )
-
-    args = trainer.args
-    check_supported(trainer.accelerator.unwrap_model(trainer.model))
-    if args.n_gpu > 1:
-        refuse(
-            f"torch.nn.DataParallel over {args.n_gpu} GPUs",
-            "Its replicas run in threads that PACT cannot follow.",
-            "Start the run with torchrun or `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU.",
-        )
-    if sharded := _sharding(trainer):
-        refuse(
-            sharded,
-            "The reference would be computed from pieces of the weights.",
-            "Use DDP or DeepSpeed ZeRO-1 or ZeRO-2, which leave the weights whole.",
-        )
-    if config.anchors_per_step and trainer.accelerator.num_processes > 1 and _checkpoints_reentrantly(trainer):
-        refuse(
-            "reentrant gradient checkpointing in several processes together with `pact.anchors`",
-            "The anchors' own forward pass would mark each parameter as ready twice, and DDP would stop.",
-            "Set `gradient_checkpointing_kwargs: {use_reentrant: false}`, or `pact.anchors: 0`.",
-        )
-    parallelism = getattr(trainer.accelerator, "parallelism_config", None)
-    if parallelism is not None and (parallelism.cp_enabled or getattr(parallelism, "sp_enabled", False)):
-        refuse("context parallelism", "Answers would be cut between processes.", "Set the context-parallel size to 1.")
-    other_loss = args.label_smoothing_factor > 0 or getattr(args, "loss_type", "nll") == "dft"
-    if config.damps and (other_loss or getattr(trainer, "compute_loss_func", None) is not None):
-        refuse(
-            "label smoothing, the `dft` loss or a `compute_loss_func` together with `pact.conflict: damp`",
-            "Damping subtracts plain cross-entropy, which is not what this trainer computes.",
-            "Set `pact.conflict: keep`, or use plain cross-entropy.",
-        )
-    if trainer.train_dataset is not None and not hasattr(trainer.train_dataset, "__len__"):
-        refuse(
-            "a streaming data set",
-            "Its sequences are not known before the first step, and the reference is computed then.",
-            "Load the data set whole (`streaming: false`).",
-        )
-
-
-def versions(trainer: Any) -> dict[str, str]:
-    """Of this package, and of what the trainer stands on, the host first."""
-    roots = [cls.__module__.partition(".")[0] for cls in type(trainer).__mro__]
-    hosts = [name for name in dict.fromkeys(roots) if name in ("axolotl", "trl", "transformers")]
-    return {"pact_plugins": __version__, **{name: version(name) for name in [*hosts, "torch"]}}
-
-
-def about_training(trainer: Any) -> dict[str, Any]:
-    """What the host trains, and how, for people."""
-    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
-    names = ("learning_rate", "max_steps", "num_train_epochs", "per_device_train_batch_size")
-    return {
-        "model": getattr(model.config, "_name_or_path", None),
-        "adapter": hasattr(model, "peft_config"),
-        "processes": trainer.accelerator.num_processes,
-        **{name: getattr(args, name) for name in (*names, "gradient_accumulation_steps", "seed")},
-    }
-
-
-def _sharding(trainer: Any) -> str | None:
-    """The name of an engine that keeps no process's weights whole, if one is at work."""
-    accelerator = trainer.accelerator
-    if getattr(accelerator, "is_fsdp_enabled", False):
-        return "FSDP"
-    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
-    return "DeepSpeed ZeRO-3" if plugin is not None and plugin.zero_stage == 3 else None
-
-
-def _checkpoints_reentrantly(trainer: Any) -> bool:
-    args = trainer.args
-    return bool(args.gradient_checkpointing) and bool((args.gradient_checkpointing_kwargs or {}).get("use_reentrant"))
-
-
-def training_documents(trainer: Any) -> Iterator[Document]:
-    """Every sequence of the training set, as the trainer's batches will hold it; its `row` is that of the set."""
-    dataset = trainer.train_dataset
-    columns: set[str] = set(getattr(dataset, "column_names", None) or ())
-    # Rows that hold their labels need no collator, unless they are packed: then it decides whether boundaries count.
-    bounded = getattr(trainer.data_collator, "padding_free", False)
-    if {"input_ids", "labels"} <= columns and ("seq_lengths" not in columns or bounded):
-        yield from read_documents(dataset)
-        return
-    # One row at a time, so that no collator option (shuffling, dropping the last batch) can leave one out.
-    for i in range(len(dataset)):
-        batch: Mapping[str, Any] = trainer.data_collator([_collatable(trainer, dataset[i])])
-        yield from (replace(document, row=i) for document in split_documents(batch))
-
-
-def expected_step(trainer: Any, data: Data, anchors: Sequence[Document], config: PactConfig) -> Step | None:
-    """The average optimiser step; None if the trainer has no data loader yet, which it makes when training begins."""
-    if (loader := trainer.callback_handler.train_dataloader) is None:
-        return None
-    batches = len(loader)
-    steps = batches * trainer.accelerator.num_processes / min(trainer.args.gradient_accumulation_steps, batches)
-    return Step.of(data, steps, anchors, config.anchors_per_step)
-
-
-def probe_flop(trainer: Any, size: ModelSize, probe: Probe | None) -> float:
-    """FLOP of the drift probe in one process, for each optimiser step; 0 when it is off."""
-    if probe is None:
-        return 0.0
-    each = size.forward_flop(probe.tokens, probe.opening_tokens) / trainer.accelerator.num_processes
-    return each / probe.config.every
-
-
-def _collatable(trainer: Any, row: dict[str, Any]) -> dict[str, Any]:
-    """A row without the columns that the trainer takes out before collating."""
-    trainer._set_signature_columns_if_needed()
-    kept = trainer._signature_columns
-    return {k: v for k, v in row.items() if k in kept} if trainer.args.remove_unused_columns else row

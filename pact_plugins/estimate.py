@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from pact_plugins.answers import AnswerTokens, Document, on_host, split_documents
-from pact_plugins.binding import expected_step, probe_flop, training_documents
 from pact_plugins.building import build
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.config import PactConfig
@@ -31,6 +30,7 @@ from pact_plugins.cost_report import Estimate, LogNormaliser
 from pact_plugins.finding import expected_anchors, known_tokens
 from pact_plugins.fingerprints import digest, model_fingerprint
 from pact_plugins.forward import to_device
+from pact_plugins.host_trainer import expected_step, probe_flop, training_documents
 from pact_plugins.preparation import cache_identity, find_answers, views
 from pact_plugins.probe import Probe
 from pact_plugins.subset_head import Request, SubsetHead

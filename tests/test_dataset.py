@@ -11,8 +11,8 @@ from datasets import Dataset
 
 from pact_plugins import dataset
 from pact_plugins.answers import Document, split_documents
-from pact_plugins.binding import training_documents
 from pact_plugins.dataset import read_documents
+from pact_plugins.host_trainer import training_documents
 from tests import tiny
 
 

@@ -44,6 +44,7 @@ FLOW = [
     "preparation",
     "evaluation",
     "report",
+    "host_trainer",
     "binding",
     "probing",
     "callback",
