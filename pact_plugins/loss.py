@@ -167,12 +167,12 @@ def conflict(full: Tensor, positive: Tensor, position: Tensor, answer: Tensor, l
         [N] values in [0, 1], constant within an answer; no gradient flows through them.
     """
     with torch.no_grad():
-        answers = int(answer.max()) + 1 if len(answer) else 0
+        # One place a token is enough for its answers, and their number need not be asked of the device.
         leaves = torch.where(label_in_s, OPENING, position).clamp(max=OPENING)
-        first = leaves.new_full((answers,), OPENING).scatter_reduce_(0, answer, leaves, "amin")
+        first = torch.full_like(leaves, OPENING).scatter_reduce_(0, answer, leaves, "amin")
         log_mass = full[:, positive].logsumexp(-1).clamp(max=0)
         until = torch.where(position <= first[answer], log_mass, 0.0)
-        led = torch.zeros(answers, dtype=full.dtype, device=full.device).index_add_(0, answer, until).exp()
+        led = torch.zeros_like(until).index_add_(0, answer, until).exp()
         return torch.where(first < OPENING, led, 0.0)[answer]
 
 
