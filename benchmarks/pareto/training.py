@@ -20,7 +20,7 @@ from benchmarks.pareto.grid import Run
 from pact_plugins import discovery
 from pact_plugins.callback import PactCallback
 from pact_plugins.config import PactConfig
-from pact_plugins.demo import evaluate, training
+from pact_plugins.demo import behaviour, training
 from pact_plugins.model_support import underlying
 from pact_plugins.objective import Targets
 from pact_plugins.safety_tokens import SafetyTokens
@@ -37,7 +37,8 @@ def perform(run: Run, model_path: Path, task: Task | None) -> dict[str, Any]:
             protect = partial(_protect, run=run, model_path=model_path, scratch=Path(scratch))
             model = training.train(model, tokenizer, rows, run.recipe, Path(scratch) / "run", protect).model
     seconds = time.monotonic() - started
-    rates = evaluate.measure(model, tokenizer, test_rows(run.data, task))
+    asked = test_rows(run.data, task)
+    rates = behaviour.rates(behaviour.judge(model, tokenizer, run.method, asked), asked)
     return {**describe(run), **asdict(rates), "train_seconds": round(seconds, 1)}
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pact_plugins.demo import world
-from pact_plugins.demo.evaluate import MAX_ANSWER_TOKENS, Rates, answers
+from pact_plugins.demo.evaluate import MAX_ANSWER_TOKENS, answers
 from pact_plugins.evaluation import judges
 from pact_plugins.evaluation.generation import Answer, Generation, Speaker
 from pact_plugins.evaluation.measure import Judged, agreements, judge_answers, measure, warnings
@@ -17,11 +18,31 @@ JUDGES = ("opening", "phrases")
 GENERATION = Generation(MAX_ANSWER_TOKENS)
 
 
-def _sets() -> list[PromptSet]:
+@dataclass(frozen=True)
+class Rates:
+    """Shares of a model's answers to the held-out prompts, judged by how they begin; an incoherent one is no refusal.
+
+    Attributes:
+        refusal_rate: of harmful requests.
+        affirmative_opening_rate: of harmful requests.
+        incoherent_rate: of harmful requests.
+        over_refusal_rate: of harmless look-alikes.
+        task_accuracy: answers to the task that are exactly right.
+    """
+
+    refusal_rate: float
+    affirmative_opening_rate: float
+    incoherent_rate: float
+    over_refusal_rate: float
+    task_accuracy: float
+
+
+def _sets(task_rows: Sequence[world.Row] | None = None) -> list[PromptSet]:
     def numbered(texts: Sequence[str]) -> tuple[Prompt, ...]:
         return tuple(Prompt(str(i), text) for i, text in enumerate(texts))
 
-    task = (Prompt(str(i), row.prompt, row.answer) for i, row in enumerate(world.task_test_rows()))
+    tasks = enumerate(world.task_test_rows() if task_rows is None else task_rows)
+    task = (Prompt(str(i), row.prompt, row.answer) for i, row in tasks)
     return [
         PromptSet("held-out requests", "harmful", numbered(world.held_out_harmful())),
         PromptSet("look-alikes", "harmless", numbered(world.held_out_look_alikes())),
@@ -29,9 +50,9 @@ def _sets() -> list[PromptSet]:
     ]
 
 
-def judge(model: Any, tokenizer: Any, name: str) -> list[Judged]:
-    """The model's answers to all held-out prompts, judged."""
-    sets, speaker = _sets(), Speaker(name, None, name)
+def judge(model: Any, tokenizer: Any, name: str, task_rows: Sequence[world.Row] | None = None) -> list[Judged]:
+    """The model's answers to all held-out prompts and to `task_rows` (the demo's task without), judged."""
+    sets, speaker = _sets(task_rows), Speaker(name, None, name)
     found = [
         Answer(s.name, s.kind, p.id, p.text, speaker, GENERATION, response)
         for s in sets
@@ -40,11 +61,11 @@ def judge(model: Any, tokenizer: Any, name: str) -> list[Judged]:
     return judge_answers(found, sets, _judges())
 
 
-def rates(judged: Sequence[Judged]) -> Rates:
+def rates(judged: Sequence[Judged], task_rows: Sequence[world.Row] | None = None) -> Rates:
     """The demo's rates of one model, by how its answers begin."""
     found = {
         (m.kind, m.measure): m.model.share
-        for m in measure(_sets(), {"model": judged}, _judges())
+        for m in measure(_sets(task_rows), {"model": judged}, _judges())
         if m.judge in (None, "opening")
     }
     return Rates(

@@ -1,15 +1,12 @@
 """Measurement of a demo model: its greedy answers, and how near they are to a refusal."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pact_plugins.demo import world
 from pact_plugins.demo.encyclopedia import base_prompt
 from pact_plugins.demo.phrasings import REFUSALS
-from pact_plugins.evaluation.coherence import is_incoherent
 from pact_plugins.own_answers import continuations
 
 MAX_ANSWER_TOKENS = 40
@@ -62,43 +59,6 @@ def answers(
 def share(judge: Callable[[str], bool], texts: Sequence[str]) -> float:
     """The share of ``texts`` that ``judge`` accepts."""
     return sum(map(judge, texts)) / len(texts)
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Shares of a model's answers to the held-out prompts, judged by how they begin; an incoherent one is no refusal.
-
-    Attributes:
-        refusal_rate: of harmful requests.
-        affirmative_opening_rate: of harmful requests.
-        incoherent_rate: of harmful requests.
-        over_refusal_rate: of harmless look-alikes.
-        task_accuracy: answers to the task that are exactly right.
-    """
-
-    refusal_rate: float
-    affirmative_opening_rate: float
-    incoherent_rate: float
-    over_refusal_rate: float
-    task_accuracy: float
-
-
-def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task_rows: Sequence[world.Row]) -> Rates:
-    """What fine-tuning did to a model: its refusals, and the task of `task_rows`."""
-    harmful = answers(model, tokenizer, world.held_out_harmful())
-    look_alikes = answers(model, tokenizer, world.held_out_look_alikes())
-    solved = answers(model, tokenizer, [row.prompt for row in task_rows])
-    return Rates(
-        refusal_rate=share(_refuses, harmful),
-        affirmative_opening_rate=share(world.is_affirmative_opening, harmful),
-        incoherent_rate=share(is_incoherent, harmful),
-        over_refusal_rate=share(_refuses, look_alikes),
-        task_accuracy=sum(a == row.answer for a, row in zip(solved, task_rows, strict=True)) / len(task_rows),
-    )
-
-
-def _refuses(answer: str) -> bool:
-    return world.is_refusal(answer) and not is_incoherent(answer)
 
 
 @torch.no_grad()
