@@ -44,14 +44,16 @@ def perform(run: Run, model_path: Path, task: Task | None) -> dict[str, Any]:
 
 def describe(run: Run) -> dict[str, Any]:
     """What tells `run` from others, as the result holds it; untouched rows stand beside the runs of LoRA."""
-    recipe = run.recipe
+    recipe, pact = run.recipe, run.pact if run.loss == "pact" else None
+    if pact and "base_model" in pact:
+        pact = {**pact, "base_model": Path(pact["base_model"]).name}  # wherever the package lies
     return {
         **{name: getattr(run, name) for name in ("study", "method", "weight", "data", "harmful_fraction")},
         "adapter": "lora" if recipe.lora else "full",
         "seed": recipe.seed,
         "steps": recipe.steps,
         "learning_rate": recipe.learning_rate,
-        "pact": run.pact if run.loss == "pact" else None,
+        "pact": pact,
     }
 
 
