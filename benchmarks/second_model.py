@@ -7,7 +7,8 @@ adds the same loss as `objective: paper`, and leaves cross-entropy to the same h
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,17 @@ from pact_plugins.chat_format import ChatFormat
 from pact_plugins.forward import pad
 from pact_plugins.model_support import underlying
 from pact_plugins.safety_tokens import SafetyTokens
+
+
+@contextmanager
+def final_hidden_states(base: Any) -> Generator[list[Tensor]]:
+    """The decoder's outputs within the block, [B, L, H] each: hosts may never form the logits."""
+    hidden: list[Tensor] = []
+    hook = base.get_decoder().register_forward_hook(lambda _m, _a, out: hidden.append(out.last_hidden_state))
+    try:
+        yield hidden
+    finally:
+        hook.remove()
 
 
 class SecondModel:
@@ -47,10 +59,9 @@ class SecondModel:
         context = {k: inputs[k] for k in ("input_ids", "attention_mask")}
         answers = AnswerTokens.of(split_documents(inputs), self.chat)
         row, column = torch.from_numpy(answers.row), torch.from_numpy(answers.column)
-        base, hidden = underlying(model), []
-        hook = base.get_decoder().register_forward_hook(lambda _m, _a, out: hidden.append(out.last_hidden_state))
-        own = self.host_loss(model, inputs, *args, **kw)
-        hook.remove()
+        base = underlying(model)
+        with final_hidden_states(base) as hidden:
+            own = self.host_loss(model, inputs, *args, **kw)
         student = base.get_output_embeddings()(hidden[0])
         with torch.no_grad():
             full = self.reference(**context, use_cache=False).logits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,11 @@ from pact_plugins.fingerprints import digest
 def write(path: Path, content: dict[str, Any]) -> None:
     """Writes `content` with a checksum, in one step; makes the folder."""
     write_text(path, json.dumps({**content, "checksum": digest(content)}, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes JSON lines, one a row, in one step; makes the folder."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,8 +76,7 @@ class Audit:
 
     def save(self, path: Path) -> None:
         """Writes the listed answers, one JSON object a line."""
-        lines = [json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in self.listed]
-        artefacts.write_text(path, "".join(lines))
+        artefacts.write_lines(path, map(asdict, self.listed))
 
 
 def audit(trainer: Any, config: PactConfig, *, threshold: float | None = None) -> Audit:

@@ -100,7 +100,7 @@ class Binding:
                 show_progress=trainer.is_world_process_zero(),
             )
             if trainer.is_world_process_zero():
-                self._ask_before(resumed=trainer.state.global_step > 0)
+                self._ask_before(self.preparation, resumed=trainer.state.global_step > 0)
                 save_run(
                     self.preparation, self.output_dir, versions=versions(trainer), training=about_training(trainer)
                 )
@@ -135,7 +135,7 @@ class Binding:
         self._ask_after()
         return make_report(self.output_dir)
 
-    def _ask_before(self, *, resumed: bool) -> None:
+    def _ask_before(self, preparation: Preparation, *, resumed: bool) -> None:
         """Lets the model answer before its first step, for the report."""
         trainer, config = self.trainer, self.config.active_eval
         if config is None:
@@ -146,7 +146,8 @@ class Binding:
         self._evaluation = RunEvaluation(config, self.output_dir, trainer.processing_class)
         model = trainer.accelerator.unwrap_model(trainer.model)
         with trainer.accelerator.autocast():
-            self._evaluation.before(model, str(about_training(trainer)["model"]), resumed=resumed)
+            name, known = str(about_training(trainer)["model"]), preparation.identity["model"]
+            self._evaluation.before(model, name, resumed=resumed, fingerprint=known)
 
     def _ask_after(self) -> None:
         """Lets the trained model answer as well."""

@@ -163,8 +163,7 @@ def _log_probabilities(head: SubsetHead, batch: list[ForwardSequence]) -> Tensor
     positions = to_device(flat, ids.device)
     request = Request(positions, ids.reshape(-1)[positions], normalise=True)
     with head.watch(request) as captures:
-        # The decoder alone: the head's full-vocabulary logits would be thrown away.
-        head.base.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
+        head.decode(ids, mask)
     values = log_probabilities(head.one(captures))
     least = float(np.finfo(np.float16).min)
     return torch.where(values.isfinite(), values.clamp(min=least), torch.nan).half()

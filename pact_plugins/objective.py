@@ -200,7 +200,7 @@ class PactObjective:
         targets = self.targets(inputs, device=device, damps=False)
         ids, mask = (to_device(inputs[name].numpy(), device) for name in ("input_ids", "attention_mask"))
         with self.watch(targets) as captured:
-            self.head.base.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
+            self.head.decode(ids, mask)
         return self.terms(captured, targets)
 
     def conflicts(self, tokens: AnswerTokens, reference: Reference) -> npt.NDArray[np.float32]:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pact_plugins.answers import Document
+from pact_plugins.answers import IGNORE_INDEX, Document
 from pact_plugins.config import ProbeConfig
-from pact_plugins.forward import batches_by_length, evaluating, pad, to_device
+from pact_plugins.forward import batches_by_length, collate, evaluating, to_device
 from pact_plugins.own_answers import Shipped, answered, as_chats, shipped
 from pact_plugins.subset_head import Request, SubsetHead
 
@@ -118,14 +118,13 @@ def _log_probabilities(head: SubsetHead, documents: Sequence[Document]) -> Tenso
     scores = torch.zeros(len(documents), device=device)
     with evaluating(head.model):
         for batch in batches_by_length([len(d.input_ids) for d in documents]):
-            ids, mask = pad([documents[i].input_ids for i in batch], device)
-            supervised, _ = pad([documents[i].supervised.astype(np.int64) for i in batch], torch.device("cpu"))
-            rows, columns = (part.numpy() for part in supervised.nonzero(as_tuple=True))
+            inputs = collate([documents[i] for i in batch])
+            ids, mask = (to_device(inputs[name].numpy(), device) for name in ("input_ids", "attention_mask"))
+            rows, columns = (part.numpy() for part in (inputs["labels"] != IGNORE_INDEX).nonzero(as_tuple=True))
             flat, owner = (to_device(v, device) for v in (rows * ids.shape[1] + columns - 1, np.asarray(batch)[rows]))
             request = Request(flat, ids.reshape(-1)[flat + 1], labelled=torch.arange(len(flat), device=device))
             with head.watch(request) as captures:
-                # The decoder alone: the head's full-vocabulary logits are needed at the openings only.
-                head.base.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
+                head.decode(ids, mask)
             cross_entropy = head.one(captures).cross_entropy
             assert cross_entropy is not None, "the request asks for it"
             scores.index_add_(0, owner, -cross_entropy)

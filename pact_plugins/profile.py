@@ -62,7 +62,7 @@ def measure_profile(objective: PactObjective, documents: Sequence[Document]) -> 
             targets = objective.targets(inputs, device=device, damps=False)
             ids, mask = (to_device(inputs[name].numpy(), device) for name in ("input_ids", "attention_mask"))
             with objective.head.watch(replace(targets.request, normalise=True)) as captures:
-                objective.head.base.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
+                objective.head.decode(ids, mask)
             student = log_probabilities(SubsetHead.one(captures))
             divergence, _ = objective.divergence(student, targets)
             masses = objective.held_mass(student), objective.held_mass(targets.full)

@@ -259,6 +259,10 @@ class SubsetHead:
             ]
         return torch.cat(parts) if parts else rows.new_zeros(0, dtype=torch.float32)
 
+    def decode(self, input_ids: Tensor, attention_mask: Tensor) -> None:
+        """A forward pass of the decoder alone, both [B, L]: the head's full-vocabulary logits would be thrown away."""
+        self.base.get_decoder()(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+
     def check_parity(self, length: int = 8) -> None:
         """Compares logits and log-normalisers with the model's own on one short sequence, without labels and with them.
 

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.pareto import grid
 from benchmarks.pareto.data import Task
-from benchmarks.pareto.summary import markdown, plot
+from benchmarks.pareto.summary import RATES, markdown, plot
 from benchmarks.pareto.training import describe, perform
 from pact_plugins import artefacts
 from pact_plugins.demo import ALIGNED_MODEL
@@ -68,8 +68,7 @@ def measured(
 
 def _key(row: dict[str, Any]) -> str:
     """What a row is a row of: all that `describe` gives."""
-    rates = ("refusal_rate", "affirmative_opening_rate", "incoherent_rate", "over_refusal_rate", "task_accuracy")
-    return json.dumps({k: v for k, v in row.items() if k not in (*rates, "train_seconds")}, sort_keys=True)
+    return json.dumps({k: v for k, v in row.items() if k not in (*RATES, "train_seconds")}, sort_keys=True)
 
 
 def _performed(runs: Sequence[grid.Run], model: Path, task: Task | None, jobs: int) -> Iterator[dict[str, Any]]:

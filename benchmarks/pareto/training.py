@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks.pareto.data import Task, test_rows, training_rows
 from benchmarks.pareto.grid import Run
+from benchmarks.second_model import final_hidden_states
 from pact_plugins import discovery
 from pact_plugins.callback import PactCallback
 from pact_plugins.config import PactConfig
@@ -73,7 +74,7 @@ def _protect(trainer: Any, *, run: Run, model_path: Path, scratch: Path) -> None
 
 
 class Emphasised(PactCallback):
-    """PACT with the divergence at the answer's token t multiplied by 1 + emphasis * exp(-t / 4); at 0, PACT itself."""
+    """PACT with the divergence at the answer's token t multiplied by 1 + emphasis * exp(-t / 4)."""
 
     def __init__(self, trainer: Any, config: PactConfig, emphasis: float) -> None:
         super().__init__(trainer, config)
@@ -81,8 +82,6 @@ class Emphasised(PactCallback):
 
     def on_train_begin(self, *args: Any, **kw: Any) -> None:
         super().on_train_begin(*args, **kw)
-        if not self.emphasis:
-            return
         objective: Any = self.binding.preparation.objective
         own = objective.divergence
 
@@ -111,11 +110,9 @@ def full_kl(reference: nn.Module, host_loss: Callable[..., Any], weight: float) 
     reference.eval().requires_grad_(False)
 
     def compute_loss(model: nn.Module, inputs: dict[str, Any], *args: Any, **kw: Any) -> Any:
-        # The host's loss may never form logits: they are formed here, of the answer tokens alone.
-        base, hidden = underlying(model), []
-        hook = base.get_decoder().register_forward_hook(lambda _m, _a, out: hidden.append(out.last_hidden_state))
-        own = host_loss(model, inputs, *args, **kw)
-        hook.remove()
+        base = underlying(model)
+        with final_hidden_states(base) as hidden:
+            own = host_loss(model, inputs, *args, **kw)
         context = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         answer = inputs["labels"][:, 1:] != -100
         with torch.no_grad():

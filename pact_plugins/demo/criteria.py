@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pact_plugins.demo import evaluate, world
+from pact_plugins.demo.training import load
 
 
 @dataclass(frozen=True)
@@ -22,11 +20,6 @@ class Criterion:
     @property
     def met(self) -> bool:
         return self.least <= self.value <= self.most
-
-
-def load(path: Path) -> tuple[Any, Any]:
-    """The model at ``path`` in full precision, and its tokenizer."""
-    return AutoModelForCausalLM.from_pretrained(path, dtype="float32"), AutoTokenizer.from_pretrained(path)
 
 
 def measure(base_path: Path, aligned_path: Path, prompts: int | None = None) -> list[Criterion]:

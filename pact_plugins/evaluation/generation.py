@@ -38,9 +38,12 @@ class Speaker:
     fingerprint: str
 
     @classmethod
-    def of(cls, name: str, adapter: str | None, model: nn.Module, tokenizer: Any) -> Speaker:
-        identity = [model_fingerprint(model), tokenizer_fingerprint(tokenizer), tokenizer.chat_template]
-        return cls(name, adapter, digest(identity))
+    def of(
+        cls, name: str, adapter: str | None, model: nn.Module, tokenizer: Any, *, fingerprint: str | None = None
+    ) -> Speaker:
+        """Whoever `model` is now; `fingerprint` is that of its weights, if it is known: it costs a pass over them."""
+        weights = fingerprint or model_fingerprint(model)
+        return cls(name, adapter, digest([weights, tokenizer_fingerprint(tokenizer), tokenizer.chat_template]))
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,22 @@ class RunEvaluation:
         self.output_dir, self.folder, self.tokenizer = output_dir, output_dir / FOLDER, tokenizer
         self._before: list[Answer] | None = None
 
-    def before(self, model: nn.Module, name: str, *, resumed: bool, show_progress: bool = True) -> None:
+    def before(
+        self,
+        model: nn.Module,
+        name: str,
+        *,
+        resumed: bool,
+        fingerprint: str | None = None,
+        show_progress: bool = True,
+    ) -> None:
         """Asks the model as it is now. The answers of a run that is being resumed are read: its weights have moved.
 
         Args:
             model: before its first step, unless `resumed`.
             name: of the model, for people.
             resumed: whether the run goes on from a checkpoint.
+            fingerprint: of the model's weights, if it is known.
             show_progress: whether there is a progress bar.
         """
         path = self.folder / "against.jsonl"
@@ -57,7 +66,7 @@ class RunEvaluation:
         else:
             for name_of_file in ("against.jsonl", "answers.jsonl", "verdicts.jsonl", "evaluation.json"):
                 (self.folder / name_of_file).unlink(missing_ok=True)
-            speaker = Speaker.of(name, None, model, self.tokenizer)
+            speaker = Speaker.of(name, None, model, self.tokenizer, fingerprint=fingerprint)
             engine = transformers_engine(model, self.tokenizer, self.generation)
         self._before = self._ask(engine, speaker, path, show_progress)
 

@@ -130,8 +130,7 @@ def conclude(
     """
     judged: dict[Run, list[Judged]] = {run: judge_answers(found, sets, used, scorer) for run, found in answers.items()}
     rows = [{"run": run, **j.as_row()} for run, of_run in judged.items() for j in of_run]
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    artefacts.write_text(folder / "verdicts.jsonl", "".join(lines))
+    artefacts.write_lines(folder / "verdicts.jsonl", rows)
     measurements, agreed = measure(sets, judged, used), agreements(sets, judged, used)
     found = Evaluation(
         answers["model"][0].speaker,
