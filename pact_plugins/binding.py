@@ -12,25 +12,29 @@ from torch import Tensor
 from pact_plugins.anchors import Anchors
 from pact_plugins.config import PactConfig
 from pact_plugins.cost import ModelSize, Overhead
-from pact_plugins.errors import PactError
-from pact_plugins.evaluation.of_run import RunEvaluation
+from pact_plugins.errors import MissingReferenceError, PactError
+from pact_plugins.evidence import StartedFrom
 from pact_plugins.host_trainer import (
     about_training,
     check_trainer,
+    check_untrained,
     expected_step,
+    mark_trained,
     probe_flop,
     training_documents,
     versions,
 )
 from pact_plugins.objective import PactObjective, Targets
-from pact_plugins.preparation import Preparation, prepare, print_summary, save_run
-from pact_plugins.profile import measure_profile, save_profiles
-from pact_plugins.report.write import make_report
-from pact_plugins.run_notes import RunNotes
+from pact_plugins.preparation import Preparation, begun, prepare, print_summary
+from pact_plugins.recording import Recorder
+from pact_plugins.reporting import Reporting
 
 logger = logging.getLogger(__name__)
 
 _ATTRIBUTE = "pact_binding"
+
+UNPROTECTED = "pact_unprotected_weights"
+"""In the output folder of a run that trained to its end without constraining what it should have."""
 
 
 class Binding:
@@ -57,9 +61,10 @@ class Binding:
             )
         self.trainer, self.config = trainer, config
         self.preparation: Preparation | None = None
+        self.recorder: Recorder | None = None
         self.noted: dict[str, float] = {}
         """Metrics of others that join PACT's own at the next log entry."""
-        self._evaluation: RunEvaluation | None = None
+        self._reporting: Reporting | None = None
         self._sums: dict[str, Tensor | float] = {}
         self._compute_loss, self._log = trainer.compute_loss, trainer.log
         self._hidden = {name: vars(trainer).get(name) for name in ("compute_loss", "log")}
@@ -77,10 +82,73 @@ class Binding:
         setattr(self.trainer, _ATTRIBUTE, None)
 
     def prepare(self) -> Preparation:
-        """Finds the tokens and the reference. Call it when training begins, before the first step.
+        """Finds the tokens and the reference. Call it whenever training begins, before the first step.
 
-        A second call does nothing: by then the weights may be trained, and the reference stays what it was.
+        From the second call on they are what they were, since by then the weights may be trained.
         """
+        self._check_attached()
+        trainer = self.trainer
+        resumed = trainer.state.global_step > 0
+        started_from: StartedFrom = "checkpoint" if resumed else "trained" if self.preparation else "reference"
+        if self.preparation is None:
+            if not resumed:
+                check_untrained(self._model)
+            self.preparation = prepare(
+                self._model,
+                trainer.processing_class,
+                list(training_documents(trainer)),
+                self.config,
+                resumed_from=self.output_dir if resumed else None,
+                autocast=trainer.accelerator.autocast,
+                show_progress=trainer.is_world_process_zero(),
+            )
+            about = {"versions": versions(trainer), "training": about_training(trainer)}
+            self.recorder = Recorder(trainer, begun(self.preparation, **about))
+            self._reporting = Reporting(trainer, self.preparation)
+            if trainer.is_world_process_zero():
+                self._reporting.begin(resumed=resumed)
+                print_summary(self.preparation, overhead=self._overhead(self.preparation))
+        self._recorder.begin(started_from)
+        return self.preparation
+
+    def step_ended(self, *, saves: bool) -> None:
+        """Call it after each optimiser step; `saves` says whether a checkpoint is about to be written.
+
+        Raises:
+            PactError: the step ran without PACT.
+        """
+        self._check_attached()
+        mark_trained(self._model)
+        self._recorder.step()
+        if saves:
+            # Before the checkpoint: a run killed between the two can resume from it.
+            self._recorder.save()
+
+    def saved(self) -> None:
+        """Call it after a checkpoint: not every one is announced by the step before it."""
+        self._recorder.save()
+
+    def end(self) -> None:
+        """Call it when training ends, before its report is made.
+
+        Raises:
+            PactError: the run did not constrain what it should have. Its weights are kept, under a name that says so.
+        """
+        try:
+            self._check_attached()
+            self._recorder.end(self._model)
+        except PactError:
+            kept = self.output_dir / UNPROTECTED
+            self.trainer.save_model(str(kept))
+            logger.error("PACT: this run is not protected. Its weights are kept in %s.", kept)
+            raise
+
+    def report(self) -> Path | None:
+        """Writes the report of a run that has ended, and gives its folder to the first process."""
+        assert self._reporting is not None, "training has begun"
+        return self._reporting.end(self._recorder.evidence.trained_model)
+
+    def _check_attached(self) -> None:
         if getattr(self.trainer, _ATTRIBUTE, None) is not self:
             raise PactError(
                 expected="a trainer that still has PACT",
@@ -88,75 +156,15 @@ class Binding:
                 consequence="The run would report PACT and train without it.",
                 remedy="Remove the callback too (`trainer.remove_callback`), or add a new one.",
             )
-        if self.preparation is None:
-            trainer = self.trainer
-            self.preparation = prepare(
-                trainer.accelerator.unwrap_model(trainer.model),
-                trainer.processing_class,
-                list(training_documents(trainer)),
-                self.config,
-                resumed_from=self.output_dir if trainer.state.global_step > 0 else None,
-                autocast=trainer.accelerator.autocast,
-                show_progress=trainer.is_world_process_zero(),
-            )
-            if trainer.is_world_process_zero():
-                self._ask_before(self.preparation, resumed=trainer.state.global_step > 0)
-                save_run(
-                    self.preparation, self.output_dir, versions=versions(trainer), training=about_training(trainer)
-                )
-                print_summary(self.preparation, overhead=self._overhead(self.preparation))
-        return self.preparation
 
-    def finish(self) -> Path | None:
-        """Records how training went, looks at the model once more, and writes the report. Call it when training ends.
+    @property
+    def _model(self) -> Any:
+        return self.trainer.accelerator.unwrap_model(self.trainer.model)
 
-        Every process makes the same forward passes; the first one writes, and is given the report's folder.
-        """
-        trainer, preparation = self.trainer, self.preparation
-        if getattr(trainer, _ATTRIBUTE, None) is not self or preparation is None:
-            raise PactError(
-                expected="a trainer that trained under PACT up to the end",
-                got="one from which PACT was removed, or that never began",
-                consequence="There is no run to report.",
-                remedy="Leave PACT on its trainer until `trainer.train()` returns.",
-            )
-        writes = trainer.is_world_process_zero()
-        if writes:
-            RunNotes.save_history(trainer.state.log_history, self.output_dir)
-        objective = preparation.objective
-        looked_at = {"training answers": preparation.sample}
-        if objective.anchors is not None:
-            looked_at["anchors"] = [*objective.anchors.documents]
-        with trainer.accelerator.autocast():
-            profiles = {what: measure_profile(objective, documents) for what, documents in looked_at.items()}
-        if not writes:
-            return None
-        save_profiles(profiles, self.output_dir)
-        self._ask_after()
-        return make_report(self.output_dir)
-
-    def _ask_before(self, preparation: Preparation, *, resumed: bool) -> None:
-        """Lets the model answer before its first step, for the report."""
-        trainer, config = self.trainer, self.config.active_eval
-        if config is None:
-            return
-        if getattr(trainer.processing_class, "chat_template", None) is None:
-            logger.warning("PACT: without a chat template the model is not asked, and the report shows no behaviour.")
-            return
-        self._evaluation = RunEvaluation(config, self.output_dir, trainer.processing_class)
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        with trainer.accelerator.autocast():
-            name, known = str(about_training(trainer)["model"]), preparation.identity["model"]
-            self._evaluation.before(model, name, resumed=resumed, fingerprint=known)
-
-    def _ask_after(self) -> None:
-        """Lets the trained model answer as well."""
-        if self._evaluation is None:
-            return
-        trainer, about = self.trainer, about_training(self.trainer)
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        with trainer.accelerator.autocast():
-            self._evaluation.after(model, str(about["model"]), adapter=about["adapter"])
+    @property
+    def _recorder(self) -> Recorder:
+        assert self.recorder is not None, "training has begun"
+        return self.recorder
 
     @property
     def output_dir(self) -> Path:
@@ -199,11 +207,13 @@ class Binding:
             )
         objective = self.preparation.objective
         # Before the trainer's own loss: trainers take keys out of the inputs.
-        targets = objective.targets(inputs)
+        targets = self._targets(objective, inputs)
         with objective.watch(targets) as captured:
             result = self._compute_loss(model, inputs, return_outputs, num_items_in_batch, **kw)
         terms = objective.terms(captured, targets)
-        self._add({"answer_tokens": terms.count, "cache_hits": targets.documents}, terms.statistics)
+        counts = {"answer_tokens": terms.count, "cache_hits": targets.documents}
+        self._recorder.add({"micro_batches": 1, "supervised_tokens": targets.supervised, **counts})
+        self._add(counts, terms.statistics)
         safety = terms.total(self.config.weight) * self._scale(targets, num_items_in_batch)
         if objective.anchors is not None and self.trainer.accelerator.sync_gradients:
             safety = safety + self._anchored(objective, objective.anchors, targets, num_items_in_batch)
@@ -217,6 +227,14 @@ class Binding:
             logs = {**logs, **self._metrics(), **self.noted}
             self.noted = {}
         self._log(logs, *args, **kw)
+
+    def _targets(self, objective: PactObjective, inputs: dict[str, Any]) -> Targets:
+        try:
+            return objective.targets(inputs)
+        except PactError as error:
+            self._recorder.add({"cache_misses": isinstance(error, MissingReferenceError)})
+            self._recorder.fail(error)
+            raise
 
     def _scale(self, targets: Targets, num_items_in_batch: Any) -> Any:
         """What turns a sum over tokens into the trainer's loss: exactly what it does to its cross-entropy."""
@@ -233,6 +251,7 @@ class Binding:
         turn = self.trainer.state.global_step * accelerator.num_processes + accelerator.process_index
         with accelerator.autocast():
             terms = objective.anchor_terms(anchors, turn, targets.full.device)
+        self._recorder.add({"anchor_tokens": terms.count})
         self._add({"anchor_tokens": terms.count}, {"anchor_kl": terms.statistics["kl"]})
         # Without a count of items, the trainer divides each micro-batch's loss by their number.
         divisor = self.trainer.current_gradient_accumulation_steps if num_items_in_batch is None else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from transformers import TrainerCallback
 
 from pact_plugins.binding import Binding
 from pact_plugins.config import PactConfig
+from pact_plugins.evidence import Evidence
 from pact_plugins.probing import Probing
 
 logger = logging.getLogger(__name__)
@@ -34,7 +36,8 @@ class PactCallback(TrainerCallback):
     | `pact/probe_refusing` | share of the harmful ones with a margin above 0 |
     | `pact/anchor_kl`, `pact/anchor_tokens` | the same divergence on the anchors, and their number, if they are on |
 
-    When training ends, a report is left in `OUTPUT_DIR/pact_report`.
+    OUTPUT_DIR/pact_evidence.json says what the steps were held to (see `evidence.Evidence`), and is brought up to date
+    whenever weights are saved. When training ends, a report is left in `OUTPUT_DIR/pact_report`.
 
     Args:
         trainer: the trainer that the callback is added to.
@@ -46,6 +49,7 @@ class PactCallback(TrainerCallback):
 
     def __init__(self, trainer: Any, config: PactConfig | dict[str, Any] | bool = True) -> None:
         parsed = PactConfig.parse(config)
+        self.trainer = trainer
         self.binding = Binding(trainer, parsed) if parsed else None
         self.probing: Probing | None = None
         if self.binding is None:
@@ -55,18 +59,27 @@ class PactCallback(TrainerCallback):
         if self.binding is not None:
             probe = self.binding.prepare().probe
             self.probing = Probing(self.binding, probe) if probe else None
+        elif self.trainer.is_world_process_zero():
+            Evidence.save_off(Path(self.trainer.args.output_dir))
         if self.probing is not None:
             self.probing.begin()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_kw: Any) -> None:
+        if self.binding is not None:
+            self.binding.step_ended(saves=control.should_save)
         if self.probing is not None:
             self.probing.after_step(control)
+
+    def on_save(self, *_args: Any, **_kw: Any) -> None:
+        if self.binding is not None:
+            self.binding.saved()
 
     def on_train_end(self, *_args: Any, **_kw: Any) -> None:
         if self.binding is None:
             return
+        self.binding.end()
         try:
-            folder = self.binding.finish()
+            folder = self.binding.report()
         except Exception:
             # Hosts save the weights after this: what goes wrong with a report must not cost the training.
             logger.exception(

@@ -18,6 +18,10 @@ class PactError(Exception):
         super().__init__(f"Expected {expected}; got {got}. {consequence} {remedy}")
 
 
+class MissingReferenceError(PactError):
+    """A training sequence that the reference cache does not hold."""
+
+
 def missing_extra(package: str, extra: str, purpose: str) -> PactError:
     """The error for an optional dependency that is not installed, with the exact command that installs it."""
     return PactError(

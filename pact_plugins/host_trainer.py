@@ -16,6 +16,8 @@ from pact_plugins.errors import PactError
 from pact_plugins.model_support import check_supported
 from pact_plugins.probe import Probe
 
+_TRAINED = "_pact_has_trained"
+
 
 def check_trainer(trainer: Any, config: PactConfig) -> None:
     """Refuses trainers on which the safety term would be wrong."""
@@ -61,6 +63,22 @@ def check_trainer(trainer: Any, config: PactConfig) -> None:
             "Its sequences are not known before the first step, and the reference is computed then.",
             "Load the data set whole (`streaming: false`).",
         )
+
+
+def check_untrained(model: Any) -> None:
+    """Refuses a model that another trainer of this process has fine-tuned under PACT (see `mark_trained`)."""
+    if getattr(model, _TRAINED, False):
+        raise PactError(
+            expected="the model as it was before fine-tuning",
+            got="one that another trainer of this process has fine-tuned under PACT",
+            consequence="The fine-tuned weights would be taken for the reference.",
+            remedy="Go on with the first trainer, resume from its checkpoint, or load the original model anew.",
+        )
+
+
+def mark_trained(model: Any) -> None:
+    """Remembers that the weights of `model` are no reference any more."""
+    setattr(model, _TRAINED, True)
 
 
 def versions(trainer: Any) -> dict[str, str]:

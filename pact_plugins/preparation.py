@@ -21,12 +21,12 @@ from pact_plugins.chat_format import ChatFormat
 from pact_plugins.config import PactConfig
 from pact_plugins.cost import Data, Overhead, count_answer_tokens, stratified
 from pact_plugins.errors import PactError
+from pact_plugins.evidence import Evidence, tokens_source
 from pact_plugins.finding import find_anchors, find_tokens
 from pact_plugins.fingerprints import digest, keys_fingerprint, model_fingerprint, tokenizer_fingerprint
 from pact_plugins.objective import PactObjective
 from pact_plugins.probe import Probe
 from pact_plugins.reference import FORMAT
-from pact_plugins.run_notes import RunNotes, tokens_source
 from pact_plugins.safety_tokens import SafetyTokens
 from pact_plugins.subset_head import SubsetHead
 
@@ -45,6 +45,7 @@ class Preparation:
         data: how much there is to constrain. Sequences without an answer token (cut off before it) train without PACT.
         probe: the drift probe, or None when it is off.
         sample: at most `SAMPLE` sequences with an answer, of all lengths.
+        continued: evidence of the run that is being resumed.
     """
 
     objective: PactObjective
@@ -53,6 +54,7 @@ class Preparation:
     data: Data
     probe: Probe | None
     sample: list[Document]
+    continued: Evidence | None = None
 
 
 def prepare(
@@ -83,7 +85,7 @@ def prepare(
     chat = ChatFormat.from_tokenizer(tokenizer)
     answered, data = find_answers(documents, chat, config)
     probe = Probe(tokenizer, config.active_probe) if config.active_probe else None
-    run = RunNotes.load(resumed_from) if resumed_from else None
+    run = Evidence.load(resumed_from) if resumed_from else None
     with autocast():
         fingerprint = run.identity["model"] if run else model_fingerprint(model)
         tokens = run.tokens if run else find_tokens(config, model, tokenizer, fingerprint, show_progress)
@@ -105,7 +107,7 @@ def prepare(
         config, tokens, chat, head, cache, Anchors(anchor_rows, config.anchors_per_step) if anchor_rows else None
     )
     sample = [answered[i] for i in stratified([len(d.input_ids) for d in answered], SAMPLE)]
-    return Preparation(objective, identity, built, data, probe, sample)
+    return Preparation(objective, identity, built, data, probe, sample, run)
 
 
 def find_answers(documents: Sequence[Document], chat: ChatFormat, config: PactConfig) -> tuple[list[Document], Data]:
@@ -163,14 +165,8 @@ def _autocast_dtype(model: nn.Module) -> str:
     return str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "as stored"
 
 
-def save_run(preparation: Preparation, folder: Path, **about: Any) -> None:
-    """Notes in the run's output folder which reference and which tokens it uses, for resuming, and what else is known.
-
-    Args:
-        preparation: of the run.
-        folder: its output folder.
-        about: more to note, for people.
-    """
+def begun(preparation: Preparation, **about: Any) -> Evidence:
+    """The evidence of a run that is about to begin, or to go on: which reference and tokens hold it, and `about` it."""
     objective, cache = preparation.objective, preparation.objective.cache
     facts = {
         "settings": objective.config.resolved(),
@@ -185,8 +181,9 @@ def save_run(preparation: Preparation, folder: Path, **about: Any) -> None:
             **{key: cache.manifest[key] for key in ("documents", "answer_tokens", "seconds")},
         },
     }
-    notes = RunNotes(preparation.identity, tokens_source(objective.config), objective.tokens, {**facts, **about})
-    notes.save(folder)
+    parts = preparation.continued.parts if preparation.continued else ()
+    source = tokens_source(objective.config)
+    return Evidence(preparation.identity, source, objective.tokens, {**facts, **about}, parts)
 
 
 def print_summary(

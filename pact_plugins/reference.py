@@ -30,7 +30,7 @@ import numpy.typing as npt
 import torch
 
 from pact_plugins.answers import AnswerTokens, Document, Ints
-from pact_plugins.errors import PactError
+from pact_plugins.errors import MissingReferenceError, PactError
 from pact_plugins.subset_head import Capture
 
 FORMAT = 2
@@ -136,7 +136,7 @@ class ReferenceCache:
                 self._check(at)
                 return at
             at += 1
-        raise PactError(
+        raise MissingReferenceError(
             expected=f"every training sequence among the {len(self._high):,} of the reference cache {self.folder}",
             got=f"one of {len(document.input_ids)} tokens that is not: {document.input_ids[:16].tolist()} ...",
             consequence="Its answers would train without PACT.",

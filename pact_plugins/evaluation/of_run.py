@@ -70,17 +70,27 @@ class RunEvaluation:
             engine = transformers_engine(model, self.tokenizer, self.generation)
         self._before = self._ask(engine, speaker, path, show_progress)
 
-    def after(self, model: nn.Module, name: str, *, adapter: bool, show_progress: bool = True) -> Evaluation:
+    def after(
+        self,
+        model: nn.Module,
+        name: str,
+        *,
+        adapter: bool,
+        fingerprint: str | None = None,
+        show_progress: bool = True,
+    ) -> Evaluation:
         """Asks the trained model, and writes what has changed.
 
         Args:
             model: after its last step.
             name: of the model before, for people.
             adapter: whether an adapter was trained, rather than the model itself.
+            fingerprint: of the trained weights, if it is known.
             show_progress: whether there is a progress bar.
         """
         place = str(self.output_dir)
-        speaker = Speaker.of(*((name, place) if adapter else (place, None)), model, self.tokenizer)
+        who = (name, place) if adapter else (place, None)
+        speaker = Speaker.of(*who, model, self.tokenizer, fingerprint=fingerprint)
         path = self.folder / "answers.jsonl"
         path.unlink(missing_ok=True)
         engine = transformers_engine(model, self.tokenizer, self.generation)

@@ -22,7 +22,7 @@ class Training:
     Attributes:
         name: of the run, among those of the report.
         log: what the trainer logged, entry by entry; empty if training has not ended.
-        about: settings, versions, amounts of data (`RunNotes.about`), and fingerprints.
+        about: settings, versions, amounts of data (`Evidence.about`), and fingerprints.
         tokens: its safety tokens; None without PACT.
         profiles: of what was measured when it ended.
     """

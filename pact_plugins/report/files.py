@@ -13,8 +13,8 @@ from pact_plugins.errors import PactError
 from pact_plugins.evaluation.measure import Agreement, Measurement, Rate
 from pact_plugins.evaluation.of_run import FOLDER as EVALUATION
 from pact_plugins.evaluation.statistics import PairedChange
+from pact_plugins.evidence import EVIDENCE, HISTORY, Evidence
 from pact_plugins.report.contents import Behaviour, Contents, Training, agreement_words, lines_of, samples_of
-from pact_plugins.run_notes import HISTORY, NOTES, RunNotes
 
 RESULT, VERDICTS = "evaluation.json", "verdicts.jsonl"
 T = TypeVar("T")
@@ -30,13 +30,13 @@ def contents_of(folder: Path, evaluation: Path | None = None) -> Contents:
     Raises:
         PactError: there is neither a run nor an evaluation, or a file is damaged.
     """
-    is_run = (folder / NOTES).exists()
+    is_run = (folder / EVIDENCE).exists()
     if evaluation is None:
         evaluation = next((f for f in (folder / EVALUATION, folder) if (f / RESULT).exists()), None)
     elif not (evaluation / RESULT).exists():
         raise _nothing(f"an evaluation ({RESULT}, written by `pact eval`)", evaluation)
     if not is_run and evaluation is None:
-        raise _nothing(f"a run under PACT ({NOTES}), or an evaluation ({RESULT})", folder)
+        raise _nothing(f"a run under PACT ({EVIDENCE}), or an evaluation ({RESULT})", folder)
     training = _sound(lambda: training_of(folder), folder) if is_run else None
     behaviour = _sound(lambda: _behaviour(evaluation), evaluation) if evaluation is not None else None
     notes: list[str] = []
@@ -59,11 +59,11 @@ def training_of(folder: Path, name: str = "run") -> Training:
     Raises:
         OSError, ValueError, KeyError, TypeError, PactError: a file is missing or damaged.
     """
-    notes = RunNotes.read(folder)
+    evidence = Evidence.read(folder)
     log = artefacts.read(folder / HISTORY)["log"] if (folder / HISTORY).exists() else []
     stored = artefacts.read(folder / profile.FILE) if (folder / profile.FILE).exists() else {}
     profiles = {name: profile.as_profile(content) for name, content in stored.items()}
-    return Training(name, log, {**notes.about, "fingerprints": notes.identity}, notes.tokens, profiles)
+    return Training(name, log, {**evidence.about, "fingerprints": evidence.identity}, evidence.tokens, profiles)
 
 
 def _behaviour(folder: Path) -> Behaviour:
@@ -138,7 +138,7 @@ def _sound(read: Callable[[], T], folder: Path) -> T:
             expected=f"sound files of a run or an evaluation in {folder}",
             got=f"{type(error).__name__}: {error}",
             consequence="The report would show something that was not measured.",
-            remedy="Run `pact eval` again; a run's own notes are written when it trains.",
+            remedy="Run `pact eval` again; a run's own evidence is written when it trains.",
         ) from error
 
 

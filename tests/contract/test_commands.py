@@ -48,7 +48,7 @@ def shortened(folder: Path, name: str, **changes: object) -> Path:
 
 def check_trained(folder: Path, log: str) -> None:
     assert "'pact/kl'" in log, log[-3000:]
-    assert (folder / "out" / "pact_run.json").exists()
+    assert (folder / "out" / "pact_evidence.json").exists()
     assert json.loads((folder / "out" / "pact_safety_tokens.json").read_text())["ids"]
     report = json.loads((folder / "out" / "pact_report" / "report.json").read_text())
     (training,) = report["trainings"]
@@ -101,7 +101,7 @@ def test_axolotl_stops_on_what_would_fail_open(tmp_path: Path) -> None:
         result = run(tmp_path, "axolotl", "pact-train", str(path), "--launcher", "python")
         assert result.returncode != 0
         assert words in result.stderr
-    assert not (tmp_path / "out" / "pact_run.json").exists()
+    assert not (tmp_path / "out" / "pact_evidence.json").exists()
 
 
 def test_trl_trains_the_example(tmp_path: Path) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -16,104 +13,22 @@ import transformers
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch._dynamo.utils import counters
-from transformers import BitsAndBytesConfig, DataCollatorForSeq2Seq, LlamaForCausalLM, TrainingArguments
+from transformers import TrainingArguments
 
-from pact_plugins import PactCallback, PactConfig, PactError, artefacts
+from pact_plugins import PactCallback, PactError
 from pact_plugins.answers import split_documents
-from pact_plugins.evaluation.generation import Speaker
 from pact_plugins.preparation import prepare
-from pact_plugins.probe import Probe
 from pact_plugins.subset_head import SubsetHead
 from tests import tiny
+from tests.contract.hosts import HOSTS, Trainer, axolotl_trainer, common, config, model_of, trl_trainer
 from tests.counting import Counting
 from tests.rows import documents, few, packed, padded
 
-TOKENS: list[int | str] = [40, 41, 42, 43]
-LORA = LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-Trainer = Callable[..., Any]
-
-
-def trl_trainer(model: Any, folder: Path, data: Any = None, **settings: Any) -> Any:
-    from trl import SFTConfig, SFTTrainer
-
-    args = SFTConfig(**{**common(folder), "assistant_only_loss": True, "max_length": 256, **settings})
-    return SFTTrainer(
-        model=model,
-        args=args,
-        train_dataset=data or tiny.conversations(16, 2),
-        processing_class=tiny.tokenizer(),
-    )
-
-
-def axolotl_trainer(model: Any, folder: Path, data: Any = None, **settings: Any) -> Any:
-    from axolotl.core.trainers.base import AxolotlTrainer
-    from axolotl.core.training_args import AxolotlTrainingArguments
-
-    tokenizer = tiny.tokenizer()
-    rows = []
-    for messages in (data or tiny.conversations(16, 2))["messages"]:
-        row = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
-        labels = [i if m else -100 for i, m in zip(row["input_ids"], row["assistant_masks"], strict=True)]
-        rows.append({"input_ids": row["input_ids"], "attention_mask": [1] * len(labels), "labels": labels})
-    args = AxolotlTrainingArguments(**{**common(folder), "remove_unused_columns": False, **settings})
-    return AxolotlTrainer(
-        model=model,
-        args=args,
-        train_dataset=Dataset.from_list(rows),
-        data_collator=DataCollatorForSeq2Seq(tokenizer),
-        processing_class=tokenizer,
-    )
-
-
-def common(folder: Path) -> dict[str, Any]:
-    return {
-        "output_dir": str(folder / "out"),
-        "max_steps": 2,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 0.1,
-        "optim": "sgd",
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 0.0,
-        "logging_steps": 1,
-        "report_to": [],
-        "use_cpu": True,
-        "bf16": False,
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "dataloader_pin_memory": False,
-    }
-
-
-HOSTS = [
-    pytest.param(trl_trainer, id="trl"),
-    *([pytest.param(axolotl_trainer, id="axolotl")] if find_spec("axolotl") else []),
-]
 CONFIGS = [
     {"objective": "paper"},
     {"objective": "confidence", "conflict_threshold": 0.0, "weight": 2.0},
     {"objective": "confidence", "anchors": 2, "gate": True},
 ]
-
-
-def config(folder: Path, **settings: Any) -> PactConfig:
-    return PactConfig(cache_dir=folder / "cache", **{"safety_tokens": TOKENS, "anchors": 0, "eval": False, **settings})
-
-
-def model_of(adapter: str, checkpointing: bool = False) -> Any:
-    model = quantised() if adapter == "qlora" else tiny.llama()
-    if adapter != "full":
-        torch.manual_seed(0)
-        model = get_peft_model(model, LORA)
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model
-
-
-def quantised() -> Any:
-    """The tiny model with bitsandbytes' 4-bit layers, as QLoRA trains on."""
-    with TemporaryDirectory() as folder:
-        quantisation = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
-        return LlamaForCausalLM.from_pretrained(tiny.save(folder), quantization_config=quantisation)
 
 
 def in_one_row(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -314,83 +229,6 @@ def test_evaluation_is_left_alone(host: Trainer, tmp_path: Path) -> None:
         assert trainer.compute_loss(trainer.model, dict(batch)) == plain
 
 
-def train_probed(host: Trainer, folder: Path, probe: Any, model: Any = None, **settings: Any) -> Any:
-    """A trainer that has run, with the drift probe or without."""
-    trainer = host(model or tiny.llama(), folder, **{"max_steps": 5, "logging_steps": 2, **settings})
-    trainer.add_callback(PactCallback(trainer, config(folder, probe=probe)))
-    trainer.train(resume_from_checkpoint=settings.get("resume_from_checkpoint"))
-    return trainer
-
-
-@pytest.mark.parametrize("adapter", ["full", "lora"])
-@pytest.mark.parametrize("host", HOSTS)
-def test_the_probe_changes_nothing(host: Trainer, adapter: str, tmp_path: Path) -> None:
-    """Prevents a run that goes another way because it is watched, and measurements that nobody sees."""
-    checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-    results = []
-    for probe in (False, {"every": 3, "prompts": 2}):
-        torch.manual_seed(0)
-        model: Any = tiny.llama(attention_dropout=0.1)
-        if adapter == "lora":
-            model = get_peft_model(model, LoraConfig(r=4, lora_dropout=0.2, target_modules=["q_proj", "v_proj"]))
-        settings = checkpointing if adapter == "full" else {}
-        results.append(train_probed(host, tmp_path, probe, model, neftune_noise_alpha=5.0, **settings))
-    plain, probed = (dict(trainer.model.named_parameters()) for trainer in results)
-    assert all(torch.equal(plain[name], probed[name]) for name in plain)
-    entries = [entry for entry in results[1].state.log_history if "pact/probe_harmful" in entry]
-    assert [entry["step"] for entry in entries] == [0, 3]
-    assert "loss" in entries[1]
-    assert "pact/kl" in entries[1]
-    assert entries[0]["pact/probe_harmful"] != entries[1]["pact/probe_harmful"]
-    assert all(0 <= entry["pact/probe_refusing"] <= 1 and "pact/probe_harmless" in entry for entry in entries)
-    assert not any("pact/probe_harmful" in entry for entry in results[0].state.log_history)
-
-
-def falling(monkeypatch: pytest.MonkeyPatch, *shares: float) -> None:
-    """Lets the probe find these shares of refusing, one after the other."""
-    found = [torch.tensor([8.0, 10 * share, -3.0, 10.0]) for share in shares]
-    monkeypatch.setattr(Probe, "sums", lambda *_: found.pop(0))
-
-
-@pytest.mark.parametrize("host", HOSTS)
-def test_the_probe_stops_a_run(
-    host: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Prevents a run that trains on after its refusals are gone, or one that stops and does not say why."""
-    probe = {"every": 1, "prompts": 2, "stop_below": 0.8}
-    falling(monkeypatch, 1.0, 0.8, 0.7)
-    trainer = train_probed(host, tmp_path, probe)
-    assert trainer.state.global_step == 2
-    assert [e["pact/probe_refusing"] for e in trainer.state.log_history if "pact/probe_refusing" in e] == [
-        pytest.approx(share) for share in (1.0, 0.8, 0.7)
-    ]
-    assert "leans towards refusing 70% of the held-out harmful prompts" in caplog.text
-    note = tmp_path / "out" / "pact_stopped.json"
-    assert artefacts.read(note)["step"] == 2
-    falling(monkeypatch, *[1.0] * 6)
-    assert train_probed(host, tmp_path, probe).state.global_step == 5
-    assert not note.exists()
-    falling(monkeypatch, 0.7)
-    with pytest.raises(PactError, match="before training"):
-        train_probed(host, tmp_path, probe)
-
-
-@pytest.mark.parametrize("host", HOSTS)
-def test_the_probe_goes_on_in_a_resumed_run(host: Trainer, tmp_path: Path) -> None:
-    """Prevents trained weights from being measured as the start, and a probe that is silent after a resume."""
-    probe = {"every": 2, "prompts": 2}
-    train_probed(host, tmp_path, probe, max_steps=3, save_strategy="steps", save_steps=3)
-    checkpoint = str(tmp_path / "out" / "checkpoint-3")
-    resumed = train_probed(host, tmp_path, probe, resume_from_checkpoint=checkpoint)
-    whole = train_probed(host, tmp_path / "whole", probe)
-    probes = [
-        {e["step"]: e["pact/probe_harmful"] for e in trainer.state.log_history if "pact/probe_harmful" in e}
-        for trainer in (resumed, whole)
-    ]
-    assert list(probes[0]) == list(probes[1]) == [0, 2, 4]
-    assert probes[0] == pytest.approx(probes[1], rel=1e-5)
-
-
 def test_bound_once_and_removable(tmp_path: Path) -> None:
     """Prevents a term that counts twice, and wrappers that stay."""
     trainer = trl_trainer(tiny.llama(), tmp_path)
@@ -410,68 +248,6 @@ def test_a_step_before_preparation_stops(tmp_path: Path) -> None:
     trainer.model.train()
     with pytest.raises(PactError, match="prepared"):
         trainer.compute_loss(trainer.model, dict(next(iter(trainer.get_train_dataloader()))))
-
-
-@pytest.mark.parametrize("broken", ["make_report", "measure_profile"])
-@pytest.mark.parametrize("host", HOSTS)
-def test_a_report_that_fails_costs_nothing(
-    host: Trainer, broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Prevents an error after the last step, before the host saves the weights; or one that nobody hears of."""
-
-    def fail(*_args: Any) -> None:
-        raise RuntimeError("no space left")
-
-    monkeypatch.setattr(f"pact_plugins.binding.{broken}", fail)
-    trainer = host(tiny.llama(num_hidden_layers=1), tmp_path)
-    trainer.add_callback(PactCallback(trainer, config(tmp_path)))
-    assert trainer.train().global_step == 2
-    assert "no space left" in caplog.text
-    assert f"pact report {tmp_path / 'out'}" in caplog.text
-    assert [e["step"] for e in artefacts.read(tmp_path / "out" / "pact_history.json")["log"] if "loss" in e] == [1, 2]
-
-
-@pytest.mark.parametrize("host", HOSTS)
-def test_a_run_leaves_a_report_and_its_model_as_it_was(host: Trainer, tmp_path: Path) -> None:
-    """Prevents a last look at the model that changes its mode or its weights, or a report of another objective."""
-    trainer = host(tiny.llama(num_hidden_layers=1), tmp_path)
-    trainer.add_callback(PactCallback(trainer, config(tmp_path, objective="paper")))
-    trainer.train()
-    assert trainer.model.training
-    report = json.loads((tmp_path / "out" / "pact_report" / "report.json").read_text())
-    (training,) = report["trainings"]
-    assert training["about"]["settings"]["objective"] == "paper"
-    assert next(iter(training["about"]["versions"])) == "pact_plugins"
-    assert ("axolotl" if host is axolotl_trainer else "trl") in training["about"]["versions"]
-    profile = training["profiles"]["training answers"]
-    assert max(abs(a - b) for a, b in zip(profile["model"], profile["reference"], strict=True)) > 1e-3
-    assert (tmp_path / "out" / "pact_report" / "report.html").exists()
-
-
-@pytest.mark.parametrize("host", HOSTS)
-def test_a_run_is_asked_before_its_first_step_and_after_its_last(
-    host: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Prevents a report that compares the trained model with itself, also in a run that was resumed."""
-    settings = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 5.0}
-    asked = {"limit": 4, "max_new_tokens": 8}
-    found: list[dict[str, Any]] = []
-    for resumed in (None, str(tmp_path / "out" / "checkpoint-1")):
-        trainer = host(get_peft_model(tiny.llama(), LORA), tmp_path, **settings)
-        trainer.add_callback(PactCallback(trainer, config(tmp_path, eval=asked)))
-        untouched = Speaker.of("", None, trainer.model, tiny.tokenizer()).fingerprint
-        trainer.train(resume_from_checkpoint=resumed)
-        found.append(artefacts.read(tmp_path / "out" / "pact_evaluation" / "evaluation.json"))
-        who = (found[-1]["against"], found[-1]["model"])
-        assert [(w["model"], w["adapter"]) for w in who] == [("", None), ("", str(tmp_path / "out"))]
-        assert found[-1]["against"]["fingerprint"] == untouched
-        assert found[-1]["model"]["fingerprint"] != found[-1]["against"]["fingerprint"]
-    assert found[0] == found[1]
-    page = (tmp_path / "out" / "pact_report" / "report.html").read_text()
-    assert "not measured" not in page
-    rows = [json.loads(line) for line in (tmp_path / "out" / "pact_evaluation" / "verdicts.jsonl").open()]
-    assert len(rows) == 2 * 2 * 4
-    assert {row["run"] for row in rows if row["response"] == rows[0]["response"]} != {"against", "model"}
 
 
 def test_models_that_cannot_be_served_are_refused(tmp_path: Path) -> None:

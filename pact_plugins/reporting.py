@@ -1,0 +1,77 @@
+"""What a run does to report itself: asks its model before and after, looks at it once more, writes the report."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from pact_plugins.evaluation.of_run import RunEvaluation
+from pact_plugins.evidence import Evidence
+from pact_plugins.host_trainer import about_training
+from pact_plugins.preparation import Preparation
+from pact_plugins.profile import measure_profile, save_profiles
+from pact_plugins.report.write import make_report
+
+logger = logging.getLogger(__name__)
+
+
+class Reporting:
+    """The report of one trainer's run.
+
+    Args:
+        trainer: the trainer, about to train.
+        preparation: of its run.
+    """
+
+    def __init__(self, trainer: Any, preparation: Preparation) -> None:
+        self.trainer, self.preparation = trainer, preparation
+        self._evaluation: RunEvaluation | None = None
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.trainer.args.output_dir)
+
+    @property
+    def _model(self) -> Any:
+        return self.trainer.accelerator.unwrap_model(self.trainer.model)
+
+    def begin(self, *, resumed: bool) -> None:
+        """Lets the model answer before its first step. To be called in the first process alone."""
+        trainer, config = self.trainer, self.preparation.objective.config.active_eval
+        if config is None:
+            return
+        if getattr(trainer.processing_class, "chat_template", None) is None:
+            logger.warning("PACT: without a chat template the model is not asked, and the report shows no behaviour.")
+            return
+        self._evaluation = RunEvaluation(config, self._folder, trainer.processing_class)
+        name, known = str(about_training(trainer)["model"]), self.preparation.identity["model"]
+        with trainer.accelerator.autocast():
+            self._evaluation.before(self._model, name, resumed=resumed, fingerprint=known)
+
+    def end(self, trained_model: str | None) -> Path | None:
+        """Keeps what was logged, looks at the trained model, lets it answer as well, and writes the report.
+
+        Every process makes the same forward passes; the first one writes, and is given the report's folder.
+
+        Args:
+            trained_model: fingerprint of the model as it is now.
+        """
+        trainer, objective = self.trainer, self.preparation.objective
+        writes = trainer.is_world_process_zero()
+        if writes:
+            Evidence.save_history(trainer.state.log_history, self._folder)
+        looked_at = {"training answers": self.preparation.sample}
+        if objective.anchors is not None:
+            looked_at["anchors"] = [*objective.anchors.documents]
+        with trainer.accelerator.autocast():
+            profiles = {what: measure_profile(objective, documents) for what, documents in looked_at.items()}
+            if not writes:
+                return None
+            save_profiles(profiles, self._folder)
+            if self._evaluation is not None:
+                about = about_training(trainer)
+                self._evaluation.after(
+                    self._model, str(about["model"]), adapter=about["adapter"], fingerprint=trained_model
+                )
+        return make_report(self._folder)

@@ -1,0 +1,100 @@
+"""Trainers of every host on the tiny model, as the contract tests share them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import BitsAndBytesConfig, DataCollatorForSeq2Seq, LlamaForCausalLM
+
+from pact_plugins import PactConfig
+from tests import tiny
+
+TOKENS: list[int | str] = [40, 41, 42, 43]
+LORA = LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+Trainer = Callable[..., Any]
+
+
+def trl_trainer(model: Any, folder: Path, data: Any = None, **settings: Any) -> Any:
+    from trl import SFTConfig, SFTTrainer
+
+    args = SFTConfig(**{**common(folder), "assistant_only_loss": True, "max_length": 256, **settings})
+    return SFTTrainer(
+        model=model,
+        args=args,
+        train_dataset=data or tiny.conversations(16, 2),
+        processing_class=tiny.tokenizer(),
+    )
+
+
+def axolotl_trainer(model: Any, folder: Path, data: Any = None, **settings: Any) -> Any:
+    from axolotl.core.trainers.base import AxolotlTrainer
+    from axolotl.core.training_args import AxolotlTrainingArguments
+
+    tokenizer = tiny.tokenizer()
+    rows = []
+    for messages in (data or tiny.conversations(16, 2))["messages"]:
+        row = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+        labels = [i if m else -100 for i, m in zip(row["input_ids"], row["assistant_masks"], strict=True)]
+        rows.append({"input_ids": row["input_ids"], "attention_mask": [1] * len(labels), "labels": labels})
+    args = AxolotlTrainingArguments(**{**common(folder), "remove_unused_columns": False, **settings})
+    return AxolotlTrainer(
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+        processing_class=tokenizer,
+    )
+
+
+def common(folder: Path) -> dict[str, Any]:
+    return {
+        "output_dir": str(folder / "out"),
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.1,
+        "optim": "sgd",
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "logging_steps": 1,
+        "report_to": [],
+        "use_cpu": True,
+        "bf16": False,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "dataloader_pin_memory": False,
+    }
+
+
+HOSTS = [
+    pytest.param(trl_trainer, id="trl"),
+    *([pytest.param(axolotl_trainer, id="axolotl")] if find_spec("axolotl") else []),
+]
+
+
+def config(folder: Path, **settings: Any) -> PactConfig:
+    return PactConfig(cache_dir=folder / "cache", **{"safety_tokens": TOKENS, "anchors": 0, "eval": False, **settings})
+
+
+def model_of(adapter: str, checkpointing: bool = False) -> Any:
+    model = quantised() if adapter == "qlora" else tiny.llama()
+    if adapter != "full":
+        torch.manual_seed(0)
+        model = get_peft_model(model, LORA)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def quantised() -> Any:
+    """The tiny model with bitsandbytes' 4-bit layers, as QLoRA trains on."""
+    with TemporaryDirectory() as folder:
+        quantisation = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+        return LlamaForCausalLM.from_pretrained(tiny.save(folder), quantization_config=quantisation)
