@@ -139,9 +139,9 @@ def info(folder: Path | None, as_json: bool) -> None:
     Console().print(table)
 
 
-@cache.command()
+@cache.command("verify")
 @_CACHE_DIR
-def verify(folder: Path | None) -> None:
+def verify_caches(folder: Path | None) -> None:
     """Read every cache and compare it with its checksums.
 
     Example: pact cache verify
@@ -342,6 +342,24 @@ def report(output_dir: Path, evaluation: Path | None) -> None:
 
     folder = make_report(output_dir, evaluation)
     click.echo(f"Report: {folder / 'report.html'}")
+
+
+@main.command()
+@click.argument("output_dir", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a sentence.")
+def verify(output_dir: Path, as_json: bool) -> None:
+    """Say whether a run trained under PACT from its first step to its last.
+
+    Exits with 1 if it did not.
+
+    Example: pact verify outputs/run
+    """
+    from pact_plugins.verification import verify as of_run
+
+    found = of_run(output_dir)
+    click.echo(json.dumps(found.as_dict(), indent=1) if as_json else found.sentence)
+    if not found.holds:
+        raise click.exceptions.Exit(1)
 
 
 @main.command()

@@ -3,47 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from peft import PeftModel
 
 from pact_plugins import artefacts
 from pact_plugins.demo import ALIGNED_MODEL, comparison, criteria, evaluate, world
-
-ROOT = Path(__file__).parents[2]
-EXAMPLES = ROOT / "example_configs"
-needs_axolotl = pytest.mark.skipif(not find_spec("axolotl"), reason="runs in the environment that has Axolotl")
-
-
-def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    bin_folder = Path(sys.executable).parent
-    environment = {
-        **os.environ,
-        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
-        "PACT_CACHE_DIR": str(folder / "cache"),
-        "HF_HUB_OFFLINE": "1",
-        "AXOLOTL_DO_NOT_TRACK": "1",
-    }
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False)
-
-
-def shortened(folder: Path, name: str, **changes: object) -> Path:
-    """An example config with fewer steps and its output in a temporary folder."""
-    settings = yaml.safe_load((EXAMPLES / name).read_text())
-    settings |= {"max_steps": 3, "logging_steps": 1, "output_dir": str(folder / "out"), **changes}
-    if "dataset_prepared_path" in settings:
-        settings["dataset_prepared_path"] = str(folder / "prepared")
-    path = folder / name
-    path.write_text(yaml.safe_dump({k: v for k, v in settings.items() if v is not None}))
-    return path
+from tests.contract.commands import EXAMPLES, needs_axolotl, run, shortened
 
 
 def check_trained(folder: Path, log: str) -> None:
