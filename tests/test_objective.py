@@ -196,7 +196,7 @@ def test_resuming_keeps_the_first_reference(tmp_path: Path) -> None:
     """Prevents trained weights from being taken for the reference."""
     inputs = batch()
     first = prepared(tiny.llama(), tmp_path, inputs)
-    begun(first, tmp_path / "out")
+    begun(first).save(tmp_path / "out")
     trained = moved(tiny.llama())
     documents, config = split_documents(inputs), first.objective.config
     again = prepare(trained, tiny.tokenizer(), documents, config, resumed_from=tmp_path / "out", show_progress=False)
