@@ -40,7 +40,7 @@ def test_info_lists_caches(caches: Path) -> None:
 def test_verify_finds_damage(caches: Path) -> None:
     """Prevents: a flipped bit that is found only in the middle of a run; or an intact cache called damaged."""
     assert pact("cache", "verify", "--dir", str(caches)).output.count("intact") == 2
-    flip_bit(next(caches.glob("*/full.npy")), -3)
+    flip_bit(next(caches.glob("*/full.safetensors")), -3)
     result = pact("cache", "verify", "--dir", str(caches))
     assert result.exit_code != 0
     assert result.output.count("intact: ") == 1
