@@ -1,8 +1,9 @@
-"""JSON files that appear whole or not at all, and notice when their content was changed; folders that take no more."""
+"""JSON files that appear whole or not at all and notice changes; locks, and folders that take no more."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import uuid
@@ -11,8 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest
+
+logger = logging.getLogger(__name__)
 
 MAX_BYTES = 2**28
 """Of a file that `read` accepts: the largest is the log of a long run."""
@@ -83,3 +88,28 @@ def storing(folder: Path, needed: int = 0) -> Generator[None]:
             remedy="Make room or a folder that can be written to, or set `pact.cache_dir`; a reference that was "
             "being computed continues where it was.",
         ) from error
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Generator[None]:
+    """A block, which makes `path`, that one process at a time is in; the system frees the lock of a process that ends.
+
+    Args:
+        path: what the block makes; the lock lies beside it and stays there.
+        what: what the process in the block is doing, for those that wait.
+
+    Raises:
+        PactError: the folder cannot be written to.
+    """
+    lock = FileLock(path.with_name(f"{path.name}.lock"))
+    with storing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.warning("PACT: another process is %s: waiting for it (%s).", what, lock.lock_file)
+            lock.acquire(poll_interval=0.5)
+    try:
+        yield
+    finally:
+        lock.release()

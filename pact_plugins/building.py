@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from pact_plugins import artefacts
@@ -23,8 +20,6 @@ from pact_plugins.fingerprints import digest
 from pact_plugins.forward import batches_by_length, evaluating, pad, progress, to_device
 from pact_plugins.reference import Halves, ReferenceCache, log_probabilities
 from pact_plugins.subset_head import Request, SubsetHead
-
-logger = logging.getLogger(__name__)
 
 
 def open_or_build(
@@ -77,7 +72,7 @@ def build(
     work = forward_sequences(tokens, identity["views"], reach, chat)
     batches = [[work[i] for i in batch] for batch in batches_by_length([len(s.ids) for s in work])]
     places = [[place for sequence in batch for place in sequence.wanted] for batch in batches]
-    with _locked(target):
+    with artefacts.locked(target, "computing this reference"):
         if target.exists():
             return False
         with CacheWriter(target, identity, [d.key for d in distinct], counts, len(head.ids), places) as writer:
@@ -91,23 +86,6 @@ def build(
                     writer.store(number, copies)
             writer.finish()
     return True
-
-
-@contextmanager
-def _locked(target: Path) -> Generator[None]:
-    """A block that one process at a time is in; the system lets the next one in when a process has ended."""
-    lock = FileLock(target.with_name(f"{target.name}.lock"))
-    with artefacts.storing(target.parent):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            logger.warning("PACT: another process is computing this reference: waiting for it (%s).", lock.lock_file)
-            lock.acquire(poll_interval=0.5)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @dataclass(frozen=True)
