@@ -14,13 +14,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from pact_plugins import artefacts, building
-from pact_plugins.cache_writer import CacheWriter
+from pact_plugins.cache_writer import CacheWriter, Place
 from pact_plugins.errors import PactError
 from pact_plugins.reference import ReferenceCache
 from pact_plugins.subset_head import SubsetHead
 from pact_plugins.tensor_files import TensorFile
 from tests import tiny
-from tests.caches import IDENTITY, IDS, made
+from tests.caches import FULL_ONLY, IDENTITY, IDS, made
 from tests.rows import few, flip_bit
 
 ROWS = few(8)
@@ -229,6 +229,21 @@ def test_other_work_is_thrown_away(
     afresh = made(interrupted.with_name("d"), head, rows, identity)
     assert continued == passes.number
     assert values(interrupted.with_name("c")) == values(afresh.folder)
+
+
+@pytest.mark.parametrize("other", ["keys", "places"])
+def test_other_work_of_the_same_size_is_thrown_away(tmp_path: Path, other: str) -> None:
+    """Prevents: values of one document that are stored as another's, where all files are as large."""
+    keys = [bytes([i]) * 16 for i in range(3)]
+    places = [[Place("full", i, 0, 2)] for i in range(3)]
+    how = {"target": tmp_path / "c", "identity": FULL_ONLY, "counts": {"full": np.full(3, 2)}, "safety_tokens": 4}
+    with CacheWriter(**how, keys=keys, batches=places) as writer:
+        writer.store(1, [np.ones((2, 4), np.float16)])
+    with CacheWriter(**how, keys=keys, batches=places) as writer:
+        assert writer.to_do() == [0, 2]
+    changed = {"keys": [*keys[:2], b"\xff" * 16], "batches": places}
+    with CacheWriter(**how, **(changed if other == "keys" else {"keys": keys, "batches": places[::-1]})) as writer:
+        assert writer.to_do() == [0, 1, 2]
 
 
 def test_an_interruption_at_the_end(
