@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 MAX_BYTES = 2**28
 """Of a file that `read` accepts: the largest is the log of a long run."""
 
+LOCK = ".lock"
+
 
 def write(path: Path, content: dict[str, Any]) -> None:
     """Writes `content` with a checksum, in one step; makes the folder."""
@@ -84,10 +86,15 @@ def storing(folder: Path, needed: int = 0) -> Generator[None]:
         raise PactError(
             expected=f"to write {f'{needed:,} bytes' if needed else 'files'} into {folder}",
             got=f"{error.strerror or error}, with {free:,} bytes free",
-            consequence="PACT could not keep what it computes before the first step.",
+            consequence="PACT has to keep there what it computes before the first step.",
             remedy="Make room or a folder that can be written to, or set `pact.cache_dir`; a reference that was "
             "being computed continues where it was.",
         ) from error
+
+
+def lock_of(path: Path) -> Path:
+    """The lock of what one process at a time makes; empty, and left there."""
+    return path.with_name(path.name + LOCK)
 
 
 @contextmanager
@@ -101,7 +108,7 @@ def locked(path: Path, what: str) -> Generator[None]:
     Raises:
         PactError: the folder cannot be written to.
     """
-    lock = FileLock(path.with_name(f"{path.name}.lock"))
+    lock = FileLock(lock_of(path))
     with storing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

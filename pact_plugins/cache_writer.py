@@ -25,7 +25,7 @@ from pact_plugins.fingerprints import digest, keys_fingerprint
 from pact_plugins.reference import INDEX, MANIFEST, Halves, Words, cache_files, checksum, file_checksum
 from pact_plugins.tensor_files import TensorFile
 
-PROGRESS = "progress"
+PARTIAL, PROGRESS = ".partial", "progress"
 _DONE = 1 << 32
 """Added to a batch's checksum, which may be 0."""
 
@@ -75,7 +75,7 @@ class CacheWriter:
         self._index[3:] = list(self._starts.values())
         self._rows = {view: int(counts[view].sum()) for view in views}
         self._safety_tokens = safety_tokens
-        self._partial = target.with_name(f"{target.name}.partial")
+        self._partial = target.with_name(target.name + PARTIAL)
         self._files = cache_files(self._partial, views, len(keys), self._rows, safety_tokens)
         # Its name is the plan: the record of any other work is not this tensor.
         plan = digest([identity, keys_fingerprint(keys), batches])

@@ -37,6 +37,7 @@ FLOW = [
     "tensor_files",
     "reference",
     "cache_writer",
+    "cache_folder",
     "run_notes",
     "building",
     "objective",

@@ -302,7 +302,7 @@ def test_tokens_that_cannot_be_kept(tmp_path: Path) -> None:
     """Prevents: a bare stack trace where the cache's folder cannot be made."""
     (tmp_path / "file").write_text("")
     config = PactConfig(cache_dir=tmp_path / "file" / "cache")
-    with pytest.raises(PactError, match="could not keep what it computes"):
+    with pytest.raises(PactError, match="has to keep there what it computes"):
         find_tokens(config, tiny.llama(), tiny.tokenizer(), "m", show_progress=False)
 
 
