@@ -273,6 +273,16 @@ def test_every_byte_counts(head: SubsetHead, rows: list[Row], tmp_path: Path) ->
     ReferenceCache(folder, IDENTITY).verify()
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "index.safetensors", "full.safetensors", "answer_only.safetensors"])
+def test_files_of_another_cache(head: SubsetHead, rows: list[Row], tmp_path: Path, name: str) -> None:
+    """Prevents: another model's reference of the same data, each file of which is sound by itself."""
+    made(tmp_path / "c", head, rows)
+    made(tmp_path / "d", SubsetHead(tiny.llama(1), IDS), rows, {**IDENTITY, "model": "n"})
+    (tmp_path / "d" / name).replace(tmp_path / "c" / name)
+    with pytest.raises(PactError):
+        look_up(ReferenceCache(tmp_path / "c", None), packed(rows))
+
+
 @pytest.mark.parametrize(
     "changes", [{"views": ["full", "../c/answer_only"]}, {"views": ["answer_only"]}, {"views": 1}, {"reach": "9"}]
 )
