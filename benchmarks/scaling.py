@@ -38,16 +38,18 @@ def document_of(number: int) -> Any:
 
 def write(folder: Path, documents: int) -> float:
     """Seconds in which `CacheWriter` stores random values, apart from making the documents' keys."""
-    from pact_plugins.reference import CacheWriter
+    from pact_plugins.cache_writer import CacheWriter, Place
 
-    keys = [document_of(i).key for i in range(documents)]
-    block = np.random.default_rng(0).uniform(-20, 0, (1000, ANSWER_TOKENS, SAFETY_TOKENS)).astype(np.float16)
+    keys = sorted(document_of(i).key for i in range(documents))
+    block = list(np.random.default_rng(0).uniform(-20, 0, (1000, ANSWER_TOKENS, SAFETY_TOKENS)).astype(np.float16))
     started = time.perf_counter()
     counts = np.full(documents, ANSWER_TOKENS)
-    writer = CacheWriter(folder, IDENTITY, keys, {"full": counts}, SAFETY_TOKENS)
-    for i in range(documents):
-        writer.write("full", i, block[i % len(block)])
-    writer.finish()
+    places = [Place("full", i, 0, ANSWER_TOKENS) for i in range(documents)]
+    batches = [places[i : i + len(block)] for i in range(0, documents, len(block))]
+    with CacheWriter(folder, IDENTITY, keys, {"full": counts}, SAFETY_TOKENS, batches) as writer:
+        for batch in writer.to_do():
+            writer.store(batch, block)
+        writer.finish()
     return time.perf_counter() - started
 
 

@@ -1,14 +1,28 @@
-"""JSON files that appear whole or not at all, and notice when their content was changed."""
+"""JSON files that appear whole or not at all and notice changes; locks, and folders that take no more."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Iterable, Mapping
+import shutil
+import uuid
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest
+
+logger = logging.getLogger(__name__)
+
+MAX_BYTES = 2**28
+"""Of a file that `read` accepts: the largest is the log of a long run."""
+
+LOCK = ".lock"
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
@@ -24,9 +38,15 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a text file in one step, so that no reader sees a part of it; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave the name without the content
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -36,7 +56,67 @@ def read(path: Path) -> dict[str, Any]:
         OSError: the file cannot be read.
         ValueError: it is no such file, or its content does not match its checksum.
     """
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or content.pop("checksum", None) != digest(content):
-        raise ValueError(f"{path} does not match its checksum")
-    return content
+    with path.open("rb") as file:
+        text = file.read(MAX_BYTES + 1)
+    if len(text) > MAX_BYTES:
+        raise ValueError(f"{path} is larger than {MAX_BYTES:,} bytes")
+    try:
+        content = json.loads(text)
+        if isinstance(content, dict) and content.pop("checksum", None) == digest(content):
+            return content
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error
+    raise ValueError(f"{path} does not match its checksum")
+
+
+@contextmanager
+def storing(folder: Path, needed: int = 0) -> Generator[None]:
+    """A block that writes `needed` bytes into `folder`.
+
+    Raises:
+        PactError: the system refuses to write them, or has no room for them.
+    """
+    there = next(parent for parent in (folder, *folder.parents) if os.path.isdir(parent))
+    try:
+        if needed > shutil.disk_usage(there).free:
+            raise OSError("no space left")
+        yield
+    except OSError as error:
+        free = shutil.disk_usage(there).free
+        raise PactError(
+            expected=f"to write {f'{needed:,} bytes' if needed else 'files'} into {folder}",
+            got=f"{error.strerror or error}, with {free:,} bytes free",
+            consequence="PACT has to keep there what it computes before the first step.",
+            remedy="Make room or a folder that can be written to, or set `pact.cache_dir`; a reference that was "
+            "being computed continues where it was.",
+        ) from error
+
+
+def lock_of(path: Path) -> Path:
+    """The lock of what one process at a time makes; empty, and left there."""
+    return path.with_name(path.name + LOCK)
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Generator[None]:
+    """A block, which makes `path`, that one process at a time is in; the system frees the lock of a process that ends.
+
+    Args:
+        path: what the block makes; the lock lies beside it and stays there.
+        what: what the process in the block is doing, for those that wait.
+
+    Raises:
+        PactError: the folder cannot be written to.
+    """
+    lock = FileLock(lock_of(path))
+    with storing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.warning("PACT: another process is %s: waiting for it (%s).", what, lock.lock_file)
+            lock.acquire(poll_interval=0.5)
+    try:
+        yield
+    finally:
+        lock.release()

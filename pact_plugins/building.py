@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pact_plugins import artefacts
 from pact_plugins.answers import AnswerTokens, Document, Ints
+from pact_plugins.cache_writer import CacheWriter, Place
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest
 from pact_plugins.forward import batches_by_length, evaluating, pad, progress, to_device
-from pact_plugins.reference import CacheWriter, Halves, ReferenceCache, log_probabilities
+from pact_plugins.reference import Halves, ReferenceCache, log_probabilities
 from pact_plugins.subset_head import Request, SubsetHead
 
 
@@ -28,10 +30,9 @@ def open_or_build(
     chat: ChatFormat,
     **how: Any,
 ) -> tuple[ReferenceCache, bool]:
-    """The cache of this identity below `folder`, and whether it had to be built (`how`: see `build`)."""
+    """The cache of this identity below `folder`, and whether this process built it (`how`: see `build`)."""
     target = folder / digest(identity)
-    if built := not target.exists():
-        build(target, identity, documents, head, chat, **how)
+    built = not target.exists() and build(target, identity, documents, head, chat, **how)
     return ReferenceCache(target, identity), built
 
 
@@ -43,35 +44,48 @@ def build(
     chat: ChatFormat,
     *,
     show_progress: bool = True,
-) -> None:
+) -> bool:
     """Computes the reference of `documents` with `head`'s model as it is now, and stores it in the folder `target`.
 
     Call it in the autocast context of the trainer's own forward passes. Equal documents, and without the prompt equal
-    answers, are computed once. The folder appears under its name only when it is whole.
+    answers, are computed once. The folder appears under its name only when it is whole; a build that was interrupted is
+    continued, and one that another process is at is waited for.
 
     Args:
         identity: goes into the manifest; its `views` say what to compute, and its `reach` for how many tokens of each
             answer the view without the prompt is needed.
 
+    Returns:
+        Whether it was built here: False if another process has done so meanwhile.
+
     Raises:
-        PactError: the model gives logits that are not finite.
+        PactError: the model gives logits that are not finite, or the cache cannot be written.
     """
-    distinct = list({d.key: d for d in documents}.values())
+    # In the order of their keys: the same batches, and so the same rounding, whatever the order of the data.
+    distinct = sorted({d.key: d for d in documents}.values(), key=lambda d: d.key)
     tokens = [AnswerTokens.of([d], chat) for d in distinct]
     reach = int(identity["reach"])
     counts = {
         "full": np.asarray([len(t) for t in tokens], np.int64),
         "answer_only": np.asarray([int((t.position < reach).sum()) for t in tokens], np.int64),
     }
-    writer = CacheWriter(target, identity, [d.key for d in distinct], counts, len(head.ids))
     work = forward_sequences(tokens, identity["views"], reach, chat)
-    batches = batches_by_length([len(s.ids) for s in work])
-    shown = progress(batches, "PACT: computing the reference", len(batches), show_progress)
-    with evaluating(head.model):
-        for sequence, values in _one_behind(([work[i] for i in batch] for batch in shown), head):
-            for view, document, skip in sequence.wanted:
-                writer.write(view, document, values, skip)
-    writer.finish()
+    batches = [[work[i] for i in batch] for batch in batches_by_length([len(s.ids) for s in work])]
+    places = [[place for sequence in batch for place in sequence.wanted] for batch in batches]
+    with artefacts.locked(target, "computing this reference"):
+        if target.exists():
+            return False
+        with CacheWriter(target, identity, [d.key for d in distinct], counts, len(head.ids), places) as writer:
+            to_do = writer.to_do()
+            done = len(batches) - len(to_do)
+            what = f"PACT: computing the reference{', continued' if done else ''}"
+            shown = progress(to_do, what, len(batches), show_progress, done=done)
+            with evaluating(head.model):
+                for number, values in _one_behind(((n, batches[n]) for n in shown), head):
+                    copies = [part for s, part in zip(batches[number], values, strict=True) for _ in s.wanted]
+                    writer.store(number, copies)
+            writer.finish()
+    return True
 
 
 @dataclass(frozen=True)
@@ -81,12 +95,12 @@ class ForwardSequence:
     Attributes:
         ids: [L] ids to run.
         columns: [n] places whose next token is an answer token.
-        wanted: (view, document, values to skip in it) of every place that the result is written to.
+        wanted: every place that the result is written to.
     """
 
     ids: Ints
     columns: Ints
-    wanted: list[tuple[str, int, int]] = field(default_factory=list)
+    wanted: list[Place] = field(default_factory=list)
 
 
 def forward_sequences(
@@ -111,8 +125,9 @@ def forward_sequences(
 def _full_sequences(tokens: Sequence[AnswerTokens]) -> Iterator[ForwardSequence]:
     for i, t in enumerate(tokens):
         columns = t.column - t.documents[0].start
+        place = Place("full", i, 0, len(columns))
         # Nothing after the last answer token is needed.
-        yield ForwardSequence(t.documents[0].input_ids[: int(columns[-1]) + 1], columns, [("full", i, 0)])
+        yield ForwardSequence(t.documents[0].input_ids[: int(columns[-1]) + 1], columns, [place])
 
 
 def _answer_only_sequences(tokens: Sequence[AnswerTokens], reach: int, chat: ChatFormat) -> list[ForwardSequence]:
@@ -126,25 +141,28 @@ def _answer_only_sequences(tokens: Sequence[AnswerTokens], reach: int, chat: Cha
                 continue
             ids = np.concatenate([header, own[:-1]])
             columns = np.arange(len(own), dtype=np.int64) + len(header) - 1
-            distinct.setdefault(ids.tobytes(), ForwardSequence(ids, columns)).wanted.append(("answer_only", i, skip))
+            place = Place("answer_only", i, skip, len(own))
+            distinct.setdefault(ids.tobytes(), ForwardSequence(ids, columns)).wanted.append(place)
             skip += len(own)
     return list(distinct.values())
 
 
-def _one_behind(batches: Iterator[list[ForwardSequence]], head: SubsetHead) -> Iterator[tuple[ForwardSequence, Halves]]:
-    """Every sequence with its [n, S] values; a batch's values are handed out while the next one is being computed."""
-    pending: tuple[list[ForwardSequence], Callable[[], Halves]] | None = None
-    for batch in batches:
-        started = batch, _to_host(_log_probabilities(head, batch))
+def _one_behind(
+    batches: Iterator[tuple[int, list[ForwardSequence]]], head: SubsetHead
+) -> Iterator[tuple[int, list[Halves]]]:
+    """Every numbered batch's [n, S] values, sequence by sequence; handed out while the next one is being computed."""
+    pending: tuple[int, list[ForwardSequence], Callable[[], Halves]] | None = None
+    for number, batch in batches:
+        started = number, batch, _to_host(_log_probabilities(head, batch))
         if pending is not None:
-            yield from _collected(*pending)
+            yield pending[0], _collected(*pending[1:])
         pending = started
     if pending is not None:
-        yield from _collected(*pending)
+        yield pending[0], _collected(*pending[1:])
 
 
-def _collected(batch: list[ForwardSequence], values: Callable[[], Halves]) -> Iterator[tuple[ForwardSequence, Halves]]:
-    halves = values()
+def _collected(batch: list[ForwardSequence], values: Callable[[], Halves]) -> list[Halves]:
+    halves = np.ascontiguousarray(values())
     if not np.isfinite(halves).all():
         raise PactError(
             expected="finite logits from the model before its first step",
@@ -153,7 +171,7 @@ def _collected(batch: list[ForwardSequence], values: Callable[[], Halves]) -> It
             remedy="Check the weights and the precision of the model; bfloat16 is safer than float16.",
         )
     ends = np.cumsum([len(s.columns) for s in batch])
-    yield from zip(batch, np.split(halves, ends[:-1]), strict=True)
+    return np.split(halves, ends[:-1])
 
 
 def _log_probabilities(head: SubsetHead, batch: list[ForwardSequence]) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -109,25 +108,28 @@ _CACHE_DIR = click.option(
 )
 
 
-def _caches(folder: Path | None) -> list[Path]:
-    """Folders of finished caches."""
-    return sorted(path.parent for path in (folder or PactConfig().cache_folder).glob("*/manifest.json"))
-
-
 @cache.command()
 @_CACHE_DIR
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def info(folder: Path | None, as_json: bool) -> None:
-    """List the caches.
+    """List the caches, finished or not.
 
     Example: pact cache info
     """
+    from pact_plugins.cache_folder import finished, size_of, unfinished
     from pact_plugins.reference import ReferenceCache
 
-    opened = [ReferenceCache(path, None) for path in _caches(folder)]
+    folder = folder or PactConfig().cache_folder
+    opened: list[ReferenceCache] = []
+    for path in finished(folder):
+        try:
+            opened.append(ReferenceCache(path, None))
+        except PactError as error:
+            click.echo(f"cannot be used: {error}", err=True)
+    begun = unfinished(folder)
     if as_json:
         rows = [{"folder": str(c.folder), "bytes": c.size, **c.manifest} for c in opened]
-        click.echo(json.dumps(rows))
+        click.echo(json.dumps([*rows, *({"folder": str(path), "bytes": size_of(path)} for path in begun)]))
         return
     table = Table(title=f"{len(opened)} reference caches", title_justify="left")
     for header in ("folder", "model", "views", "sequences", "answer tokens", "MiB"):
@@ -136,6 +138,8 @@ def info(folder: Path | None, as_json: bool) -> None:
         m, identity = c.manifest, c.manifest["identity"]
         sizes = (f"{m['documents']:,}", f"{m['answer_tokens']:,}", f"{c.size / 2**20:.1f}")
         table.add_row(escape(str(c.folder)), identity["model"][:8], ", ".join(identity["views"]), *sizes)
+    for path in begun:
+        table.add_row(escape(str(path)), "", "not finished", "", "", f"{size_of(path) / 2**20:.1f}")
     Console().print(table)
 
 
@@ -146,10 +150,11 @@ def verify_caches(folder: Path | None) -> None:
 
     Example: pact cache verify
     """
+    from pact_plugins.cache_folder import finished
     from pact_plugins.reference import ReferenceCache
 
     damaged = 0
-    for path in _caches(folder):
+    for path in finished(folder or PactConfig().cache_folder):
         try:
             ReferenceCache(path, None).verify()
         except PactError as error:
@@ -165,14 +170,16 @@ def verify_caches(folder: Path | None) -> None:
 @_CACHE_DIR
 @click.confirmation_option(prompt="A run can only be resumed while its cache is there. Remove all caches?")
 def clear(folder: Path | None) -> None:
-    """Remove the caches.
+    """Remove the caches, finished or not, except those that a process is building.
 
     Example: pact cache clear --yes
     """
-    paths = _caches(folder)
-    for path in paths:
-        shutil.rmtree(path)
-    click.echo(f"{len(paths)} removed")
+    from pact_plugins.cache_folder import clear as remove
+
+    removed, busy = remove(folder or PactConfig().cache_folder)
+    for path in busy:
+        click.echo(f"in use: {path}", err=True)
+    click.echo(f"{len(removed)} removed")
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})

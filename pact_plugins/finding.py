@@ -5,17 +5,25 @@ What is found is kept beside the reference caches, under the fingerprints of the
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from pact_plugins import anchors, discovery, own_answers
+from pact_plugins import anchors, artefacts, discovery, own_answers
 from pact_plugins.answers import Document
 from pact_plugins.config import PactConfig
+from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest, tokenizer_fingerprint
 from pact_plugins.loading import ACCESS, pretrained
 from pact_plugins.safety_tokens import SafetyTokens
+
+_VERSION = 2
+"""Of the kept files."""
+
+_NAME = "kept_as"
+"""Where the provenance of tokens that were found says for which model, template and settings."""
 
 
 def known_tokens(config: PactConfig, tokenizer: Any, model_identity: str) -> SafetyTokens | None:
@@ -25,13 +33,33 @@ def known_tokens(config: PactConfig, tokenizer: Any, model_identity: str) -> Saf
     if isinstance(config.safety_tokens, list):
         return SafetyTokens.of_list(config.safety_tokens, tokenizer)
     stored = _tokens_file(config, tokenizer, model_identity)
-    return SafetyTokens.load(stored) if stored.exists() else None
+    return _load_tokens(stored) if stored.exists() else None
+
+
+def _load_tokens(stored: Path) -> SafetyTokens:
+    tokens = SafetyTokens.load(stored)
+    if (name := tokens.provenance.get(_NAME)) != stored.stem:
+        raise PactError(
+            expected=f"the safety tokens that were kept as {stored.stem}, in {stored}",
+            got=f"those that were kept as {name}",
+            consequence="PACT would hold the tokens of another model, chat template or choice of settings.",
+            remedy=f"Remove {stored}; the next run finds the tokens again.",
+        )
+    return tokens
 
 
 def _tokens_file(config: PactConfig, tokenizer: Any, model_identity: str) -> Path:
     prompts = digest([discovery.VERSION, *map(own_answers.shipped, ("harmful", "harmless", "refusals"))])
     template = getattr(tokenizer, "chat_template", None)
-    how = [model_identity, tokenizer_fingerprint(tokenizer), template, config.base_model, config.top_k, prompts]
+    how = [
+        _VERSION,
+        model_identity,
+        tokenizer_fingerprint(tokenizer),
+        template,
+        config.base_model,
+        config.top_k,
+        prompts,
+    ]
     return config.cache_folder / f"tokens-{digest(how)}.json"
 
 
@@ -41,15 +69,20 @@ def find_tokens(
     """The safety tokens that the config names, or finds; found ones are kept beside the reference caches."""
     if (known := known_tokens(config, tokenizer, model_identity)) is not None:
         return known
+    stored = _tokens_file(config, tokenizer, model_identity)
+    with artefacts.locked(stored, "finding the safety tokens"):
+        if not stored.exists():
+            tokens = _discover(config, model, tokenizer, show_progress)
+            with artefacts.storing(stored.parent):
+                replace(tokens, provenance={**tokens.provenance, _NAME: stored.stem}).save(stored)
+        return _load_tokens(stored)
+
+
+def _discover(config: PactConfig, model: nn.Module, tokenizer: Any, show_progress: bool) -> SafetyTokens:
     if config.base_model is None:
-        tokens = discovery.discover(model, tokenizer, top_k=config.top_k, show_progress=show_progress)
-    else:
-        base = load_base(config.base_model, next(model.parameters()).device)
-        tokens = discovery.discover_against_base(
-            model, base, tokenizer, top_k=config.top_k, show_progress=show_progress
-        )
-    tokens.save(_tokens_file(config, tokenizer, model_identity))
-    return tokens
+        return discovery.discover(model, tokenizer, top_k=config.top_k, show_progress=show_progress)
+    base = load_base(config.base_model, next(model.parameters()).device)
+    return discovery.discover_against_base(model, base, tokenizer, top_k=config.top_k, show_progress=show_progress)
 
 
 def find_anchors(
@@ -64,8 +97,12 @@ def find_anchors(
     chats = _anchor_chats(tokenizer)
     stored = _anchors_file(config, tokenizer, model_identity, chats)
     if not stored.exists() and not resumed:
-        answers = own_answers.write_answers(model, tokenizer, chats, "writing the anchors", show_progress=show_progress)
-        anchors.save(answers, stored)
+        what = "writing the anchors"
+        with artefacts.locked(stored, what):
+            if not stored.exists():
+                answers = own_answers.write_answers(model, tokenizer, chats, what, show_progress=show_progress)
+                with artefacts.storing(stored.parent):
+                    anchors.save(answers, stored)
     return anchors.load(stored)
 
 
@@ -93,7 +130,8 @@ def _anchor_chats(tokenizer: Any) -> list[list[int]]:
 
 
 def _anchors_file(config: PactConfig, tokenizer: Any, model_identity: str, chats: list[list[int]]) -> Path:
-    return config.cache_folder / f"anchors-{digest([model_identity, tokenizer_fingerprint(tokenizer), chats])}.json"
+    how = [_VERSION, model_identity, tokenizer_fingerprint(tokenizer), chats]
+    return config.cache_folder / f"anchors-{digest(how)}.json"
 
 
 def load_base(name: str, device: Any) -> nn.Module:

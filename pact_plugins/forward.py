@@ -89,8 +89,11 @@ def to_device(values: npt.NDArray[Any], device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def progress(items: Iterable[T], description: str, total: int, shown: bool = True) -> Iterator[T]:
-    """The items, with a progress bar."""
+def progress(items: Iterable[T], description: str, total: int, shown: bool = True, *, done: int = 0) -> Iterator[T]:
+    """The items, with a progress bar; `done` of the total were done before."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not shown) as bar:
-        yield from bar.track(items, total=total, description=description)
+        task = bar.add_task(description, total=total, completed=done)
+        for item in items:
+            yield item
+            bar.advance(task)

@@ -3,10 +3,10 @@
 The reference is a pure function of a training sequence, so it is computed once, before the first step, and looked up
 during every epoch. A cache is a folder::
 
-    manifest.json      identity (model, tokenizer, tokens, format of the chat, data), sizes, checksum of the index
-    index.npy          [F, D] uint64, sorted by key: both halves of the key, checksum of the values, offset in each view
-    full.npy           [T, S] float16 log-probabilities of the reference with its full context
-    answer_only.npy    [R, S] the same without the prompt; only if the objective's gate needs it
+    manifest.json              identity (model, tokenizer, tokens, chat, data), sizes, checksums of the index and itself
+    index.safetensors          [F, D] sorted by key: both halves of the key, checksum of the values, offset in each view
+    full.safetensors           [T, S] float16 log-probabilities of the reference with its full context
+    answer_only.safetensors    [R, S] the same without the prompt; only if the objective's gate needs it
 
 D counts the distinct documents, T their answer tokens, R those of them that the gate can reach. A document's values end
 where the next one's begin. Log-probabilities rather than logits: both objectives need exactly these or are indifferent,
@@ -16,9 +16,6 @@ and raw logits lose precision at float16.
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
-import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,14 +25,33 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt
 
+from pact_plugins import artefacts
 from pact_plugins.answers import AnswerTokens, Document, Ints
 from pact_plugins.errors import MissingReferenceError, PactError
 from pact_plugins.subset_head import Capture
+from pact_plugins.tensor_files import TensorFile
 
-FORMAT = 2
+FORMAT = 3
+"""Of a cache's files and of what computes them: part of its identity, so that another format is another cache."""
+
+MANIFEST, INDEX = "manifest.json", "index"
+
 Halves = npt.NDArray[np.float16]
 Words = npt.NDArray[np.uint64]
+
+
+class _Manifest(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    identity: dict[str, Any]
+    documents: NonNegativeInt
+    answer_tokens: NonNegativeInt
+    reached_tokens: NonNegativeInt
+    safety_tokens: NonNegativeInt
+    seconds: NonNegativeFloat
+    index: str
 
 
 @dataclass(frozen=True)
@@ -66,10 +82,11 @@ class ReferenceCache:
     def __init__(self, folder: Path, identity: dict[str, Any] | None) -> None:
         self.folder = folder
         try:
-            self.manifest = json.loads((folder / "manifest.json").read_text())
-            found = dict(self.manifest["identity"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            self.manifest = artefacts.read(folder / MANIFEST)
+            manifest = _Manifest.model_validate(self.manifest)
+        except (OSError, ValueError) as error:
             raise self._damaged(f"{type(error).__name__}: {error}") from error
+        found = manifest.identity
         identity = {**found, "format": FORMAT} if identity is None else identity
         differing = [k for k in {**identity, **found} if identity.get(k) != found.get(k)]
         if differing:
@@ -79,21 +96,23 @@ class ReferenceCache:
                 consequence="The run would be held to another model's or other data's reference.",
                 remedy="Remove that folder, or set `pact.cache_dir`; the next run builds a fresh cache.",
             )
+        views, reach = found.get("views"), found.get("reach")
+        if views not in (["full"], ["full", "answer_only"]) or type(reach) is not int:
+            raise self._damaged(f"the views {views} and the reach {reach}")
+        rows = {"full": manifest.answer_tokens, "answer_only": manifest.reached_tokens}
+        self._files = cache_files(folder, views, manifest.documents, rows, manifest.safety_tokens)
         try:
-            sound = self.manifest["index"] == _file_checksum(folder / "index.npy")
-            self._index: Words = _opened(folder / "index.npy")
-            self._views: dict[str, Halves] = {view: _opened(folder / f"{view}.npy") for view in found["views"]}
-            self._reach = int(found["reach"])
-            rows = {"full": self.manifest["answer_tokens"], "answer_only": self.manifest["reached_tokens"]}
-            shapes = {view: (rows[view], self.manifest["safety_tokens"]) for view in self._views}
-            sound &= self._index.shape == (3 + len(self._views), self.manifest["documents"])
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            arrays = {name: file.open() for name, file in self._files.items()}
+            index: Words = arrays.pop(INDEX)
+            if file_checksum(self._files[INDEX].path) != manifest.index:
+                raise ValueError("the index does not match its checksum")
+        except (OSError, ValueError) as error:
             raise self._damaged(f"{type(error).__name__}: {error}") from error
-        if not sound or any(v.shape != shapes[n] or v.dtype != np.float16 for n, v in self._views.items()):
-            raise self._damaged("the index or the size of a file does not match the manifest")
+        self._views: dict[str, Halves] = arrays
+        self._reach = reach
         # The rows of the index are contiguous, so a binary search touches few of its pages.
-        self._high, self._low, self._checksums = self._index[:3]
-        self._offsets = dict(zip(self._views, self._index[3:], strict=True))
+        self._high, self._low, self._checksums = index[:3]
+        self._offsets = dict(zip(self._views, index[3:], strict=True))
 
     def look_up(self, tokens: AnswerTokens) -> Reference:
         """The reference of every answer token of a batch.
@@ -116,16 +135,18 @@ class ReferenceCache:
     @property
     def size(self) -> int:
         """Bytes on disk."""
-        return sum(file.stat().st_size for file in self.folder.iterdir())
+        return (self.folder / MANIFEST).stat().st_size + sum(file.size for file in self._files.values())
 
     def verify(self) -> None:
         """Reads every value and compares it with its checksum.
 
         Raises:
-            PactError: a value was changed.
+            PactError: a value was changed, or is not finite.
         """
         for entry in range(len(self._high)):
             self._check(entry)
+            if not all(np.isfinite(self._values(view, entry)).all() for view in self._views):
+                raise self._damaged(f"the values of document {self._key(entry)} are not finite")
 
     def _find(self, document: Document) -> int:
         """The document's entry in the index, whose values match their checksum."""
@@ -158,92 +179,19 @@ class ReferenceCache:
         return values[int(offsets[entry]) : stop]
 
     def _check(self, entry: int) -> None:
-        if _checksum(self._values(view, entry) for view in self._views) != self._checksums[entry]:
-            key = f"{int(self._high[entry]):016x}{int(self._low[entry]):016x}"
-            raise self._damaged(f"the values of document {key} do not match their checksum")
+        if checksum(self._values(view, entry) for view in self._views) != self._checksums[entry]:
+            raise self._damaged(f"the values of document {self._key(entry)} do not match their checksum")
+
+    def _key(self, entry: int) -> str:
+        return f"{int(self._high[entry]):016x}{int(self._low[entry]):016x}"
 
     def _damaged(self, what: str) -> PactError:
         return PactError(
-            expected=f"an intact reference cache in {self.folder}",
+            expected=f"an intact reference cache of format {FORMAT} in {self.folder}",
             got=what,
             consequence="The run would be held to a wrong reference.",
             remedy=f"Remove {self.folder}; the next run builds it again.",
         )
-
-
-class CacheWriter:
-    """Writes the cache of D documents, whose keys and sizes are known beforehand, in any order of its values.
-
-    Args:
-        target: the cache's folder; it appears only when `finish` has made it whole.
-        identity: goes into the manifest; its `views` say which values there are.
-        keys: [D] distinct keys of the documents.
-        counts: for each view, [D] values of each document.
-        safety_tokens: number of safety tokens S.
-    """
-
-    def __init__(
-        self,
-        target: Path,
-        identity: dict[str, Any],
-        keys: Sequence[bytes],
-        counts: Mapping[str, Ints],
-        safety_tokens: int,
-    ) -> None:
-        self._started = time.monotonic()
-        self.target, self.identity = target, identity
-        self._partial = target.with_name(f"{target.name}.partial-{time.time_ns()}")
-        self._partial.mkdir(parents=True)
-        halves = np.frombuffer(b"".join(keys), ">u8").reshape(-1, 2).astype(np.uint64)
-        order = np.lexsort((halves[:, 1], halves[:, 0]))
-        stops = {view: np.cumsum(counts[view][order]) for view in identity["views"]}
-        starts = {view: stop - counts[view][order] for view, stop in stops.items()}
-        self._index = np.zeros((3 + len(starts), len(order)), np.uint64)
-        self._index[:2] = halves[order].T
-        self._index[3:] = list(starts.values())
-        self._stops = list(stops.values())
-        self._offset = {view: np.empty_like(start) for view, start in starts.items()}
-        for view, start in starts.items():
-            self._offset[view][order] = start
-        self._files = {
-            view: np.lib.format.open_memmap(
-                self._partial / f"{view}.npy", "w+", np.float16, shape=(int(counts[view].sum()), safety_tokens)
-            )
-            for view in identity["views"]
-        }
-        # As plain arrays: slices of `np.memmap` are slow to make.
-        self._views: dict[str, Halves] = {view: np.asarray(file) for view, file in self._files.items()}
-
-    def write(self, view: str, document: int, values: Halves, skip: int = 0) -> None:
-        """Stores [n, S] values of a document (its place in `keys`), after the first `skip` of its values."""
-        offset = int(self._offset[view][document]) + skip
-        self._views[view][offset : offset + len(values)] = values
-
-    def finish(self) -> None:
-        """Completes the folder and gives it its name."""
-        views = list(self._views.values())
-        for entry, spans in enumerate(zip(*self._index[3:].tolist(), *(s.tolist() for s in self._stops), strict=True)):
-            starts, stops = spans[: len(views)], spans[len(views) :]
-            self._index[2, entry] = _checksum(v[a:b] for v, a, b in zip(views, starts, stops, strict=True))
-        np.save(self._partial / "index.npy", self._index)
-        for file in self._files.values():
-            file.flush()
-        manifest = {
-            "identity": self.identity,
-            "documents": self._index.shape[1],
-            "answer_tokens": len(self._views["full"]),
-            "reached_tokens": len(self._views.get("answer_only", ())),
-            "safety_tokens": views[0].shape[1],
-            "seconds": round(time.monotonic() - self._started, 3),
-            "index": _file_checksum(self._partial / "index.npy"),
-        }
-        (self._partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-        try:
-            self._partial.rename(self.target)
-        except OSError:
-            if not self.target.exists():
-                raise
-            shutil.rmtree(self._partial)  # another process finished the same cache first; both hold the same values
 
 
 def log_probabilities(capture: Capture) -> torch.Tensor:
@@ -252,17 +200,23 @@ def log_probabilities(capture: Capture) -> torch.Tensor:
     return capture.logits - capture.log_normaliser.unsqueeze(-1)
 
 
-def _opened(path: Path) -> Any:
-    """The array of a .npy file, memory-mapped: as a plain array, since slices of `np.memmap` are slow to make."""
-    return np.asarray(np.load(path, mmap_mode="r"))
+def cache_files(
+    folder: Path, views: Sequence[str], documents: int, rows: Mapping[str, int], safety_tokens: int
+) -> dict[str, TensorFile]:
+    """The index and the views of a cache, by name; `rows`: answer tokens in each view."""
+    index = TensorFile(folder / f"{INDEX}.safetensors", INDEX, "U64", (3 + len(views), documents))
+    stored = {v: TensorFile(folder / f"{v}.safetensors", v, "F16", (rows[v], safety_tokens)) for v in views}
+    return {INDEX: index, **stored}
 
 
-def _file_checksum(path: Path) -> str:
+def file_checksum(path: Path) -> str:
+    """32 hexadecimal digits for all bytes of a file."""
     return hashlib.blake2b(np.memmap(path, np.uint8, "r").data, digest_size=16).hexdigest()
 
 
-def _checksum(parts: Iterable[Halves]) -> int:
-    checksum = 0
+def checksum(parts: Iterable[Halves]) -> int:
+    """CRC-32 of the bytes of contiguous arrays, one after the other."""
+    found = 0
     for part in parts:
-        checksum = zlib.crc32(part.data, checksum)
-    return checksum
+        found = zlib.crc32(part.data, found)
+    return found

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from pact_plugins import artefacts
 from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest, tokenizer_fingerprint
@@ -104,9 +106,10 @@ class SafetyTokens:
             content = artefacts.read(path)
             version = content.pop("format")
             if version == FORMAT:
+                _Stored.model_validate(content)
                 lists = {k: tuple(content.pop(k)) for k in ("ids", "weights", "texts")}
                 return cls(**lists, **content)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError) as error:
             raise _unsound("a file written by `pact tokens`", f"{type(error).__name__} on {path}: {error}") from error
         raise _unsound(f"a file of format {FORMAT}", f"{path}, format {version}")
 
@@ -126,6 +129,17 @@ class SafetyTokens:
                 consequence="The head has no such row.",
                 remedy="Use the tokenizer that belongs to this model, or resize its embeddings.",
             )
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    ids: list[int]
+    weights: list[float]
+    texts: list[str]
+    vocabulary_size: int
+    tokenizer: str
+    provenance: dict[str, Any]
 
 
 def _unsound(expected: str, got: str) -> PactError:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pact_plugins import anchors, own_answers
+from pact_plugins import anchors, artefacts, own_answers
 from pact_plugins.anchors import Anchors
 from pact_plugins.answers import IGNORE_INDEX, Document
 from pact_plugins.config import PactConfig
@@ -60,6 +60,34 @@ def test_stored_anchors_come_back(tmp_path: Path) -> None:
     path = tmp_path / "new" / "anchors.json"
     anchors.save(ROWS, path)
     assert [d.key for d in anchors.load(path)] == [d.key for d in ROWS]
+
+
+def test_another_models_anchors_are_refused(tmp_path: Path) -> None:
+    """Prevents: a file under another model's name, whose answers the run would be held to."""
+    anchors.save(ROWS, tmp_path / "anchors-a.json")
+    (tmp_path / "anchors-a.json").rename(tmp_path / "anchors-b.json")
+    with pytest.raises(PactError, match="these are the anchors anchors-a"):
+        anchors.load(tmp_path / "anchors-b.json")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [{"input_ids": [1, 2], "start": 0}],
+        [{"input_ids": [1, 2], "start": 2}],
+        [{"input_ids": [1, -2], "start": 1}],
+        [{"input_ids": [1, 2**70], "start": 1}],
+        [{"input_ids": [1, 2.5], "start": 1}],
+        [{"input_ids": ["1", "2"], "start": 1}],
+        [{"input_ids": "12", "start": 1}],
+    ],
+)
+def test_impossible_anchors_are_refused(tmp_path: Path, rows: list[dict[str, object]]) -> None:
+    """Prevents: a file without a row, which would switch the anchors off; rows without an answer or a prompt."""
+    artefacts.write(tmp_path / "a.json", {"name": "a", "anchors": rows})
+    with pytest.raises(PactError, match="the anchors of this model"):
+        anchors.load(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", "[{}]", "[[1]]"])

@@ -105,7 +105,7 @@ def test_without_the_gate_only_one_view_is_made(head: SubsetHead, rows: list[Row
     cache = made(tmp_path / "c", head, rows, FULL_ONLY)
     _, found = look_up(cache, alone(rows[0]))
     assert found.answer_only is None
-    assert not (tmp_path / "c" / "answer_only.npy").exists()
+    assert not (tmp_path / "c" / "answer_only.safetensors").exists()
 
 
 def tokens_run(head: SubsetHead, folder: Path, rows: list[Row], identity: dict[str, Any]) -> list[list[int]]:
@@ -191,8 +191,8 @@ def test_a_cache_appears_only_when_whole(head: SubsetHead, rows: list[Row], tmp_
 def test_a_race_keeps_the_first(head: SubsetHead, rows: list[Row], tmp_path: Path) -> None:
     """Prevents: two processes on one machine corrupting, or failing over, the cache that both build."""
     first = made(tmp_path / "c", head, rows)
-    build(tmp_path / "c", IDENTITY, documents(rows), head, CHAT, show_progress=False)
-    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+    assert not build(tmp_path / "c", IDENTITY, documents(rows), head, CHAT, show_progress=False)
+    assert {p.name for p in tmp_path.iterdir()} == {"c", "c.lock"}
     assert (
         look_up(ReferenceCache(first.folder, IDENTITY), padded(rows))[1].full == look_up(first, padded(rows))[1].full
     ).all()

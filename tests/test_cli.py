@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from pact_plugins import artefacts
 from pact_plugins.cli import main
 from pact_plugins.config import PactConfig
 from pact_plugins.preparation import prepare
@@ -40,11 +41,41 @@ def test_info_lists_caches(caches: Path) -> None:
 def test_verify_finds_damage(caches: Path) -> None:
     """Prevents: a flipped bit that is found only in the middle of a run; or an intact cache called damaged."""
     assert pact("cache", "verify", "--dir", str(caches)).output.count("intact") == 2
-    flip_bit(next(caches.glob("*/full.npy")), -3)
+    flip_bit(next(caches.glob("*/full.safetensors")), -3)
     result = pact("cache", "verify", "--dir", str(caches))
     assert result.exit_code != 0
     assert result.output.count("intact: ") == 1
     assert "do not match their checksum" in result.output
+
+
+def test_a_cache_of_another_version_hides_no_other(caches: Path) -> None:
+    """Prevents: an upgrade after which the caches cannot be listed."""
+    (caches / "old").mkdir()
+    (caches / "old" / "manifest.json").write_text('{"identity": {"format": 2}}')
+    result = pact("cache", "info", "--dir", str(caches))
+    assert result.exit_code == 0
+    assert result.stdout.startswith("2 reference caches")
+    assert "cannot be used" in result.stderr
+    assert str(caches / "old") in result.stderr
+    assert len(json.loads(pact("cache", "info", "--dir", str(caches), "--json").stdout)) == 2
+
+
+def test_unfinished_builds_show_and_go(caches: Path) -> None:
+    """Prevents: space that is taken by builds which no command shows or removes."""
+    whole = next(caches.glob("*/manifest.json")).parent
+    begun = whole.rename(whole.with_name(f"{whole.name}.partial"))
+    rows = json.loads(pact("cache", "info", "--dir", str(caches), "--json").stdout)
+    assert [row["folder"] for row in rows if "identity" not in row] == [str(begun)]
+    assert sum(file.stat().st_size for file in begun.iterdir()) in {row["bytes"] for row in rows}
+    assert "not finished" in pact("cache", "info", "--dir", str(caches)).stdout
+    assert pact("cache", "verify", "--dir", str(caches)).output.count("intact") == 1
+    with artefacts.locked(whole, "building"):
+        result = pact("cache", "clear", "--dir", str(caches), "--yes")
+        assert "1 removed" in result.stdout
+        assert f"in use: {begun}" in result.stderr
+        assert begun.exists()
+    assert "1 removed" in pact("cache", "clear", "--dir", str(caches), "--yes").stdout
+    assert not list(caches.iterdir())
 
 
 def test_clear_asks_first(caches: Path) -> None:

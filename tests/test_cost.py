@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import peft
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from pact_plugins.building import build
@@ -62,7 +62,7 @@ def test_figures_are_those_of_a_build(reach: int, tmp_path: Path) -> None:
     data = Data.of(docs, [count_answer_tokens(d, CHAT) for d in docs])
     distinct = list({d.key: d for d in docs}.values())
     reached = sum(count_reached_tokens(d, CHAT, reach) for d in distinct)
-    stored = sum(np.load(tmp_path / "c" / f"{view}.npy").nbytes for view in views)
+    stored = sum(load_file(tmp_path / "c" / f"{view}.safetensors")[view].nbytes for view in views)
     assert (data.distinct, data.answer_tokens) == (manifest["documents"], manifest["answer_tokens"])
     assert cache_bytes(data.answer_tokens, reached, len(IDS)) == stored
     assert padded_tokens(forward_lengths(distinct, CHAT, reach)) == sum(run)

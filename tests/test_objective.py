@@ -175,7 +175,7 @@ def test_a_flipped_bit_stops_the_run(tmp_path: Path) -> None:
     """Prevents a damaged file from becoming the reference."""
     inputs = batch()
     objective = prepared(tiny.llama(), tmp_path, inputs).objective
-    path = objective.cache.folder / "full.npy"
+    path = objective.cache.folder / "full.safetensors"
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)

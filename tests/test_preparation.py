@@ -285,6 +285,27 @@ def test_found_tokens_depend_on_how_they_were_found(tmp_path: Path, monkeypatch:
     assert len(list((tmp_path / "cache").glob("tokens-*.json"))) == 5
 
 
+def test_tokens_kept_for_another_model_are_refused(tmp_path: Path) -> None:
+    """Prevents: a file under another model's name: the tokenizer is the same, the tokens that the model prefers not."""
+    config = PactConfig(cache_dir=tmp_path)
+    find_tokens(config, tiny.llama(), tiny.tokenizer(), "a", show_progress=False)
+    (first,) = tmp_path.glob("tokens-*.json")
+    find_tokens(config, tiny.llama(), tiny.tokenizer(), "b", show_progress=False)
+    (second,) = set(tmp_path.glob("tokens-*.json")) - {first}
+    first.replace(second)
+    with pytest.raises(PactError, match="the tokens of another model") as caught:
+        find_tokens(config, tiny.llama(), tiny.tokenizer(), "b", show_progress=False)
+    assert str(second) in caught.value.remedy
+
+
+def test_tokens_that_cannot_be_kept(tmp_path: Path) -> None:
+    """Prevents: a bare stack trace where the cache's folder cannot be made."""
+    (tmp_path / "file").write_text("")
+    config = PactConfig(cache_dir=tmp_path / "file" / "cache")
+    with pytest.raises(PactError, match="has to keep there what it computes"):
+        find_tokens(config, tiny.llama(), tiny.tokenizer(), "m", show_progress=False)
+
+
 def test_a_base_model_that_cannot_be_loaded(tmp_path: Path) -> None:
     """Prevents: a loader's traceback in place of the setting that names the model."""
     with pytest.raises(PactError, match=r"pact\.base_model") as caught:

@@ -87,6 +87,10 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "a missing field": _edit(lambda c: c.pop("tokenizer"), sign=True),
     "ids that are no list": _edit(lambda c: c.update(ids=7), sign=True),
     "a negative id": _edit(lambda c: c.update(ids=[-1, 3, 50]), sign=True),
+    "ids that are no whole numbers": _edit(lambda c: c.update(ids=[7.5, 3, 50]), sign=True),
+    "truths as weights": _edit(lambda c: c.update(weights=[True, 0.5, 0.0]), sign=True),
+    "a size as text": _edit(lambda c: c.update(vocabulary_size="262"), sign=True),
+    "nothing but brackets": lambda p: p.write_text("[" * 10**6),
     "ids as text": _edit(lambda c: c.update(ids=["7", "3", "50"]), sign=True),
 }
 

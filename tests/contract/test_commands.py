@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from peft import PeftModel
+from safetensors.numpy import load_file
 
 from pact_plugins import artefacts
 from pact_plugins.demo import ALIGNED_MODEL, comparison, criteria, evaluate, world
@@ -127,7 +127,7 @@ def test_estimate_agrees_with_the_run(name: str, train: list[str], tmp_path: Pat
     assert after["anchor_answer_tokens"] <= before["anchor_answer_tokens"]
     anchors = manifest["documents"] - after["data"]["distinct"]
     assert 0 < anchors <= 256
-    assert after["cache_bytes"] == np.load(manifest_path.with_name("full.npy")).nbytes
+    assert after["cache_bytes"] == load_file(manifest_path.with_name("full.safetensors"))["full"].nbytes
     assert before["log_normaliser"] in ("read off the host's loss", "computed in chunks")
     assert (before["overhead"]["log_normaliser"] > 0) == (before["log_normaliser"] == "computed in chunks")
 

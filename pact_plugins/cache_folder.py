@@ -1,0 +1,54 @@
+"""What lies in a folder of reference caches: finished ones, builds that were not finished, and locks."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pact_plugins import artefacts
+from pact_plugins.cache_writer import PARTIAL
+from pact_plugins.reference import MANIFEST
+
+
+def finished(folder: Path) -> list[Path]:
+    """Folders of caches that have their name."""
+    # A build that was interrupted at its very end has a manifest too.
+    return sorted(path.parent for path in folder.glob(f"*/{MANIFEST}") if path.parent.suffix != PARTIAL)
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """Folders of builds that are going on, or that the next run of the same kind continues."""
+    return sorted(folder.glob(f"*{PARTIAL}"))
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files in a folder."""
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+def clear(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Removes caches, unfinished builds and locks; what was removed, and what stays since a process is building it.
+
+    Raises:
+        PactError: the system refuses to remove something.
+    """
+    removed: list[Path] = []
+    busy: list[Path] = []
+    with artefacts.storing(folder):
+        for path in [*finished(folder), *unfinished(folder)]:
+            lock = FileLock(artefacts.lock_of(path.with_name(path.name.removesuffix(PARTIAL))))
+            try:
+                with lock.acquire(timeout=0):
+                    shutil.rmtree(path)
+                    removed.append(path)
+            except Timeout:
+                busy.append(path)
+        for file in folder.glob(f"*{artefacts.LOCK}"):
+            try:
+                with FileLock(file).acquire(timeout=0):
+                    file.unlink()
+            except Timeout:
+                continue  # of what is busy
+    return removed, busy

@@ -1,0 +1,49 @@
+"""Builds a reference cache in a process that can be killed: `python -m tests.faults.build FOLDER PASS [BYTES]`.
+
+Prints a line in each forward pass, and at the end whether the cache was built here. In the forward pass number PASS it
+waits until its input is closed; 0: in none. BYTES: no file may grow beyond them.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pact_plugins import building
+from pact_plugins.errors import PactError
+from pact_plugins.subset_head import SubsetHead
+from tests import tiny
+from tests.caches import IDENTITY, IDS
+from tests.rows import CHAT, documents, few
+
+
+def main(folder: str, wait_in: str, limit: str | None = None) -> None:
+    torch.set_num_threads(1)
+    building.batches_by_length = partial(building.batches_by_length, budget=60)
+    head = SubsetHead(tiny.llama(), IDS)
+
+    passes = count(1)
+
+    def note(*_: Any) -> None:
+        print("pass", flush=True)
+        if next(passes) == int(wait_in):
+            sys.stdin.read()
+
+    head.base.get_decoder().register_forward_hook(note)
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+    try:
+        _, built = building.open_or_build(Path(folder), IDENTITY, documents(few(8)), head, CHAT, show_progress=False)
+    except PactError as error:
+        sys.exit(f"PactError: {error}")
+    print("built" if built else "found", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
