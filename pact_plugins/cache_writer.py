@@ -21,6 +21,7 @@ import numpy as np
 
 from pact_plugins import artefacts
 from pact_plugins.answers import Ints
+from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest, keys_fingerprint
 from pact_plugins.reference import INDEX, MANIFEST, Halves, Words, cache_files, checksum, file_checksum
 from pact_plugins.tensor_files import TensorFile
@@ -136,7 +137,18 @@ class CacheWriter:
             self._count_time()
 
     def finish(self) -> None:
-        """Completes the folder and gives it its name."""
+        """Completes the folder and gives it its name.
+
+        Raises:
+            PactError: some batch is not stored, or not as it was written; the next build stores it again.
+        """
+        if missing := len(self.to_do()):
+            raise PactError(
+                expected=f"the values of all {len(self.batches):,} batches in {self._partial}, as they were written",
+                got=f"{missing:,} batches that were not stored or were changed since",
+                consequence="The run would be held to a wrong reference.",
+                remedy="Start again, which computes them again; if it happens twice, check the disk.",
+            )
         views = list(self._views.values())
         starts, stops = (zip(*(of[v].tolist() for v in self._views), strict=True) for of in (self._starts, self._stops))
         for entry, (first, last) in enumerate(zip(starts, stops, strict=True)):

@@ -246,6 +246,25 @@ def test_other_work_of_the_same_size_is_thrown_away(tmp_path: Path, other: str) 
         assert writer.to_do() == [0, 1, 2]
 
 
+def test_only_what_is_whole_is_finished(
+    head: SubsetHead, passes: Passes, whole: tuple[dict[str, bytes], int], tmp_path: Path
+) -> None:
+    """Prevents: a batch that was left out, or changed on the disk during the build, becoming the reference."""
+    target = tmp_path / "c"
+
+    def damage(*_: Any) -> None:
+        if passes.number == whole[1]:
+            _lose("full")(target.with_name("c.partial"))
+
+    hook = head.base.get_decoder().register_forward_hook(damage)
+    with pytest.raises(PactError, match="batches that were not stored or were changed since"):
+        made(target, head, ROWS)
+    hook.remove()
+    assert not target.exists()
+    made(target, head, ROWS)
+    assert values(target) == whole[0]
+
+
 def test_an_interruption_at_the_end(
     head: SubsetHead,
     passes: Passes,
