@@ -109,12 +109,12 @@ def base_of(adapter: str) -> str | None:
 
 def _no_adapter(adapter: str, model: Any, got: str) -> PactError:
     try:
-        base = f"It says that it was trained on `{base_of(adapter)}`. "
+        base = base_of(adapter)
     except Exception:  # there is no readable adapter at all, which `got` says
-        base = ""
+        base = None
     return PactError(
         expected=f"an adapter under `{adapter}` that was trained on the model `{model.config.name_or_path}`",
         got=got,
         consequence="Another model than the fine-tuned one would have been measured.",
-        remedy=f"{base}Check both paths.",
+        remedy=(f"It says that it was trained on `{base}`. " if base else "") + "Check both paths.",
     )

@@ -18,6 +18,12 @@ from tests import tiny
 from tests.bad_inputs.case import BadInput, written
 
 
+def _model() -> Any:
+    model = tiny.llama()
+    model.config.name_or_path = "my-model"
+    return model
+
+
 def _adapter(change: Callable[[Path], Any] = lambda folder: None, **of_its_base: Any) -> Callable[[Path], Any]:
     """Puts an adapter that was trained on another model, or whose files were changed, on the tiny model."""
 
@@ -25,7 +31,7 @@ def _adapter(change: Callable[[Path], Any] = lambda folder: None, **of_its_base:
         config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
         peft.get_peft_model(tiny.llama(**of_its_base), config).save_pretrained(str(folder))
         change(folder)
-        return with_adapter(tiny.llama(), str(folder))
+        return with_adapter(_model(), str(folder))
 
     return act
 
@@ -57,6 +63,18 @@ def _of_other_prompts(folder: Path) -> Any:
     return _asked(folder / "answers.jsonl", "one", "Do it.")
 
 
+def _changed(change: Callable[[bytes], bytes]) -> Callable[[Path], Any]:
+    """Goes on with a file of answers that something else has changed."""
+
+    def act(folder: Path) -> Any:
+        path = folder / "answers.jsonl"
+        _asked(path, "one", "Do it.")
+        path.write_bytes(change(path.read_bytes()))
+        return _asked(path, "one", "Do it.")
+
+    return act
+
+
 def _without_a_template(_folder: Path) -> Any:
     bare = transformers.PreTrainedTokenizerFast(tokenizer_object=tiny.tokenizer().backend_tokenizer)
     return as_chats(bare, ["Do it."], "ask the model")
@@ -70,7 +88,7 @@ def _smaller_embeddings(folder: Path) -> Any:
 _UNDER = r"an adapter under `.*` that was trained on the model .*; got "
 
 INPUTS = [
-    BadInput("No adapter", lambda folder: with_adapter(tiny.llama(), str(folder)), _UNDER + "ValueError"),
+    BadInput("No adapter", lambda folder: with_adapter(_model(), str(folder)), _UNDER + "ValueError"),
     BadInput("An adapter of a wider model", _adapter(hidden_size=64), _UNDER + "RuntimeError"),
     BadInput(
         "An adapter of a deeper model", _adapter(num_hidden_layers=3), _UNDER + r"\d+ weights without a counterpart"
@@ -90,6 +108,12 @@ INPUTS = [
         "Answers of another model", _of_another_model, r"answers\.jsonl .*in line 1 model 'one' instead of 'another'"
     ),
     BadInput("Answers to other prompts", _of_other_prompts, r"answers\.jsonl .*; got in line \d"),
+    BadInput(
+        "Answers that are no JSON", _changed(lambda b: b"{" + b), r"answers\.jsonl .*; got in line 1 JSONDecodeError"
+    ),
+    BadInput(
+        "Answers with a line of something else", _changed(lambda b: b + b"notes"), r"answers\.jsonl .*; got in line 2"
+    ),
     BadInput(
         "Answers of nobody", written("", "answers.jsonl", first_speaker), r"answers\.jsonl .*; got in line 1 JSON"
     ),

@@ -14,12 +14,14 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pact_plugins.building import build
 from pact_plugins.finding import load_base
 from pact_plugins.loading import pretrained
 from pact_plugins.subset_head import SubsetHead
 from tests import tiny
 from tests.bad_inputs.case import BadInput
-from tests.caches import IDS
+from tests.caches import IDENTITY, IDS
+from tests.rows import CHAT, documents, few
 
 
 def _served(make: Callable[[], Any]) -> Callable[[Path], Any]:
@@ -44,6 +46,11 @@ def _not_finite(value: float) -> Callable[[], Any]:
         return model
 
     return make
+
+
+def _reference_of_a_broken_model(folder: Path) -> None:
+    model = _not_finite(float("nan"))()
+    build(folder / "cache", IDENTITY, documents(few()), SubsetHead(model, IDS), CHAT, show_progress=False)
 
 
 def _with_another_head() -> Any:
@@ -84,6 +91,7 @@ INPUTS = [
     ),
     BadInput("Logits that are transformed", _served(lambda: _Louder(_llama_config())), r"difference of .* in _Louder"),
     BadInput("A weight that is no number", _served(_not_finite(float("nan"))), r"finite logits.*NaN or infinity"),
+    BadInput("A reference that is no number", _reference_of_a_broken_model, r"finite logits.*NaN or infinity"),
     BadInput("A weight that is infinite", _served(_not_finite(float("inf"))), r"finite logits.*NaN or infinity"),
 ]
 
