@@ -72,7 +72,7 @@ def _report(file: str, change: Callable[[Path], Any]) -> Callable[[Path], Any]:
     return act
 
 
-_INTACT = r"an intact reference cache in .*cache; got "
+_INTACT = r"an intact reference cache .*in .*cache; got "
 _SOUND = r"sound files of a run or an evaluation in .*; got "
 
 INPUTS = [
