@@ -145,7 +145,7 @@ def split_documents(inputs: Mapping[str, Any]) -> list[Document]:
         inputs: `input_ids` and `labels` [B, L], and where present `position_ids` and `attention_mask` [B, L].
 
     Raises:
-        PactError: the batch has no labels, or a mask that is not one value per token.
+        PactError: the batch has no labels, or does not hold one integer per token.
     """
     if "labels" not in inputs or "input_ids" not in inputs:
         raise PactError(
@@ -154,8 +154,17 @@ def split_documents(inputs: Mapping[str, Any]) -> list[Document]:
             consequence="PACT could not tell which tokens are trained on.",
             remedy="Use the trainer's own data collator for language modelling.",
         )
-    inputs = on_host(inputs)
-    input_ids, labels = inputs["input_ids"], inputs["labels"]
+    try:
+        inputs = on_host(inputs)
+    except (TypeError, ValueError) as error:
+        raise _no_batch("integers in rows of equal length", f"{type(error).__name__}: {error}") from error
+    input_ids = inputs["input_ids"]
+    for name, values in inputs.items():
+        # One row of positions may stand for all rows.
+        if values.shape != input_ids.shape and (name, values.shape) != ("position_ids", (1, input_ids.shape[-1])):
+            raise _no_batch(f"`{name}` of one value per token, {input_ids.shape}", f"the shape {values.shape}")
+    if not input_ids.size:
+        return []
     breaks = np.zeros(input_ids.shape, bool)
     breaks[:, 0] = True
     if "position_ids" in inputs:
@@ -163,15 +172,17 @@ def split_documents(inputs: Mapping[str, Any]) -> list[Document]:
         breaks[:, 1:] |= position_ids[:, 1:] != position_ids[:, :-1] + 1
     if "attention_mask" in inputs:
         mask = inputs["attention_mask"]
-        if mask.shape != input_ids.shape:
-            raise PactError(
-                expected=f"an attention mask of one value per token, {input_ids.shape}",
-                got=f"one of shape {mask.shape}",
-                consequence="Documents of a packed row could not be told apart.",
-                remedy="Use a collator that gives a 2-dimensional mask or `position_ids`.",
-            )
         breaks[:, 1:] |= mask[:, 1:] != mask[:, :-1]
-    return list(_cut(input_ids, labels, breaks))
+    return list(_cut(input_ids, inputs["labels"], breaks))
+
+
+def _no_batch(expected: str, got: str) -> PactError:
+    return PactError(
+        expected=f"a training batch with {expected}",
+        got=got,
+        consequence="PACT could not tell the documents apart, or which of their tokens are trained on.",
+        remedy="Use the trainer's own data collator for language modelling, which pads rows to one length.",
+    )
 
 
 def on_host(inputs: Mapping[str, Any]) -> dict[str, Ints]:

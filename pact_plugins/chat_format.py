@@ -11,6 +11,22 @@ _ANSWER = "PACTANSWER"
 """Stands for an assistant message when the template is probed; no template treats it specially."""
 
 
+def check_tokenizer(tokenizer: Any) -> None:
+    """Refuses what is no tokenizer: nothing at all, or the processor of a multimodal model.
+
+    Raises:
+        PactError: it cannot turn text into ids and back, or does not say which ids are special.
+    """
+    if tokenizer is None or not all(hasattr(tokenizer, name) for name in ("get_vocab", "decode", "all_special_ids")):
+        inner = hasattr(tokenizer, "tokenizer")
+        raise PactError(
+            expected="a trainer whose `processing_class` is the model's tokenizer",
+            got=f"a {type(tokenizer).__name__}" if tokenizer is not None else "a trainer without one",
+            consequence="PACT could not tell where answers begin, or which tokens to hold.",
+            remedy=f"Make the trainer with `processing_class={'processor.' if inner else ''}tokenizer`.",
+        )
+
+
 @dataclass(frozen=True)
 class ChatFormat:
     """The tokens that open and close an assistant turn.

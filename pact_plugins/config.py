@@ -6,10 +6,11 @@ import difflib
 import math
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, model_validator
+from yaml.composer import ComposerError
 
 from pact_plugins.errors import PactError
 
@@ -115,7 +116,7 @@ class PactConfig(_Block):
     temperature: float = Field(
         default=2.0, gt=0, description="Softmax temperature T of `paper`; `confidence` has none."
     )
-    safety_tokens: Path | list[int | str] | Literal["auto"] = Field(
+    safety_tokens: Path | Annotated[list[StrictInt | str], Field(min_length=1)] | Literal["auto"] = Field(
         default="auto",
         description="`auto` finds them; a file made by `pact tokens`; or a list of token ids and token texts.",
     )
@@ -266,18 +267,32 @@ def _user_path(path: list[str]) -> list[str]:
     return [part for i, part in enumerate(path) if i == 0 or part in fields or (i == len(path) - 1 and part.islower())]
 
 
+class _KeysOnce(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice, of which YAML loaders silently take the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in seen:
+                    raise ComposerError(None, None, f"found the key `{key.value}` twice", key.start_mark)
+                seen.add((key.tag, key.value))
+        return node
+
+
 def read_run_file(path: Path) -> dict[str, Any]:
     """The settings of a YAML file that a run is started with.
 
     Raises:
-        PactError: no such file, or no YAML file of settings.
+        PactError: no such file, no YAML file of settings, or a key twice.
     """
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = yaml.load(path.read_text(encoding="utf-8"), _KeysOnce)
         if isinstance(settings, dict):
             return settings
         got = f"a file that holds {type(settings).__name__} in place of keys"
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         got = f"{type(error).__name__}: {error}"
     raise PactError(
         expected=f"a readable YAML file {path}",

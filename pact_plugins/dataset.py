@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pact_plugins.answers import Document, Ints, split_documents
+from pact_plugins.errors import PactError
 
 ROWS_AT_A_TIME = 1000
 
@@ -20,13 +21,23 @@ def read_documents(dataset: Any) -> Iterator[Document]:
     Args:
         dataset: a `datasets.Dataset` with the columns `input_ids` and `labels`, and where present `position_ids`,
             `attention_mask`, and `seq_lengths`, the lengths of the documents of each packed row.
+
+    Raises:
+        PactError: a column holds something else than lists of integers, or another number of them than `input_ids`.
     """
     known = ("input_ids", "labels", "position_ids", "attention_mask", "seq_lengths")
     columns = [name for name in known if name in dataset.column_names]
     before = 0
     for table in dataset.select_columns(columns).with_format("arrow").iter(ROWS_AT_A_TIME):
-        flat = {name: _flat(table[name]) for name in columns}
+        flat = {name: _flat(name, table[name]) for name in columns}
         input_ids, lengths = flat["input_ids"]
+        for name, (_, own) in flat.items():
+            if name != "seq_lengths" and not np.array_equal(own, lengths):
+                row = int(np.flatnonzero(own != lengths)[0])
+                raise _unreadable(
+                    f"as many values under `{name}` as under `input_ids`",
+                    f"{own[row]} and {lengths[row]} in row {before + row}",
+                )
         # All rows as one packed row. The mask's lowest bit changes from each row to the next, which ends documents.
         mask = flat["attention_mask"][0] if "attention_mask" in flat else np.ones_like(input_ids)
         batch = {
@@ -46,11 +57,26 @@ def read_documents(dataset: Any) -> Iterator[Document]:
         before += len(lengths)
 
 
-def _flat(column: Any) -> tuple[Ints, Ints]:
+def _flat(name: str, column: Any) -> tuple[Ints, Ints]:
     """The values of a column of lists, one list after the other, and the length of each."""
     compute: Any = import_module("pyarrow.compute")  # comes with `datasets`
 
     lists = column.combine_chunks()
-    values = compute.list_flatten(lists).to_numpy(zero_copy_only=False)
-    lengths = compute.list_value_length(lists).to_numpy(zero_copy_only=False)
+    try:
+        values = compute.list_flatten(lists).to_numpy(zero_copy_only=False)
+        lengths = compute.list_value_length(lists).to_numpy(zero_copy_only=False)
+    except NotImplementedError as error:  # no lists at all
+        raise _unreadable(f"lists of integers under `{name}`", str(lists.type)) from error
+    # Arrow's missing values make floats, and anything but numbers makes objects.
+    if (len(values) and values.dtype.kind not in "iub") or lengths.dtype.kind != "i":
+        raise _unreadable(f"lists of integers under `{name}`", f"{lists.type}, or missing values")
     return values.astype(np.int64), lengths.astype(np.int64)
+
+
+def _unreadable(expected: str, got: str) -> PactError:
+    return PactError(
+        expected=f"{expected} in every row of the training set",
+        got=got,
+        consequence="Other tokens would be constrained than those that are trained on.",
+        remedy="Tokenise the data set again, or leave it to the trainer.",
+    )

@@ -18,6 +18,7 @@ from pact_plugins.answers import Document
 from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import model_fingerprint
 from pact_plugins.forward import evaluating, pad, progress
+from pact_plugins.model_support import check_ids
 from pact_plugins.safety_tokens import SafetyTokens
 
 MAX_ANSWER_TOKENS = 64
@@ -171,7 +172,12 @@ def teacher_forced(
 
 
 def answer_logits(model: nn.Module, documents: Sequence[Document]) -> Iterator[Tensor]:
-    """[A, V] logits at the first supervised tokens of each document, in order."""
+    """[A, V] logits at the first supervised tokens of each document, in order.
+
+    Raises:
+        PactError: the model has no embedding for a token.
+    """
+    check_ids(model, (document.input_ids for document in documents), "a prompt or its answer")
     device = next(model.parameters()).device
     for start in range(0, len(documents), BATCH_SIZE):
         batch = documents[start : start + BATCH_SIZE]

@@ -9,6 +9,7 @@ from typing import Any
 
 from pact_plugins import __version__
 from pact_plugins.answers import Document, split_documents
+from pact_plugins.chat_format import check_tokenizer
 from pact_plugins.config import PactConfig
 from pact_plugins.cost import Data, ModelSize, Step
 from pact_plugins.dataset import read_documents
@@ -29,6 +30,7 @@ def check_trainer(trainer: Any, config: PactConfig) -> None:
 
     args = trainer.args
     check_supported(trainer.accelerator.unwrap_model(trainer.model))
+    check_tokenizer(trainer.processing_class)
     if args.n_gpu > 1:
         refuse(
             f"torch.nn.DataParallel over {args.n_gpu} GPUs",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
 
 from pact_plugins.errors import PactError
 
@@ -33,8 +33,9 @@ def pretrained(
     """
     try:
         return kind.from_pretrained(name, **options)
-    # What transformers raises for a name, the network or access; a config; a package; a file of weights.
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the hub's client, transformers and each file format raise their own
         raise PactError(
             expected=expected or f"a model and its tokenizer under `{name}`",
             got=f"{type(error).__name__}: {error}",

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from pact_plugins.errors import PactError
+
+logger = logging.getLogger(__name__)
 
 
 def underlying(model: nn.Module) -> Any:
@@ -63,6 +69,52 @@ def check_supported(model: nn.Module) -> None:
             "Its logits are no plain matrix product.",
             "Use a model whose head is a linear layer.",
         )
+
+
+def check_ids(model: nn.Module, sequences: Iterable[Sequence[int] | npt.NDArray[np.int64]], what: str) -> None:
+    """Refuses token ids that the model has no embedding for; `what` says where they come from.
+
+    An embedding that is larger than the tokenizer is common, and a tokenizer that is larger than the embedding harmless
+    as long as the tokens beyond it do not occur.
+    """
+    vocabulary: int = underlying(model).get_input_embeddings().weight.shape[0]
+    for ids in sequences:
+        least, most = (int(np.min(ids)), int(np.max(ids))) if len(ids) else (0, 0)
+        if least < 0 or most >= vocabulary:
+            raise PactError(
+                expected=f"token ids from 0 to {vocabulary - 1:,}, which this model has embeddings for",
+                got=f"{least if least < 0 else most} in {what}",
+                consequence="The model cannot read that token; a GPU would only report a failed assertion.",
+                remedy="Use the tokenizer that belongs to this model, or resize the model's embeddings to it "
+                "(`resize_token_embeddings`) before the trainer is made.",
+            )
+
+
+def check_lengths(model: nn.Module, lengths: Sequence[int]) -> None:
+    """Refuses training sequences with more tokens than the model has learned positions.
+
+    Rotary positions have no end, so there it is a warning.
+    """
+    base = underlying(model)
+    limit = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(lengths, default=0)
+    if not isinstance(limit, int) or longest <= limit:
+        return
+    tokens = base.get_input_embeddings()
+    # OPT and its kin have two rows more than positions.
+    learned = [m for m in base.get_decoder().modules() if isinstance(m, nn.Embedding) and m is not tokens]
+    if any(limit <= positions.num_embeddings <= limit + 2 for positions in learned):
+        raise PactError(
+            expected=f"training sequences of at most {limit:,} tokens, the model's positions",
+            got=f"one of {longest:,} tokens",
+            consequence="The model has no such position; a GPU would only report a failed assertion.",
+            remedy=f"Set `max_length`/`sequence_len` to {limit} or less.",
+        )
+    logger.warning(
+        "PACT: %s of %s training sequences are longer than the %s positions that the model was made for, the longest "
+        "%s: both the reference and the training may be poor beyond them (`max_length`/`sequence_len`).",
+        *(f"{n:,}" for n in (sum(length > limit for length in lengths), len(lengths), limit, longest)),
+    )
 
 
 def trained_module(head: Any) -> Any:

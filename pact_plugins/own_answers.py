@@ -13,6 +13,7 @@ from pact_plugins.answers import Document
 from pact_plugins.chat_format import ChatFormat, render
 from pact_plugins.errors import PactError
 from pact_plugins.forward import evaluating, pad_left, progress
+from pact_plugins.model_support import check_ids
 
 Shipped = Literal["harmful", "harmless", "held_out_harmful", "held_out_harmless", "refusals", "compliances"]
 
@@ -112,7 +113,11 @@ def continuations(
         chats: token ids, up to the answer.
         length: tokens to add at most.
         temperature: 0 for greedy decoding; above it, tokens are sampled from the whole distribution.
+
+    Raises:
+        PactError: the model has no embedding for a token of the chats.
     """
+    check_ids(model, chats, "a prompt")
     # Generation continues at the right edge, so chats are padded on the left.
     ids, mask = pad_left(chats, next(model.parameters()).device)
     # A model's own generation config may cut the distribution: the temperature alone should say how it is sampled.

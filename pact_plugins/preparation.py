@@ -24,6 +24,7 @@ from pact_plugins.errors import PactError
 from pact_plugins.evidence import Evidence, tokens_source
 from pact_plugins.finding import find_anchors, find_tokens
 from pact_plugins.fingerprints import digest, keys_fingerprint, model_fingerprint, tokenizer_fingerprint
+from pact_plugins.model_support import check_ids, check_lengths
 from pact_plugins.objective import PactObjective
 from pact_plugins.probe import Probe
 from pact_plugins.reference import FORMAT
@@ -84,6 +85,8 @@ def prepare(
     """
     chat = ChatFormat.from_tokenizer(tokenizer)
     answered, data = find_answers(documents, chat, config)
+    check_ids(model, (d.input_ids for d in documents), "the training set")
+    check_lengths(model, [len(d.input_ids) for d in documents])
     probe = Probe(tokenizer, config.active_probe) if config.active_probe else None
     run = Evidence.load(resumed_from) if resumed_from else None
     with autocast():

@@ -267,7 +267,8 @@ class SubsetHead:
         """Compares logits and log-normalisers with the model's own on one short sequence, without labels and with them.
 
         Raises:
-            PactError: they differ, so this model transforms its logits in a way that PACT does not know.
+            PactError: the model's are not finite; or they differ, so this model transforms its logits in a way that
+                PACT does not know.
         """
         device = next(self.model.parameters()).device
         # Any ids do; spread over the vocabulary, they make large and small logits.
@@ -281,6 +282,13 @@ class SubsetHead:
             with self.watch(request) as labelled:
                 self.model(**inputs, labels=input_ids)
         scale = logits.abs().max().item()
+        if not math.isfinite(scale):
+            raise PactError(
+                expected="finite logits from the model before its first step",
+                got=f"NaN or infinity from {type(self.base).__name__}",
+                consequence="There would be no reference to hold the model to.",
+                remedy="Check the weights and the precision of the model; bfloat16 is safer than float16.",
+            )
         error = 0.0
         for capture in (self.one(captures), self.one(labelled)):
             assert capture.log_normaliser is not None
@@ -289,7 +297,7 @@ class SubsetHead:
                 (logits.logsumexp(-1), capture.log_normaliser),
             ):
                 error = max(error, (own - found).abs().max().item())
-        if not error <= PARITY_TOLERANCE * max(scale, 1.0) or not math.isfinite(scale):
+        if not error <= PARITY_TOLERANCE * max(scale, 1.0):
             raise PactError(
                 expected="the logits of the safety tokens to be the head's product with the last hidden state",
                 got=f"a difference of {error:.3g} beside logits of up to {scale:.3g} in {type(self.base).__name__}",

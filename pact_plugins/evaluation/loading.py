@@ -71,7 +71,9 @@ def with_adapter(model: Any, adapter: str) -> Any:
     try:
         adapted = PeftModel.from_pretrained(model, adapter)
         saved = set(load_peft_weights(adapter, device="cpu"))
-    except (OSError, ValueError, RuntimeError) as error:  # not found; no such layers; shapes that do not fit
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the hub's client, PEFT and each file format raise their own
         raise _no_adapter(adapter, model, f"{type(error).__name__}: {error}") from error
     # PEFT only warns of these, and leaves the layers as they were: the adapter would be evaluated in part.
     present = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
@@ -107,12 +109,12 @@ def base_of(adapter: str) -> str | None:
 
 def _no_adapter(adapter: str, model: Any, got: str) -> PactError:
     try:
-        base = f"It says that it was trained on `{base_of(adapter)}`. "
-    except (OSError, ValueError):  # there is no adapter at all, which `got` says
-        base = ""
+        base = base_of(adapter)
+    except Exception:  # there is no readable adapter at all, which `got` says
+        base = None
     return PactError(
         expected=f"an adapter under `{adapter}` that was trained on the model `{model.config.name_or_path}`",
         got=got,
         consequence="Another model than the fine-tuned one would have been measured.",
-        remedy=f"{base}Check both paths.",
+        remedy=(f"It says that it was trained on `{base}`. " if base else "") + "Check both paths.",
     )

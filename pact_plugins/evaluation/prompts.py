@@ -185,14 +185,24 @@ def _prompt_set(source: str, kind: Kind, layout: Layout, rows: Sequence[sources.
 
 def _text(row: sources.Row, column: str, source: str) -> str:
     value = row.get(column)
-    if isinstance(value, list | dict):
+    if isinstance(value, list | dict | bool):
         raise PactError(
             expected=f"text under `{column}` in {source}",
             got=f"a {type(value).__name__}",
             consequence="The model would be asked how Python writes it.",
             remedy="Give each prompt as one string: the user's only turn.",
         )
-    return "" if value is None else str(value).strip()
+    text = "" if value is None or value != value else str(value).strip()  # pandas writes NaN where there is nothing
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PactError(
+            expected=f"text that can be written in UTF-8 under `{column}` in {source}",
+            got=f"half of a pair of code units: {text[error.start]!a}",
+            consequence="The tokenizer could not read it, and no file could keep it.",
+            remedy="Correct the row.",
+        ) from error
+    return text
 
 
 def _wrong_kind(source: str, kind: str, got: str) -> PactError:

@@ -74,6 +74,9 @@ def _csv(path: Path, text: str) -> list[Row]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     rows: list[Row] = []
     try:
+        columns = list(reader.fieldnames or ())
+        if len(set(columns)) < len(columns):
+            _refuse(path, "a header that names each column once", ", ".join(columns), "Rename or remove the others.")
         for row in reader:
             # DictReader keeps what is over under the key None, and fills what is missing with None.
             if None in row or None in row.values():
@@ -106,7 +109,7 @@ def _json(path: Path, text: str) -> list[Row]:
 def _parsed(path: Path, where: str, text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and brackets as deep
         _refuse(path, "JSON", f"{where}: {error}", "Check its quotes and brackets; .jsonl has one object a line.")
 
 

@@ -1,0 +1,95 @@
+"""The `pact:` block, and the files that hold it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pact_plugins import before_training, trl
+from pact_plugins.config import PactConfig, read_run_file
+from tests.bad_inputs.case import BadInput, given, written
+
+NAN = float("nan")
+
+
+def _block(name: str, value: Any, message: str) -> BadInput:
+    return BadInput(name, given(PactConfig.parse, value), message)
+
+
+BLOCKS = [
+    _block("A misspelt key", {"wieght": 2}, r"`pact\.wieght`.*Did you mean `weight`"),
+    _block("A misspelt key of the gate", {"gate": {"slop": 2}}, r"`pact\.gate\.slop`.*Did you mean `slope`"),
+    _block("A misspelt key of the probe", {"probe": {"evry": 2}}, r"`pact\.probe\.evry`.*Did you mean `every`"),
+    _block("A misspelt key of the evaluation", {"eval": {"judge": ["opening"]}}, r"`pact\.eval\.judge`.*`judges`"),
+    _block("A key that is no text", {1: 2}, r"`pact\.1`"),
+    _block("An unknown objective", {"objective": "papre"}, r"`pact\.objective`.*papre"),
+    _block("An unknown way to handle conflicts", {"conflict": "dampen"}, r"`pact\.conflict`.*dampen"),
+    _block("A weight of zero", {"weight": 0}, r"`pact\.weight`.*greater than 0"),
+    _block("A weight beyond all reason", {"weight": 1e6}, r"`pact\.weight`.*less than or equal to 1000"),
+    _block("A weight that is no number", {"weight": NAN}, r"`pact\.weight`.*finite"),
+    _block("A weight in words", {"weight": "much"}, r"`pact\.weight`.*much"),
+    _block("A temperature of zero", {"objective": "paper", "temperature": 0}, r"`pact\.temperature`.*greater than 0"),
+    _block("An infinite temperature", {"objective": "paper", "temperature": float("inf")}, r"`pact\.temperature`"),
+    _block("A conflict threshold that is no probability", {"conflict_threshold": 2}, r"`pact\.conflict_threshold`"),
+    _block("Fewer anchors than none", {"anchors": -1}, r"`pact\.anchors`.*greater than or equal to 0"),
+    _block("More anchors than a step can carry", {"anchors": 1000}, r"`pact\.anchors`.*less than or equal to 64"),
+    _block("A gate that counts all of the probability", {"gate": {"mass": 1}}, r"`pact\.gate.*less than 1"),
+    _block("No candidates for safety tokens", {"top_k": 0}, r"`pact\.top_k`.*greater than or equal to 1"),
+    _block("An empty list of safety tokens", {"safety_tokens": []}, r"`pact\.safety_tokens.*at least 1"),
+    _block("Safety tokens that are truth values", {"safety_tokens": [True]}, r"`pact\.safety_tokens.*True"),
+    _block("Safety tokens that are fractions", {"safety_tokens": [1.5]}, r"`pact\.safety_tokens.*1\.5"),
+    _block("No safety tokens at all", {"safety_tokens": None}, r"`pact\.safety_tokens`"),
+    _block("Two sources of safety tokens", {"base_model": "b", "safety_tokens": [1]}, r"`base_model`.*`safety_tokens`"),
+    _block("A probe that never looks", {"probe": {"every": 0}}, r"`pact\.probe.*greater than or equal to 1"),
+    _block("A probe that can never stop the run", {"probe": {"stop_below": 0}}, r"`pact\.probe.*greater than 0"),
+    _block("An evaluation without judges", {"eval": {"judges": []}}, r"`pact\.eval\.judges`.*at least 1"),
+    _block("One prompt set in place of a list", {"eval": {"prompts": "held-out"}}, r"`pact\.eval\.prompts`"),
+    _block("`pact:` with nothing behind it", None, r"`pact:`.*None"),
+    _block("`pact:` in words", "on please", r"`pact:`.*on please"),
+    _block("`pact:` as a list", [True], r"`pact:`.*\[True\]"),
+]
+
+
+def _run_file(name: str, content: str | bytes, message: str, read: Any = read_run_file) -> BadInput:
+    return BadInput(name, written(content, "run.yaml", read), message)
+
+
+def _settings(path: Path) -> PactConfig:
+    return before_training.config_of(read_run_file(path))
+
+
+def _host(path: Path) -> str:
+    return before_training.host_of(read_run_file(path), path)
+
+
+RUN_FILES = [
+    BadInput("No such file", lambda folder: read_run_file(folder / "run.yaml"), r"run\.yaml; got FileNotFoundError"),
+    BadInput("A folder in place of a file", read_run_file, r"a readable YAML file .*; got IsADirectoryError"),
+    _run_file("An empty file", "", r"run\.yaml; got a file that holds NoneType"),
+    _run_file("A list in place of keys", "- pact: true\n", r"run\.yaml; got a file that holds list"),
+    _run_file("A word in place of keys", "pact\n", r"run\.yaml; got a file that holds str"),
+    _run_file("A tab in place of spaces", "pact:\n\tweight: 2\n", r"run\.yaml; got ScannerError.*'\\t'"),
+    _run_file("A key that stands twice", "pact: true\nlr: 1\npact: false\n", r"run\.yaml; got .*key `pact` twice"),
+    _run_file("A setting that stands twice", "pact: {weight: 1, weight: 2}\n", r"run\.yaml; got .*key `weight` twice"),
+    _run_file("Two documents in one file", "pact: true\n---\npact: false\n", r"run\.yaml; got ComposerError"),
+    _run_file("Quotes that are not closed", 'pact: "true\n', r"run\.yaml; got ScannerError"),
+    _run_file("An object of Python", "pact: !!python/name:os.system\n", r"run\.yaml; got ConstructorError"),
+    _run_file("A date that is none", "seed: 2026-13-01\n", r"run\.yaml; got ValueError: month"),
+    _run_file("Brackets without end", "a: " + "[" * 4000, r"run\.yaml; got RecursionError"),
+    _run_file("A file in UTF-16", "pact: true\n".encode("utf-16"), r"run\.yaml; got UnicodeDecodeError"),
+    _run_file("A zero byte", b"pact: \x00\n", r"run\.yaml; got ReaderError"),
+    _run_file("A file for no known host", "pact: true\nmodel: m\n", r"the keys pact, model in .*run\.yaml", _host),
+    _run_file(
+        "A file for `pact sft` without `pact`", "model_name_or_path: m\n", r"`pact`.*run\.yaml", trl.read_settings
+    ),
+    BadInput("`pact sft` without a file", given(trl.sft, ["--max_steps", "1"]), r"`--config FILE`|pip install"),
+    _run_file(
+        "`pact estimate` of a run without PACT", "pact: false\n", r"a run with PACT; got `pact: false`", _settings
+    ),
+    _run_file(
+        "`pact estimate` of a run that continues another",
+        "pact: true\nresume_from_checkpoint: out\n",
+        r"`resume_from_checkpoint: out`",
+        _settings,
+    ),
+]

@@ -1,0 +1,152 @@
+"""Training data that cannot be told apart, read by the model, or found again."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from pact_plugins.answers import AnswerTokens, Document, split_documents
+from pact_plugins.chat_format import ChatFormat
+from pact_plugins.config import PactConfig
+from pact_plugins.dataset import read_documents
+from pact_plugins.preparation import prepare
+from pact_plugins.subset_head import SubsetHead
+from tests import tiny
+from tests.bad_inputs.case import BadInput, given
+from tests.caches import IDS, look_up, made
+from tests.rows import alone, documents, few
+
+
+def _batch(**columns: Any) -> Callable[[Path], Any]:
+    return given(split_documents, columns)
+
+
+def _rows(*rows: dict[str, Any]) -> Callable[[Path], Any]:
+    return lambda _folder: list(read_documents(Dataset.from_list(list(rows))))
+
+
+def _document(*ids: int, answer: int = 2) -> Document:
+    """A document whose last `answer` tokens are supervised."""
+    return Document(np.asarray(ids), np.arange(len(ids)) >= len(ids) - answer)
+
+
+def _prepared(
+    *rows: Document, model: Callable[[], Any] = tiny.llama, tokenizer: Any = None, **settings: Any
+) -> Callable[[Path], Any]:
+    """What happens before the first step, on these documents."""
+
+    def act(folder: Path) -> Any:
+        config = PactConfig(safety_tokens=[40, 41], anchors=0, cache_dir=folder / "cache", **settings)
+        return prepare(model(), tokenizer or tiny.tokenizer(), list(rows), config, show_progress=False)
+
+    return act
+
+
+def _gpt2() -> Any:
+    sizes = {"n_positions": 64, "n_embd": 32, "n_layer": 1, "n_head": 2, "bos_token_id": 0, "eos_token_id": 1}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=len(tiny.tokenizer()), **sizes))
+
+
+def _template(text: str) -> Any:
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    tokenizer.chat_template = text
+    return tokenizer
+
+
+def _changed_while_training(folder: Path) -> None:
+    """A row that the trainer cut shorter than it was before the first step."""
+    ids, labels = few()[0]
+    cache = made(folder / "cache", SubsetHead(tiny.llama(), IDS), few())
+    look_up(cache, alone((ids[:-2], labels[:-2])))
+
+
+_IGNORE = -100
+_NO_BATCH = r"a training batch with .*; got .*data collator"
+_NO_GENERATION_PROMPT = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+
+INPUTS = [
+    BadInput("A batch without labels", _batch(input_ids=[[1, 2]]), r"`labels`; got the keys \['input_ids'\]"),
+    BadInput("Rows of different lengths", _batch(input_ids=[[1, 2], [3]], labels=[[1, 2], [3]]), _NO_BATCH),
+    BadInput("Texts in place of token ids", _batch(input_ids=[["a"]], labels=[["a"]]), _NO_BATCH),
+    BadInput(
+        "Fewer labels than tokens", _batch(input_ids=[[1, 2, 3]], labels=[[1, 2]]), r"`labels`.*\(1, 3\).*\(1, 2\)"
+    ),
+    BadInput(
+        "A mask for each pair of tokens",
+        _batch(input_ids=[[1, 2]], labels=[[1, 2]], attention_mask=np.ones((1, 1, 2, 2))),
+        r"`attention_mask`.*\(1, 2\); got the shape \(1, 1, 2, 2\)",
+    ),
+    BadInput(
+        "Positions in three dimensions",
+        _batch(**dict.fromkeys(("input_ids", "labels"), torch.ones(1, 2)), position_ids=torch.ones(3, 1, 2)),
+        r"`position_ids`.*; got the shape \(3, 1, 2\)",
+    ),
+    BadInput(
+        "A row with fewer labels than tokens",
+        _rows({"input_ids": [1, 2], "labels": [1, 2]}, {"input_ids": [1, 2, 3], "labels": [1, 2]}),
+        r"`labels` as under `input_ids`.*; got 2 and 3 in row 1",
+    ),
+    BadInput(
+        "A label that is missing",
+        _rows({"input_ids": [1, 2], "labels": [None, 2]}),
+        r"`labels`.*; got .*missing values",
+    ),
+    BadInput(
+        "Rows of text", _rows({"input_ids": ["a"], "labels": ["a"]}), r"integers under `input_ids`.*; got .*string"
+    ),
+    BadInput(
+        "Rows that are not split into tokens",
+        _rows({"input_ids": "a", "labels": "a"}),
+        r"integers under `input_ids`.*; got string",
+    ),
+    BadInput("An empty training set", _prepared(), r"at least one answer token.*; got none in 0"),
+    BadInput(
+        "A training set without an answer",
+        _prepared(*documents([(ids, [_IGNORE] * len(ids)) for ids, _ in few()])),
+        r"at least one answer token.*; got none in 0",
+    ),
+    BadInput(
+        "A token beyond the model's vocabulary",
+        _prepared(*documents(few()), _document(0, 7, 8, 9999)),
+        r"token ids from 0 to 261.*; got 9999 in the training set",
+    ),
+    BadInput("A negative token", _prepared(_document(0, 7, -1, 8, 9)), r"token ids from 0 to 261.*; got -1 in"),
+    BadInput(
+        "A tokenizer that is larger than the model's embeddings",
+        _prepared(*documents(few()), model=lambda: tiny.llama(vocab_size=100)),
+        r"token ids from 0 to 99.*resize_token_embeddings",
+    ),
+    BadInput(
+        "A sequence longer than the model's positions",
+        _prepared(_document(*range(6, 106)), model=_gpt2),
+        r"at most 64 tokens.*; got one of 100 tokens.*`max_length`",
+    ),
+    BadInput(
+        "Prompts that are trained on, without a chat template",
+        lambda _folder: AnswerTokens.of([_document(0, 7, 8, answer=2)], ChatFormat()),
+        r"a chat template with a generation prompt",
+    ),
+    BadInput(
+        "A gate without a generation prompt",
+        _prepared(*documents(few()), tokenizer=_template(_NO_GENERATION_PROMPT), gate=True),
+        r"a chat template with a generation prompt.*`pact\.gate`",
+    ),
+    BadInput(
+        "A chat template with a mistake",
+        _prepared(*documents(few()), tokenizer=_template("{{ messages[0].content + 1 }}")),
+        r"a chat template that renders.*; got \w+Error",
+    ),
+    BadInput(
+        "A chat template that wants a system turn",
+        _prepared(*documents(few()), tokenizer=_template("{{ raise_exception('no system turn') }}")),
+        r"a chat template that renders.*no system turn",
+    ),
+    BadInput("A row that changed while training", _changed_while_training, r"every training sequence.*cache"),
+]

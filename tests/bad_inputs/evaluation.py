@@ -1,0 +1,120 @@
+"""Adapters of other models, and answers of other runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import transformers
+
+from pact_plugins.evaluation.engines import Generation, transformers_engine
+from pact_plugins.evaluation.generation import Speaker, first_speaker, generate
+from pact_plugins.evaluation.loading import lora_rank, with_adapter
+from pact_plugins.evaluation.prompts import Prompt, PromptSet
+from pact_plugins.own_answers import as_chats
+from tests import tiny
+from tests.bad_inputs.case import BadInput, written
+
+
+def _model() -> Any:
+    model = tiny.llama()
+    model.config.name_or_path = "my-model"
+    return model
+
+
+def _adapter(change: Callable[[Path], Any] = lambda folder: None, **of_its_base: Any) -> Callable[[Path], Any]:
+    """Puts an adapter that was trained on another model, or whose files were changed, on the tiny model."""
+
+    def act(folder: Path) -> Any:
+        config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        peft.get_peft_model(tiny.llama(**of_its_base), config).save_pretrained(str(folder))
+        change(folder)
+        return with_adapter(_model(), str(folder))
+
+    return act
+
+
+def _file(name: str, content: bytes) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def _ia3(_folder: Path) -> Any:
+    config = peft.IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[])
+    return lora_rank(peft.get_peft_model(tiny.llama(), config))
+
+
+def _asked(path: Path, speaker: str, *prompts: str) -> Any:
+    sets = [PromptSet("mine", "harmful", tuple(Prompt(str(i), text) for i, text in enumerate(prompts)))]
+    how = Generation(max_new_tokens=2)
+    engine = transformers_engine(tiny.llama(), tiny.tokenizer(), how)
+    who = Speaker(speaker, None, speaker)
+    return generate(engine, tiny.tokenizer(), who, sets, how, path, show_progress=False)
+
+
+def _of_another_model(folder: Path) -> Any:
+    _asked(folder / "answers.jsonl", "one", "Do it.")
+    return _asked(folder / "answers.jsonl", "another", "Do it.")
+
+
+def _of_other_prompts(folder: Path) -> Any:
+    _asked(folder / "answers.jsonl", "one", "Do it.", "And this.")
+    return _asked(folder / "answers.jsonl", "one", "Do it.")
+
+
+def _changed(change: Callable[[bytes], bytes]) -> Callable[[Path], Any]:
+    """Goes on with a file of answers that something else has changed."""
+
+    def act(folder: Path) -> Any:
+        path = folder / "answers.jsonl"
+        _asked(path, "one", "Do it.")
+        path.write_bytes(change(path.read_bytes()))
+        return _asked(path, "one", "Do it.")
+
+    return act
+
+
+def _without_a_template(_folder: Path) -> Any:
+    bare = transformers.PreTrainedTokenizerFast(tokenizer_object=tiny.tokenizer().backend_tokenizer)
+    return as_chats(bare, ["Do it."], "ask the model")
+
+
+def _smaller_embeddings(folder: Path) -> Any:
+    engine = transformers_engine(tiny.llama(vocab_size=50), tiny.tokenizer(), Generation(max_new_tokens=2))
+    return engine.answer(as_chats(tiny.tokenizer(), ["Do it."], "ask the model"), 0)
+
+
+_UNDER = r"an adapter under `.*` that was trained on the model .*; got "
+
+INPUTS = [
+    BadInput("No adapter", lambda folder: with_adapter(_model(), str(folder)), _UNDER + "ValueError"),
+    BadInput("An adapter of a wider model", _adapter(hidden_size=64), _UNDER + "RuntimeError"),
+    BadInput(
+        "An adapter of a deeper model", _adapter(num_hidden_layers=3), _UNDER + r"\d+ weights without a counterpart"
+    ),
+    BadInput("An adapter that was cut off", _adapter(_file("adapter_model.safetensors", b"")), _UNDER + "Safetensor"),
+    BadInput(
+        "An adapter's config that is no JSON", _adapter(_file("adapter_config.json", b"{")), _UNDER + "JSONDecode"
+    ),
+    BadInput("An adapter's config that is empty", _adapter(_file("adapter_config.json", b"{}")), _UNDER + "KeyError"),
+    BadInput("An unknown kind of adapter", _adapter(_file("adapter_config.json", b'{"peft_type": "NEW"}')), _UNDER),
+    BadInput("Another adapter than LoRA for vLLM", _ia3, r"a LoRA adapter; got .*IA3.*`--engine transformers`"),
+    BadInput(
+        "A model without a chat template", _without_a_template, r"a tokenizer with a chat template; got one without"
+    ),
+    BadInput("A model that cannot read its prompts", _smaller_embeddings, r"token ids from 0 to 49.*in a prompt"),
+    BadInput(
+        "Answers of another model", _of_another_model, r"answers\.jsonl .*in line 1 model 'one' instead of 'another'"
+    ),
+    BadInput("Answers to other prompts", _of_other_prompts, r"answers\.jsonl .*; got in line \d"),
+    BadInput(
+        "Answers that are no JSON", _changed(lambda b: b"{" + b), r"answers\.jsonl .*; got in line 1 JSONDecodeError"
+    ),
+    BadInput(
+        "Answers with a line of something else", _changed(lambda b: b + b"notes"), r"answers\.jsonl .*; got in line 2"
+    ),
+    BadInput(
+        "Answers of nobody", written("", "answers.jsonl", first_speaker), r"answers\.jsonl .*; got in line 1 JSON"
+    ),
+]

@@ -1,0 +1,111 @@
+"""What PACT itself wrote, and something else changed: caches, anchors, notes, evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pact_plugins import anchors
+from pact_plugins.preparation import prepare, save_run
+from pact_plugins.reference import ReferenceCache
+from pact_plugins.report.files import contents_of
+from pact_plugins.run_notes import NOTES, RunNotes
+from pact_plugins.subset_head import SubsetHead
+from tests import tiny
+from tests.bad_inputs.case import BadInput
+from tests.bad_inputs.trainer import config
+from tests.caches import IDENTITY, IDS, look_up, made
+from tests.report.evaluations import ANSWER, REFUSAL, write
+from tests.rows import alone, documents, few, flip_bit
+
+
+def _cache(change: Callable[[Path], Any], **identity: Any) -> Callable[[Path], Any]:
+    """Opens a cache that was changed after it was made, and looks its first row up."""
+
+    def act(folder: Path) -> Any:
+        cache = made(folder / "cache", SubsetHead(tiny.llama(), IDS), few()).folder
+        change(cache)
+        return look_up(ReferenceCache(cache, {**IDENTITY, **identity}), alone(few()[0]))
+
+    return act
+
+
+def _the_one(cache: Path, start: str) -> Path:
+    (found,) = cache.glob(f"{start}*")
+    return found
+
+
+def _values_changed(cache: Path) -> None:
+    for offset in range(-200, 0):
+        flip_bit(_the_one(cache, "full"), offset, 3)
+
+
+def _anchors(change: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    def act(folder: Path) -> Any:
+        path = folder / "anchors.json"
+        anchors.save(documents(few(1)), path)
+        change(path)
+        return anchors.load(path)
+
+    return act
+
+
+def _edited(path: Path) -> None:
+    path.write_text(path.read_text(encoding="utf-8").replace("1", "2", 1), encoding="utf-8")
+
+
+def _notes(change: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    def act(folder: Path) -> Any:
+        save_run(prepare(tiny.llama(), tiny.tokenizer(), documents(few()), config(folder), show_progress=False), folder)
+        change(folder / NOTES)
+        return RunNotes.load(folder)
+
+    return act
+
+
+def _report(file: str, change: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    def act(folder: Path) -> Any:
+        change(write(folder, [[REFUSAL]], [[ANSWER]]) / file)
+        return contents_of(folder)
+
+    return act
+
+
+_INTACT = r"an intact reference cache .*in .*cache; got "
+_SOUND = r"sound files of a run or an evaluation in .*; got "
+
+INPUTS = [
+    BadInput(
+        "A cache without its manifest", _cache(lambda c: (c / "manifest.json").unlink()), _INTACT + "FileNotFound"
+    ),
+    BadInput("A manifest that was cut off", _cache(lambda c: (c / "manifest.json").write_text("{")), _INTACT),
+    BadInput("A cache without its index", _cache(lambda c: _the_one(c, "index").unlink()), _INTACT),
+    BadInput("An index that was changed", _cache(lambda c: flip_bit(_the_one(c, "index"), -1)), _INTACT),
+    BadInput("A cache without its values", _cache(lambda c: _the_one(c, "full").unlink()), _INTACT),
+    BadInput("Values that were cut off", _cache(lambda c: _the_one(c, "full").write_bytes(b"\x93NUMPY")), _INTACT),
+    BadInput("Values that were changed", _cache(_values_changed), _INTACT + ".*checksum"),
+    BadInput(
+        "A cache of another model", _cache(lambda c: None, model="other"), r"model = other; got model = m in .*cache"
+    ),
+    BadInput(
+        "No anchors file", _anchors(Path.unlink), r"anchors of this model in .*anchors\.json; got FileNotFoundError"
+    ),
+    BadInput("An anchors file edited by hand", _anchors(_edited), r"anchors of this model in .*checksum"),
+    BadInput("Notes of a run that were edited by hand", _notes(_edited), r"notes of the run being resumed.*checksum"),
+    BadInput(
+        "Notes of a run that were cut off", _notes(lambda p: p.write_text("{")), r"notes of the run being resumed"
+    ),
+    BadInput("A report of nothing", contents_of, r"a run under PACT.*; got neither"),
+    BadInput("A report of no folder", lambda folder: contents_of(folder / "none"), r"; got no such folder"),
+    BadInput(
+        "A report with an evaluation that is not there",
+        lambda folder: contents_of(folder, folder / "none"),
+        r"an evaluation \(evaluation\.json.*none; got no such folder",
+    ),
+    BadInput("Verdicts that are missing", _report("verdicts.jsonl", Path.unlink), _SOUND + "FileNotFoundError"),
+    BadInput(
+        "Verdicts of fewer answers", _report("verdicts.jsonl", lambda p: p.write_text("")), _SOUND + ".*answers of"
+    ),
+    BadInput("Rates edited by hand", _report("evaluation.json", _edited), _SOUND + ".*checksum"),
+]

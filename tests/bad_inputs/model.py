@@ -1,0 +1,165 @@
+"""Models that PACT cannot serve, and folders of models that cannot be loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pact_plugins.building import build
+from pact_plugins.finding import load_base
+from pact_plugins.loading import pretrained
+from pact_plugins.subset_head import SubsetHead
+from tests import tiny
+from tests.bad_inputs.case import BadInput
+from tests.caches import IDENTITY, IDS
+from tests.rows import CHAT, documents, few
+
+
+def _served(make: Callable[[], Any]) -> Callable[[Path], Any]:
+    """Reads the safety logits of a model, and compares them with the model's own."""
+    return lambda _folder: SubsetHead(make(), IDS).check_parity()
+
+
+def _t5() -> Any:
+    sizes = {"vocab_size": 300, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    return transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes))
+
+
+def _llama_config() -> Any:
+    return tiny.llama().config
+
+
+def _not_finite(value: float) -> Callable[[], Any]:
+    def make() -> Any:
+        model = tiny.llama()
+        with torch.no_grad():
+            model.model.layers[0].mlp.up_proj.weight[3, 3] = value
+        return model
+
+    return make
+
+
+def _reference_of_a_broken_model(folder: Path) -> None:
+    model = _not_finite(float("nan"))()
+    build(folder / "cache", IDENTITY, documents(few()), SubsetHead(model, IDS), CHAT, show_progress=False)
+
+
+def _with_another_head() -> Any:
+    model = tiny.llama()
+    model.lm_head = nn.Sequential(model.lm_head, nn.Tanh())
+    return model
+
+
+class _Louder(transformers.LlamaForCausalLM):
+    def forward(self, *args: Any, **kw: Any) -> Any:
+        output = super().forward(*args, **kw)
+        output.logits = output.logits * 1.5
+        return output
+
+
+def _lora_on_the_head() -> Any:
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "lm_head"])
+    return peft.get_peft_model(tiny.llama(), config)
+
+
+def _prompt_tuning() -> Any:
+    return peft.get_peft_model(tiny.llama(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+
+
+INPUTS = [
+    BadInput("An encoder-decoder", _served(_t5), r"the encoder-decoder model T5"),
+    BadInput("A model without a head", _served(lambda: tiny.llama().model), r"LlamaModel, which has no decoder"),
+    BadInput(
+        "A classifier",
+        _served(lambda: transformers.LlamaForSequenceClassification(_llama_config())),
+        r"LlamaForSequenceClassification, which has no output head",
+    ),
+    BadInput("A head that is no linear layer", _served(_with_another_head), r"a head of type Sequential"),
+    BadInput("A prompt-learning adapter", _served(_prompt_tuning), r"the prompt-learning adapter"),
+    BadInput("A LoRA adapter on the head", _served(_lora_on_the_head), r"a LoRA adapter on the head.*`lm_head`"),
+    BadInput(
+        "`DataParallel` around the model", _served(lambda: nn.DataParallel(tiny.llama())), r"DataParallel.*torchrun"
+    ),
+    BadInput("Logits that are transformed", _served(lambda: _Louder(_llama_config())), r"difference of .* in _Louder"),
+    BadInput("A weight that is no number", _served(_not_finite(float("nan"))), r"finite logits.*NaN or infinity"),
+    BadInput("A reference that is no number", _reference_of_a_broken_model, r"finite logits.*NaN or infinity"),
+    BadInput("A weight that is infinite", _served(_not_finite(float("inf"))), r"finite logits.*NaN or infinity"),
+]
+
+
+class _RunsCode:
+    """Would write a file if it were unpickled."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("touch pwned",)
+
+
+def _pickled(file: Path) -> None:
+    torch.save({"weight": _RunsCode()}, file)
+
+
+def _changed(file: str, content: bytes | Callable[[Path], None] | None, kind: Any = AutoModelForCausalLM) -> Any:
+    """Loads the tiny model's folder after one of its files was exchanged; None removes it."""
+
+    def act(folder: Path) -> Any:
+        path = tiny.save(folder)
+        if callable(content):
+            (folder / "model.safetensors").unlink()
+            content(folder / file)
+        elif content is None:
+            (folder / file).unlink()
+        else:
+            (folder / file).write_bytes(content)
+        return pretrained(kind, path, consequence="The model could not be asked.")
+
+    return act
+
+
+def _config(**content: Any) -> bytes:
+    return json.dumps(content).encode()
+
+
+_UNDER = r"a model and its tokenizer under `.*`; got "
+
+FILES = [
+    BadInput(
+        "No such model",
+        lambda folder: pretrained(AutoModelForCausalLM, str(folder / "none"), consequence="Nothing works."),
+        _UNDER + r".*hf auth login",
+    ),
+    BadInput(
+        "No such base model", lambda folder: load_base(str(folder / "none"), "cpu"), r"`pact\.base_model`.*none.*; got"
+    ),
+    BadInput("A config that is no JSON", _changed("config.json", b"{"), _UNDER + "OSError"),
+    BadInput("An empty config", _changed("config.json", b"{}"), _UNDER + "ValueError"),
+    BadInput("An unknown type of model", _changed("config.json", _config(model_type="nope")), _UNDER + ".*nope"),
+    BadInput(
+        "A config with a word in place of a number",
+        _changed("config.json", _config(model_type="llama", hidden_size="wide")),
+        _UNDER + r"\w+Error.*hidden_size",
+    ),
+    BadInput("A model for another task", _changed("config.json", _config(model_type="t5")), _UNDER + "ValueError"),
+    BadInput(
+        "A model that brings its own code",
+        _changed("config.json", _config(model_type="own", auto_map={"AutoConfig": "own.C", "AutoModel": "own.M"})),
+        _UNDER,
+    ),
+    BadInput("A model without weights", _changed("model.safetensors", None), _UNDER + "OSError"),
+    BadInput("Weights that were cut off", _changed("model.safetensors", b"\x00" * 4), _UNDER + "SafetensorError"),
+    BadInput(
+        "Weights of another size",
+        _changed("config.json", _config(model_type="llama", vocab_size=262, hidden_size=64, num_attention_heads=4)),
+        _UNDER + "RuntimeError",
+    ),
+    BadInput("Weights that would run code", _changed("pytorch_model.bin", _pickled), _UNDER + "UnpicklingError"),
+    BadInput("A damaged tokenizer", _changed("tokenizer.json", b"{}", AutoTokenizer), _UNDER),
+]

@@ -1,0 +1,114 @@
+"""Safety tokens: lists, files, and what finds them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from pact_plugins import artefacts, discovery
+from pact_plugins.safety_tokens import SafetyTokens
+from tests import tiny
+from tests.bad_inputs.case import BadInput, given, written
+
+TOKENIZER = tiny.tokenizer()
+_FILE = r"`pact tokens`.*; got {} on .*tokens\.json"
+
+
+def _of_list(*tokens: int | str) -> Callable[[Path], Any]:
+    return given(SafetyTokens.of_list, list(tokens), TOKENIZER)
+
+
+def _made(ids: list[int], weights: list[float]) -> SafetyTokens:
+    return SafetyTokens.build(ids, weights, TOKENIZER, {})
+
+
+def _with_another_tokenizer(_folder: Path) -> None:
+    """The tokenizer has had a token added since the safety tokens were found."""
+    other = copy.deepcopy(TOKENIZER)
+    other.add_tokens(["<|new|>"])
+    _made([50], [1.0]).check(other, len(other))
+
+
+def _with_a_smaller_head(_folder: Path) -> None:
+    model = tiny.llama()
+    model.resize_token_embeddings(128)
+    _made([50, 200], [1.0, 1.0]).check(TOKENIZER, model.get_output_embeddings().weight.shape[0])
+
+
+def _edited(change: Callable[[dict[str, Any]], Any], *, sign: bool = False) -> Callable[[Path], Any]:
+    """A file of safety tokens whose content was changed by hand, with its old checksum or with a new one."""
+
+    def act(folder: Path) -> Any:
+        path = folder / "tokens.json"
+        _made([50, 60], [1.0, 0.5]).save(path)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        change(content)
+        if sign:
+            del content["checksum"]
+            artefacts.write(path, content)
+        else:
+            path.write_text(json.dumps(content), encoding="utf-8")
+        return SafetyTokens.load(path)
+
+    return act
+
+
+def _bare_tokenizer() -> Any:
+    return PreTrainedTokenizerFast(tokenizer_object=TOKENIZER.backend_tokenizer, eos_token="<|end|>")
+
+
+INPUTS = [
+    BadInput("An id that the tokenizer does not have", _of_list(50, 9999), r"`pact\.safety_tokens`.*got 9999"),
+    BadInput("A negative id", _of_list(-1), r"`pact\.safety_tokens`.*got -1"),
+    BadInput("A text of several tokens", _of_list("Sorry"), r"`pact\.safety_tokens`.*got 'Sorry'"),
+    BadInput("A text of no token", _of_list(""), r"`pact\.safety_tokens`.*got ''"),
+    BadInput("No token in a list", _of_list(), r"at least one; got 0"),
+    BadInput(
+        "No such tokens file", lambda folder: SafetyTokens.load(folder / "tokens.json"), _FILE.format(r"\w+Error")
+    ),
+    BadInput("A folder in place of the tokens file", SafetyTokens.load, r"`pact tokens`.*; got \w+Error on"),
+    BadInput("A tokens file that is empty", written("", "tokens.json", SafetyTokens.load), _FILE.format(r"\w+Error")),
+    BadInput(
+        "A tokens file of another kind", written("[1, 2]", "tokens.json", SafetyTokens.load), _FILE.format(r"\w+")
+    ),
+    BadInput(
+        "A tokens file that is no text", written(b"\xff\xfe", "tokens.json", SafetyTokens.load), _FILE.format(r"\w+")
+    ),
+    BadInput(
+        "A tokens file edited by hand", _edited(lambda c: c["ids"].append(7)), _FILE.format(r"\w+") + ".*checksum"
+    ),
+    BadInput("A tokens file of another format", _edited(lambda c: c.update(format=99), sign=True), r"format.*99"),
+    BadInput("Tokens that stand twice in a file", _edited(lambda c: c.update(ids=[7, 7]), sign=True), r"distinct ids"),
+    BadInput("Fewer weights than tokens", _edited(lambda c: c["weights"].pop(), sign=True), r"as many ids as weights"),
+    BadInput("A weight that is not finite", given(_made, [50], [float("inf")]), r"finite weights.*; got \[inf\]"),
+    BadInput("A negative weight", given(_made, [50], [-1.0]), r"weights that are not negative; got \[-1\.0\]"),
+    BadInput("Tokens without any weight", given(_made, [50, 60], [0.0, 0.0]), r"positive weight; got 2 candidates"),
+    BadInput("Tokens made for another tokenizer", _with_another_tokenizer, r"has 263 tokens; got .*of 262 tokens"),
+    BadInput("Embeddings cut down after the tokens were made", _with_a_smaller_head, r"head, 128; got 200"),
+    BadInput(
+        "Tokens to be found without a chat template",
+        lambda _folder: discovery.discover(tiny.llama(), _bare_tokenizer(), show_progress=False),
+        r"a tokenizer with a chat template; got one without",
+    ),
+    BadInput(
+        "A contrast that finds nothing",
+        given(discovery.to_safety_tokens, torch.zeros(len(TOKENIZER)), TOKENIZER, {}),
+        r"tokens that the model prefers when it refuses; got none",
+    ),
+    BadInput(
+        "The aligned model as its own base model",
+        lambda _folder: discovery.discover_against_base(tiny.llama(), tiny.llama(), TOKENIZER, show_progress=False),
+        r"a base model that differs.*the same weights twice",
+    ),
+    BadInput(
+        "A base model with another vocabulary",
+        lambda _folder: discovery.discover_against_base(tiny.llama(), tiny.llama(vocab_size=300), TOKENIZER),
+        r"262 output tokens; got .* with 300",
+    ),
+]

@@ -1,0 +1,206 @@
+"""Trainers, their settings, and the order in which they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import Trainer, TrainingArguments, default_data_collator
+
+from pact_plugins import PactCallback, PactConfig
+from pact_plugins.config import Objective
+from pact_plugins.preparation import prepare, save_run
+from pact_plugins.subset_head import SubsetHead
+from tests import tiny
+from tests.bad_inputs.case import BadInput, given
+from tests.rows import documents, few
+
+ROWS = [{"input_ids": [0, 7, 7, 8, 9], "labels": [-100, -100, -100, 8, 9]}] * 2
+
+
+def trainer_on(folder: Path, data: Any = None, tokenizer: Any = "tiny", **settings: Any) -> Any:
+    """Transformers' own trainer: what every host is derived from."""
+    args = TrainingArguments(
+        output_dir=str(folder / "out"), use_cpu=True, report_to=[], max_steps=1, disable_tqdm=True, **settings
+    )
+    return Trainer(
+        model=tiny.llama(),
+        args=args,
+        train_dataset=Dataset.from_list(ROWS) if data is None else data,
+        processing_class=tiny.tokenizer() if tokenizer == "tiny" else tokenizer,
+        data_collator=default_data_collator,
+    )
+
+
+def config(folder: Path, **settings: Any) -> PactConfig:
+    plain = {"cache_dir": folder / "cache", "safety_tokens": [40, 41], "anchors": 0, "eval": False}
+    return PactConfig(**{**plain, **settings})
+
+
+def _bound(change: Callable[[Any], Any] = lambda trainer: None, settings: Any = None, **of_trainer: Any) -> Any:
+    """Binds PACT to a trainer that was changed."""
+
+    def act(folder: Path) -> PactCallback:
+        trainer = trainer_on(folder, **of_trainer)
+        change(trainer)
+        return PactCallback(trainer, config(folder, **(settings or {})))
+
+    return act
+
+
+def _accelerator(**state: Any) -> Callable[[Any], None]:
+    """Lets the trainer's accelerator look as it would under another engine."""
+
+    def change(trainer: Any) -> None:
+        own = {"unwrap_model": lambda model: model, "num_processes": 1, "state": SimpleNamespace()}
+        trainer.accelerator = SimpleNamespace(**{**own, **state})
+
+    return change
+
+
+def _deepspeed(stage: int) -> Callable[[Any], None]:
+    return _accelerator(state=SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=stage)))
+
+
+def _gpus(trainer: Any) -> None:
+    trainer.args._n_gpu = 2
+
+
+def _own_loss(trainer: Any) -> None:
+    trainer.compute_loss_func = lambda *_args, **_kw: torch.tensor(0.0)
+
+
+class Processor:
+    """What a multimodal model has in place of a tokenizer."""
+
+    tokenizer = tiny.tokenizer()
+    chat_template = tiny.TEMPLATE
+
+
+def _twice(folder: Path) -> None:
+    trainer = trainer_on(folder)
+    PactCallback(trainer, config(folder))
+    PactCallback(trainer, config(folder))
+
+
+def _after_removal(folder: Path) -> None:
+    trainer = trainer_on(folder)
+    callback = PactCallback(trainer, config(folder))
+    trainer.add_callback(callback)
+    assert callback.binding is not None
+    callback.binding.remove()
+    trainer.train()
+
+
+def _a_step_before_training_begins(folder: Path) -> None:
+    trainer = trainer_on(folder)
+    PactCallback(trainer, config(folder))
+    trainer.model.train()
+    trainer.compute_loss(trainer.model, next(iter(trainer.get_train_dataloader())))
+
+
+def _the_end_without_a_beginning(folder: Path) -> None:
+    binding = PactCallback(trainer_on(folder), config(folder)).binding
+    assert binding is not None
+    binding.finish()
+
+
+def _trained(**settings: Any) -> Callable[[Path], Any]:
+    def act(folder: Path) -> Any:
+        trainer = trainer_on(folder)
+        trainer.add_callback(PactCallback(trainer, config(folder, **settings)))
+        return trainer.train()
+
+    return act
+
+
+def _resumed(**now: Any) -> Callable[[Path], Any]:
+    """Continues a run with other settings than it had."""
+
+    def act(folder: Path) -> Any:
+        def ready(resumed_from: Path | None, **settings: Any) -> Any:
+            rows = documents(few()[: settings.pop("rows", 4)])
+            settings = config(folder, **settings)
+            return prepare(
+                tiny.llama(), tiny.tokenizer(), rows, settings, resumed_from=resumed_from, show_progress=False
+            )
+
+        save_run(ready(None), folder / "run")
+        return ready(folder / "run", **{k: v(folder) if callable(v) else v for k, v in now.items()})
+
+    return act
+
+
+def _paper(**more: Any) -> dict[str, Any]:
+    objective: Objective = "paper"
+    return {"objective": objective, **more}
+
+
+_OTHER_LOSS = r"`compute_loss_func` together with `pact\.conflict: damp`"
+
+INPUTS = [
+    BadInput(
+        "A trainer without a tokenizer", _bound(tokenizer=None), r"`processing_class`.*; got a trainer without one"
+    ),
+    BadInput(
+        "A processor in place of the tokenizer",
+        _bound(tokenizer=Processor()),
+        r"`processing_class`.*; got a Processor\..*processing_class=processor\.tokenizer",
+    ),
+    BadInput(
+        "A streaming data set",
+        _bound(data=Dataset.from_list(ROWS).to_iterable_dataset()),
+        r"a streaming data set.*whole",
+    ),
+    BadInput("Several GPUs in one process", _bound(_gpus), r"DataParallel over 2 GPUs.*torchrun"),
+    BadInput("FSDP", _bound(_accelerator(is_fsdp_enabled=True)), r"; got FSDP.*Use DDP"),
+    BadInput("DeepSpeed ZeRO-3", _bound(_deepspeed(3)), r"; got DeepSpeed ZeRO-3.*Use DDP"),
+    BadInput(
+        "Context parallelism",
+        _bound(_accelerator(parallelism_config=SimpleNamespace(cp_enabled=True))),
+        r"; got context parallelism",
+    ),
+    BadInput(
+        "Anchors beside re-entrant checkpointing in several processes",
+        _bound(
+            _accelerator(num_processes=2),
+            {"anchors": 2},
+            gradient_checkpointing=True,
+            gradient_checkpointing_kwargs={"use_reentrant": True},
+        ),
+        r"reentrant gradient checkpointing.*`pact\.anchors: 0`",
+    ),
+    BadInput("Label smoothing beside damping", _bound(label_smoothing_factor=0.1), _OTHER_LOSS),
+    BadInput("A loss of one's own beside damping", _bound(_own_loss), _OTHER_LOSS),
+    BadInput("PACT twice", _twice, r"one PACT per trainer"),
+    BadInput("PACT taken off before training", _after_removal, r"a trainer that still has PACT"),
+    BadInput("A training step before training begins", _a_step_before_training_begins, r"PACT to be prepared"),
+    BadInput("The end of a run that never began", _the_end_without_a_beginning, r"trained under PACT up to the end"),
+    BadInput("A step without a forward pass", given(SubsetHead.one, []), r"exactly one forward pass.*; got 0"),
+    BadInput(
+        "A step with two forward passes", given(SubsetHead.one, [None, None]), r"exactly one forward pass.*; got 2"
+    ),
+    BadInput(
+        "A prompt file that is missing when training begins", _trained(eval={"prompts": ["mine.csv"]}), r"mine\.csv"
+    ),
+    BadInput("A judge that is misspelt when training begins", _trained(eval={"judges": ["opning"]}), r"`opening`"),
+    BadInput(
+        "Resuming a run that had no PACT",
+        lambda folder: prepare(
+            tiny.llama(), tiny.tokenizer(), documents(few()), config(folder), resumed_from=folder, show_progress=False
+        ),
+        r"the notes of the run being resumed.*pact_run\.json",
+    ),
+    BadInput("Resuming with other data", _resumed(rows=3), r"data = .*as in the run being resumed"),
+    BadInput("Resuming with other safety tokens", _resumed(safety_tokens=[50]), r"safety_tokens = .*being resumed"),
+    BadInput("Resuming with another gate", _resumed(gate=True), r"views = .*being resumed"),
+    BadInput(
+        "Resuming after the cache was removed",
+        _resumed(cache_dir=lambda folder: folder / "elsewhere"),
+        r"the reference cache of the run being resumed.*elsewhere.*`pact\.cache_dir`",
+    ),
+]
