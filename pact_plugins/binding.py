@@ -163,7 +163,13 @@ class Binding:
 
     @property
     def _recorder(self) -> Recorder:
-        assert self.recorder is not None, "training has begun"
+        if self.recorder is None:
+            raise PactError(
+                expected="PACT to be told that training begins",
+                got="a step, or the end of training, without",
+                consequence="The run would report PACT and train without it.",
+                remedy="Add the callback before `trainer.train()`.",
+            )
         return self.recorder
 
     @property

@@ -13,7 +13,7 @@ SECTIONS = [
     Section("Model files", model.FILES),
     Section("Training data", data.INPUTS),
     Section("Trainers", trainer.INPUTS),
-    Section("Caches, notes and reports", files.INPUTS),
+    Section("Caches, evidence and reports", files.INPUTS),
     Section("Prompt files", prompts.INPUTS),
     Section("Judges", judges.INPUTS),
     Section("Evaluations", evaluation.INPUTS),

@@ -1,4 +1,4 @@
-"""What PACT itself wrote, and something else changed: caches, anchors, notes, evaluations."""
+"""What PACT itself wrote, and something else changed: caches, anchors, evidence, evaluations."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pact_plugins import anchors
-from pact_plugins.preparation import prepare, save_run
+from pact_plugins.evidence import EVIDENCE, Evidence
+from pact_plugins.preparation import begun, prepare
 from pact_plugins.reference import ReferenceCache
 from pact_plugins.report.files import contents_of
-from pact_plugins.run_notes import NOTES, RunNotes
 from pact_plugins.subset_head import SubsetHead
 from tests import tiny
 from tests.bad_inputs.case import BadInput
@@ -55,11 +55,12 @@ def _edited(path: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8").replace("1", "2", 1), encoding="utf-8")
 
 
-def _notes(change: Callable[[Path], Any]) -> Callable[[Path], Any]:
+def _evidence(change: Callable[[Path], Any]) -> Callable[[Path], Any]:
     def act(folder: Path) -> Any:
-        save_run(prepare(tiny.llama(), tiny.tokenizer(), documents(few()), config(folder), show_progress=False), folder)
-        change(folder / NOTES)
-        return RunNotes.load(folder)
+        ready = prepare(tiny.llama(), tiny.tokenizer(), documents(few()), config(folder), show_progress=False)
+        begun(ready).save(folder)
+        change(folder / EVIDENCE)
+        return Evidence.load(folder)
 
     return act
 
@@ -92,9 +93,13 @@ INPUTS = [
         "No anchors file", _anchors(Path.unlink), r"anchors of this model in .*anchors\.json; got FileNotFoundError"
     ),
     BadInput("An anchors file edited by hand", _anchors(_edited), r"anchors of this model in .*checksum"),
-    BadInput("Notes of a run that were edited by hand", _notes(_edited), r"notes of the run being resumed.*checksum"),
     BadInput(
-        "Notes of a run that were cut off", _notes(lambda p: p.write_text("{")), r"notes of the run being resumed"
+        "Evidence of a run that was edited by hand", _evidence(_edited), r"evidence of the run being resumed.*checksum"
+    ),
+    BadInput(
+        "Evidence of a run that was cut off",
+        _evidence(lambda p: p.write_text("{")),
+        r"evidence of the run being resumed",
     ),
     BadInput("A report of nothing", contents_of, r"a run under PACT.*; got neither"),
     BadInput("A report of no folder", lambda folder: contents_of(folder / "none"), r"; got no such folder"),

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainingArguments, default_data_collator
 
 from pact_plugins import PactCallback, PactConfig
 from pact_plugins.config import Objective
-from pact_plugins.preparation import prepare, save_run
+from pact_plugins.preparation import begun, prepare
 from pact_plugins.subset_head import SubsetHead
 from tests import tiny
 from tests.bad_inputs.case import BadInput, given
@@ -106,7 +106,7 @@ def _a_step_before_training_begins(folder: Path) -> None:
 def _the_end_without_a_beginning(folder: Path) -> None:
     binding = PactCallback(trainer_on(folder), config(folder)).binding
     assert binding is not None
-    binding.finish()
+    binding.end()
 
 
 def _trained(**settings: Any) -> Callable[[Path], Any]:
@@ -129,7 +129,7 @@ def _resumed(**now: Any) -> Callable[[Path], Any]:
                 tiny.llama(), tiny.tokenizer(), rows, settings, resumed_from=resumed_from, show_progress=False
             )
 
-        save_run(ready(None), folder / "run")
+        begun(ready(None)).save(folder / "run")
         return ready(folder / "run", **{k: v(folder) if callable(v) else v for k, v in now.items()})
 
     return act
@@ -179,7 +179,7 @@ INPUTS = [
     BadInput("PACT twice", _twice, r"one PACT per trainer"),
     BadInput("PACT taken off before training", _after_removal, r"a trainer that still has PACT"),
     BadInput("A training step before training begins", _a_step_before_training_begins, r"PACT to be prepared"),
-    BadInput("The end of a run that never began", _the_end_without_a_beginning, r"trained under PACT up to the end"),
+    BadInput("The end of a run that never began", _the_end_without_a_beginning, r"told that training begins"),
     BadInput("A step without a forward pass", given(SubsetHead.one, []), r"exactly one forward pass.*; got 0"),
     BadInput(
         "A step with two forward passes", given(SubsetHead.one, [None, None]), r"exactly one forward pass.*; got 2"
@@ -193,7 +193,7 @@ INPUTS = [
         lambda folder: prepare(
             tiny.llama(), tiny.tokenizer(), documents(few()), config(folder), resumed_from=folder, show_progress=False
         ),
-        r"the notes of the run being resumed.*pact_run\.json",
+        r"the evidence of the run being resumed.*pact_evidence\.json",
     ),
     BadInput("Resuming with other data", _resumed(rows=3), r"data = .*as in the run being resumed"),
     BadInput("Resuming with other safety tokens", _resumed(safety_tokens=[50]), r"safety_tokens = .*being resumed"),

@@ -132,7 +132,7 @@ def test_refused_before_the_first_step(host: Callable[..., Any], fault: str, tmp
     settings, message = REFUSED[fault]
     with pytest.raises(PactError, match=message):
         run(host, tmp_path, **settings)
-    assert not (tmp_path / "out" / "pact_run.json").exists()
+    assert not (tmp_path / "out" / "pact_evidence.json").exists()
 
 
 SOUND = {
