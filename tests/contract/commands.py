@@ -30,7 +30,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """A command that has ended, with its output."""
-    own = {"cwd": ROOT, "env": environment(folder), "timeout": 500}
+    own = {"cwd": ROOT, "env": environment(folder), "timeout": 900}
     return subprocess.run(command, **own, capture_output=True, text=True, check=False)
 
 
