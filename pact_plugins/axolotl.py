@@ -85,8 +85,8 @@ def check_file(path: str) -> None:
     Raises:
         PactError: the file has no sound `pact` key, or does not list the plugin.
     """
-    from pact_plugins.config import read_run_file
     from pact_plugins.errors import PactError
+    from pact_plugins.run_file import read_run_file
 
     cfg = read_run_file(Path(path))
     if PLUGIN not in (cfg.get("plugins") or []):
@@ -110,7 +110,7 @@ def in_place_of_training(path: Path, act: Act[T]) -> T:
     from axolotl.cli.train import do_train  # pyright: ignore[reportMissingImports]
 
     from pact_plugins import before_training
-    from pact_plugins.config import read_run_file
+    from pact_plugins.run_file import read_run_file
 
     check_file(str(path))
     config = before_training.config_of(read_run_file(path))

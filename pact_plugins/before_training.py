@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from transformers import TrainerCallback
 
@@ -81,17 +81,3 @@ def config_of(settings: dict[str, Any]) -> PactConfig:
             remedy="Remove that key here; a resumed run finds the cache of the run that it continues.",
         )
     return config
-
-
-def host_of(settings: dict[str, Any], path: Path) -> Literal["trl", "axolotl"]:
-    """Which host a run file is for, by its keys."""
-    if "plugins" in settings or {"base_model", "datasets"} <= settings.keys():
-        return "axolotl"
-    if "model_name_or_path" in settings:
-        return "trl"
-    raise PactError(
-        expected="a file for Axolotl (`plugins`, `base_model`, `datasets`) or for `pact sft` (`model_name_or_path`)",
-        got=f"the keys {', '.join(map(str, settings)) or '(none)'} in {path}",
-        consequence="It is not known how the run would load its model and data.",
-        remedy="Name the file that you train with.",
-    )

@@ -17,8 +17,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from pact_plugins import __version__
-from pact_plugins.config import PactConfig, read_run_file
+from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError, missing_extra
+from pact_plugins.run_file import host_of, read_run_file
 from pact_plugins.safety_tokens import SafetyTokens
 
 T = TypeVar("T")
@@ -250,8 +251,6 @@ def audit(path: Path, out: Path | None, threshold: float | None, as_json: bool) 
 
 def _in_place_of_training(path: Path, act: Callable[[Any, PactConfig], T], command: str) -> T:
     """What `act` makes of the trainer and the settings of a file's run, which is stopped before its first step."""
-    from pact_plugins.before_training import host_of
-
     host = host_of(read_run_file(path), path)
     if find_spec(host) is None:
         raise missing_extra(host, host, f"{command} of this file")

@@ -5,12 +5,20 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, model_validator
-from yaml.composer import ComposerError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from pact_plugins.errors import PactError
 
@@ -24,6 +32,22 @@ NEGLIGIBLE_GATE = 1e-4
 
 class _Block(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_written(cls, value: Any, field: ValidationInfo) -> Any:
+        """Refuses what pydantic would turn into something else: `yes` into 1, an empty text into this folder."""
+        assert field.field_name is not None
+        if isinstance(value, bool) and bool not in _members(cls.model_fields[field.field_name].annotation):
+            raise ValueError("something other than true and false")
+        if isinstance(value, str) and not value.strip():
+            raise ValueError("a text that is not empty")
+        return value
+
+
+def _members(annotation: Any) -> set[Any]:
+    """The types of a union; of another type, itself."""
+    return set(get_args(annotation)) or {annotation}
 
 
 class GateConfig(_Block):
@@ -148,6 +172,20 @@ class PactConfig(_Block):
             )
         return self
 
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> PactConfig:
+        """Refuses settings that were written down and would have no effect."""
+        own_tokens = self.safety_tokens != "auto"
+        idle = {
+            "temperature": (self.objective == "confidence", "`objective: confidence` has no temperature"),
+            "conflict_threshold": (not self.damps, "nothing is damped (`conflict: keep`)"),
+            "top_k": (own_tokens, "`safety_tokens` names the tokens"),
+        }
+        for key, (ignored, why) in idle.items():
+            if ignored and key in self.model_fields_set:
+                raise ValueError(f"no `{key}`: it would be ignored, because {why}. Remove it")
+        return self
+
     @property
     def damps(self) -> bool:
         """Whether conflicting answers are damped (`conflict`, with its default resolved)."""
@@ -242,18 +280,22 @@ def _explain(error: ValidationError) -> PactError:
     """Turns pydantic's report into ours; a misspelt key gets the nearest valid one."""
     expected, got, remedy = [], [], ["Correct the `pact:` block."]
     for item in error.errors():
-        # Union members add their own names to the location; the key path is what the user wrote.
         path = [str(part) for part in item["loc"]]
+        if _is_of_the_other_kind(path, item["input"]):
+            continue
         if item["type"] == "extra_forbidden":
             known = _BLOCKS.get(path[0], PactConfig).model_fields
             expected.append(f"keys among {', '.join(known)}")
-            got.append(f"the unknown key `pact.{'.'.join(_user_path(path))}`")
+            got.append(f"the unknown key `pact.{'.'.join([*_user_path(path[:-1]), path[-1]])}`")
             close = difflib.get_close_matches(path[-1], known, n=1)
             remedy += [f"Did you mean `{close[0]}`?"] if close else []
         else:
             where = ".".join(["pact", *_user_path(path)])
             expected.append(f"`{where}`: {item['msg'].removeprefix('Value error, ')}")
             got.append(f"{item['input']!r}" if not isinstance(item["input"], dict) else "the block as written")
+            allowed = re.findall(r"'(\w+)'", str(item.get("ctx", {}).get("expected", "")))
+            close = difflib.get_close_matches(str(item["input"]), allowed, n=1)
+            remedy += [f"Did you mean `{close[0]}`?"] if close else []
     return PactError(
         expected="; ".join(dict.fromkeys(expected)),
         got="; ".join(dict.fromkeys(got)),
@@ -262,41 +304,13 @@ def _explain(error: ValidationError) -> PactError:
     )
 
 
+def _is_of_the_other_kind(path: list[str], value: Any) -> bool:
+    """Whether an error is that a block is no boolean, or a boolean no block: the error of its own kind says more."""
+    block = _BLOCKS.get(path[0]) if path else None
+    return block is not None and path[1:] == [block.__name__ if not isinstance(value, dict) else "bool"]
+
+
 def _user_path(path: list[str]) -> list[str]:
+    """The keys that the user wrote: members of unions and places in lists stand between them and after."""
     fields = {name for block in (PactConfig, *_BLOCKS.values()) for name in block.model_fields}
-    return [part for i, part in enumerate(path) if i == 0 or part in fields or (i == len(path) - 1 and part.islower())]
-
-
-class _KeysOnce(yaml.SafeLoader):
-    """Refuses a key that a mapping has twice, of which YAML loaders silently take the last."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen: set[tuple[str, str]] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if (key.tag, key.value) in seen:
-                    raise ComposerError(None, None, f"found the key `{key.value}` twice", key.start_mark)
-                seen.add((key.tag, key.value))
-        return node
-
-
-def read_run_file(path: Path) -> dict[str, Any]:
-    """The settings of a YAML file that a run is started with.
-
-    Raises:
-        PactError: no such file, no YAML file of settings, or a key twice.
-    """
-    try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), _KeysOnce)
-        if isinstance(settings, dict):
-            return settings
-        got = f"a file that holds {type(settings).__name__} in place of keys"
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        got = f"{type(error).__name__}: {error}"
-    raise PactError(
-        expected=f"a readable YAML file {path}",
-        got=got,
-        consequence="Nothing was started.",
-        remedy="Correct the path or the file.",
-    )
+    return [part for part in path if part in fields]

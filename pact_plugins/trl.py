@@ -15,8 +15,9 @@ import yaml
 from pact_plugins import before_training
 from pact_plugins.before_training import Act, T
 from pact_plugins.callback import PactCallback
-from pact_plugins.config import PactConfig, read_run_file
+from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError, missing_extra
+from pact_plugins.run_file import read_run_file
 
 
 def sft(arguments: Sequence[str]) -> None:

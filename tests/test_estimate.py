@@ -10,9 +10,10 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from pact_plugins.before_training import config_of, host_of, in_place_of_training
+from pact_plugins.before_training import config_of, in_place_of_training
 from pact_plugins.cli import main
 from pact_plugins.errors import PactError
+from pact_plugins.run_file import host_of
 
 TRL: dict[str, Any] = {"model_name_or_path": "m", "pact": True}
 

@@ -49,9 +49,8 @@ def packed(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def prepared(model: Any, folder: Path, inputs: dict[str, torch.Tensor], **settings: Any) -> Preparation:
-    config = PactConfig(
-        cache_dir=folder, **{"safety_tokens": TOKENS, "conflict_threshold": 0.0, "anchors": 0, **settings}
-    )
+    threshold = {} if settings.get("conflict") == "keep" else {"conflict_threshold": 0.0}
+    config = PactConfig(cache_dir=folder, **{"safety_tokens": TOKENS, "anchors": 0, **threshold, **settings})
     return prepare(model, tiny.tokenizer(), split_documents(inputs), config, show_progress=False)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pact_plugins import before_training, trl
-from pact_plugins.config import PactConfig, read_run_file
+from pact_plugins.config import PactConfig
+from pact_plugins.run_file import host_of, read_run_file
 from tests.bad_inputs.case import BadInput, given, written
 
 NAN = float("nan")
@@ -59,7 +60,7 @@ def _settings(path: Path) -> PactConfig:
 
 
 def _host(path: Path) -> str:
-    return before_training.host_of(read_run_file(path), path)
+    return host_of(read_run_file(path), path)
 
 
 RUN_FILES = [

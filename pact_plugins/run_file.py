@@ -1,0 +1,62 @@
+"""The YAML file that a run is started with, for `pact sft` or for Axolotl."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from yaml.composer import ComposerError
+
+from pact_plugins.errors import PactError
+
+Host = Literal["trl", "axolotl"]
+
+
+class _KeysOnce(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice, of which YAML loaders silently take the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in seen:
+                    raise ComposerError(None, None, f"found the key `{key.value}` twice", key.start_mark)
+                seen.add((key.tag, key.value))
+        return node
+
+
+def read_run_file(path: Path) -> dict[str, Any]:
+    """The settings of a YAML file that a run is started with.
+
+    Raises:
+        PactError: no such file, no YAML file of settings, or a key twice.
+    """
+    try:
+        settings = yaml.load(path.read_text(encoding="utf-8"), _KeysOnce)
+        if isinstance(settings, dict):
+            return settings
+        got = f"a file that holds {type(settings).__name__} in place of keys"
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        got = f"{type(error).__name__}: {error}"
+    raise PactError(
+        expected=f"a readable YAML file {path}",
+        got=got,
+        consequence="Nothing was started.",
+        remedy="Correct the path or the file.",
+    )
+
+
+def host_of(settings: dict[str, Any], path: Path) -> Host:
+    """Which host a run file is for, by its keys."""
+    if "plugins" in settings or {"base_model", "datasets"} <= settings.keys():
+        return "axolotl"
+    if "model_name_or_path" in settings:
+        return "trl"
+    raise PactError(
+        expected="a file for Axolotl (`plugins`, `base_model`, `datasets`) or for `pact sft` (`model_name_or_path`)",
+        got=f"the keys {', '.join(map(str, settings)) or '(none)'} in {path}",
+        consequence="It is not known how the run would load its model and data.",
+        remedy="Name the file that you train with.",
+    )
