@@ -21,8 +21,6 @@ from pydantic import BaseModel
 if TYPE_CHECKING:
     from pact_plugins.before_training import Act, T
 
-PLUGIN = "pact_plugins.axolotl.PactPlugin"
-
 
 class PactArgs(BaseModel):
     """Lets the key `pact` into Axolotl's own schema; `PactConfig` checks what it holds, in `PactPlugin.register`."""
@@ -36,13 +34,10 @@ class PactPlugin(BasePlugin):  # pyright: ignore[reportUntypedBaseClass]
     def register(self, cfg: dict[str, Any]) -> None:
         """Refuses, before anything is loaded, a configuration under which PACT would be absent or wrong."""
         from pact_plugins.errors import PactError
+        from pact_plugins.run_file import UNSERVED
 
         self._parse(cfg)
-        unserved = {
-            "rl": "Preference and reinforcement trainers have no supervised answers to constrain.",
-            "context_parallel_size": "Answers would be cut between processes.",
-        }
-        for key, consequence in unserved.items():
+        for key, consequence in UNSERVED.items():
             if cfg.get(key) not in (None, False, 1):
                 raise PactError(
                     expected=f"supervised fine-tuning without `{key}`",
@@ -66,6 +61,7 @@ class PactPlugin(BasePlugin):  # pyright: ignore[reportUntypedBaseClass]
     def _parse(cfg: Any) -> Any:
         from pact_plugins.config import PactConfig
         from pact_plugins.errors import PactError
+        from pact_plugins.run_file import PLUGIN
 
         value = cfg.get("pact")
         if value is None:
@@ -77,26 +73,6 @@ class PactPlugin(BasePlugin):  # pyright: ignore[reportUntypedBaseClass]
             )
         # Axolotl hands blocks over as a dict whose misspelt reads give None: only a plain one fails loudly.
         return PactConfig.parse(dict(value) if isinstance(value, dict) else value)
-
-
-def check_file(path: str) -> None:
-    """Refuses a YAML file whose run would go on without PACT.
-
-    Raises:
-        PactError: the file has no sound `pact` key, or does not list the plugin.
-    """
-    from pact_plugins.errors import PactError
-    from pact_plugins.run_file import read_run_file
-
-    cfg = read_run_file(Path(path))
-    if PLUGIN not in (cfg.get("plugins") or []):
-        raise PactError(
-            expected=f"`plugins: [{PLUGIN}]` in {path}",
-            got="a file that does not list it",
-            consequence="Axolotl would ignore `pact:` and train without PACT.",
-            remedy="Add that line.",
-        )
-    PactPlugin().register(cfg)
 
 
 def in_place_of_training(path: Path, act: Act[T]) -> T:
@@ -112,7 +88,6 @@ def in_place_of_training(path: Path, act: Act[T]) -> T:
     from pact_plugins import before_training
     from pact_plugins.run_file import read_run_file
 
-    check_file(str(path))
     config = before_training.config_of(read_run_file(path))
     with _every_trainer(lambda trainer: before_training.attach(trainer, config, act)):
         return before_training.in_place_of_training(
@@ -148,10 +123,7 @@ def pact_train(config: str, arguments: tuple[str, ...]) -> None:
     """
     from axolotl.cli.main import cli  # pyright: ignore[reportMissingImports]
 
-    from pact_plugins.errors import PactError
+    from pact_plugins.cli import refused_or_shown
 
-    try:
-        check_file(config)
-    except PactError as error:
-        raise click.ClickException(str(error)) from error
+    refused_or_shown(Path(config), "axolotl")
     cli.main(["train", config, *arguments], prog_name="axolotl")

@@ -19,7 +19,7 @@ from rich.table import Table
 from pact_plugins import __version__
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError, missing_extra
-from pact_plugins.run_file import host_of, read_run_file
+from pact_plugins.run_file import Host, host_of
 from pact_plugins.safety_tokens import SafetyTokens
 
 T = TypeVar("T")
@@ -183,6 +183,45 @@ def clear(folder: Path | None) -> None:
     click.echo(f"{len(removed)} removed")
 
 
+@main.command()
+@click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def check(path: Path, as_json: bool) -> None:
+    """Show what the run of a file will do, and everything in it that would stop it or leave PACT out.
+
+    Exits with 1 if there are errors. `pact sft` and `axolotl pact-train` ask the same before they start.
+
+    Example: pact check run.yaml
+    """
+    from pact_plugins.check_table import show
+    from pact_plugins.checking import check as of_file
+
+    found = of_file(path)
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), indent=1))
+    else:
+        show(found)
+    if not found.sound:
+        raise click.exceptions.Exit(1)
+
+
+def refused_or_shown(path: Path, host: Host) -> None:
+    """Stops where a run's file has errors; shows its warnings on standard error.
+
+    Raises:
+        click.ClickException: the file has errors.
+    """
+    from pact_plugins.check_table import show_findings
+    from pact_plugins.checking import check as of_file
+
+    try:
+        found = of_file(path, host)
+        show_findings("warning", found.warnings, Console(stderr=True))
+        found.require_sound()
+    except PactError as error:
+        raise click.ClickException(str(error)) from error
+
+
 @main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def sft(arguments: tuple[str, ...]) -> None:
@@ -190,8 +229,10 @@ def sft(arguments: tuple[str, ...]) -> None:
 
     Example: pact sft --config run.yaml
     """
+    from pact_plugins.trl import config_file
     from pact_plugins.trl import sft as run
 
+    refused_or_shown(config_file(arguments), "trl")
     run(arguments)
 
 
@@ -251,7 +292,11 @@ def audit(path: Path, out: Path | None, threshold: float | None, as_json: bool) 
 
 def _in_place_of_training(path: Path, act: Callable[[Any, PactConfig], T], command: str) -> T:
     """What `act` makes of the trainer and the settings of a file's run, which is stopped before its first step."""
-    host = host_of(read_run_file(path), path)
+    from pact_plugins.checking import check as of_file
+
+    found = of_file(path)
+    found.require_sound()
+    host = host_of(found.settings, path)
     if find_spec(host) is None:
         raise missing_extra(host, host, f"{command} of this file")
     if host == "trl":

@@ -283,7 +283,7 @@ def _explain(error: ValidationError) -> PactError:
         path = [str(part) for part in item["loc"]]
         if _is_of_the_other_kind(path, item["input"]):
             continue
-        if item["type"] == "extra_forbidden":
+        if item["type"] in ("extra_forbidden", "invalid_key"):
             known = _BLOCKS.get(path[0], PactConfig).model_fields
             expected.append(f"keys among {', '.join(known)}")
             got.append(f"the unknown key `pact.{'.'.join([*_user_path(path[:-1]), path[-1]])}`")

@@ -12,6 +12,16 @@ from pact_plugins.errors import PactError
 
 Host = Literal["trl", "axolotl"]
 
+PLUGIN = "pact_plugins.axolotl.PactPlugin"
+"""What a file for Axolotl lists under `plugins`."""
+
+UNSERVED = {
+    "rl": "Preference and reinforcement trainers have no supervised answers to constrain.",
+    "context_parallel_size": "Answers would be cut between processes.",
+    "tensor_parallel_size": "The head would be cut between processes.",
+}
+"""Keys of either host that PACT cannot serve, unless they are off or 1, and why."""
+
 
 class _KeysOnce(yaml.SafeLoader):
     """Refuses a key that a mapping has twice, of which YAML loaders silently take the last."""

@@ -31,7 +31,8 @@ def sft(arguments: Sequence[str]) -> None:
     """
     if find_spec("trl") is None:
         raise missing_extra("trl", "trl", "`pact sft`")
-    path, settings = _read_config(arguments)
+    path = config_file(arguments)
+    settings = read_run_file(path)
     config = PactConfig.parse(settings.pop("pact"))
     _run_script(
         path,
@@ -47,7 +48,7 @@ def in_place_of_training(path: Path, act: Act[T]) -> T:
     Raises:
         PactError: there is no such file or key, or PACT is off or cannot serve the run.
     """
-    settings = read_settings(path)
+    settings = read_run_file(path)
     config = before_training.config_of(settings)
     del settings["pact"]
     return before_training.in_place_of_training(
@@ -81,8 +82,8 @@ def _run_script(path: Path, settings: dict[str, Any], arguments: Sequence[str], 
         )
 
 
-def _read_config(arguments: Sequence[str]) -> tuple[Path, dict[str, Any]]:
-    """The `--config` file among the arguments, and its content."""
+def config_file(arguments: Sequence[str]) -> Path:
+    """The `--config` file among the arguments."""
     values = [b for a, b in pairwise(arguments) if a == "--config"]
     if not values:
         raise PactError(
@@ -91,21 +92,7 @@ def _read_config(arguments: Sequence[str]) -> tuple[Path, dict[str, Any]]:
             consequence="The run would train without PACT.",
             remedy="Put the settings into a file: `pact sft --config run.yaml`.",
         )
-    path = Path(values[-1])
-    return path, read_settings(path)
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """The settings of a file for `pact sft`."""
-    settings = read_run_file(path)
-    if "pact" not in settings:
-        raise PactError(
-            expected=f"the key `pact` in {path}",
-            got="no such key",
-            consequence="The run would train without PACT.",
-            remedy="Add `pact: true`, a block of settings, or `pact: false` for an explicit off.",
-        )
-    return settings
+    return Path(values[-1])
 
 
 @contextmanager
