@@ -123,7 +123,11 @@ def pact_train(config: str, arguments: tuple[str, ...]) -> None:
     """
     from axolotl.cli.main import cli  # pyright: ignore[reportMissingImports]
 
-    from pact_plugins.cli import refused_or_shown
+    from pact_plugins.check_table import require_sound
+    from pact_plugins.errors import PactError
 
-    refused_or_shown(Path(config), "axolotl")
+    try:
+        require_sound(Path(config), "axolotl", arguments)
+    except PactError as error:
+        raise click.ClickException(str(error)) from error
     cli.main(["train", config, *arguments], prog_name="axolotl")

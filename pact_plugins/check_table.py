@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pact_plugins.checking import Check, Finding
+from pact_plugins.checking import Check, Finding, check
+from pact_plugins.run_file import Host
 
 
 def show(found: Check, console: Console | None = None) -> None:
@@ -19,12 +21,23 @@ def show(found: Check, console: Console | None = None) -> None:
         table.add_row(name, escape(words))
     if found.will:
         console.print(table)
-    show_findings("error", found.errors, console)
-    show_findings("warning", found.warnings, console)
+    _show_findings("error", found.errors, console)
+    _show_findings("warning", found.warnings, console)
     console.print(f"{len(found.errors)} errors, {len(found.warnings)} warnings", highlight=False)
 
 
-def show_findings(kind: str, findings: Sequence[Finding], console: Console) -> None:
+def require_sound(path: Path, host: Host | None = None, arguments: Sequence[str] = ()) -> Host:
+    """What a run's file is for; its warnings go to standard error (arguments: see `check`).
+
+    Raises:
+        PactError: the file has errors.
+    """
+    found = check(path, host, arguments)
+    _show_findings("warning", found.warnings, Console(stderr=True))
+    return found.require_sound()
+
+
+def _show_findings(kind: str, findings: Sequence[Finding], console: Console) -> None:
     """One paragraph each, with its key."""
     for finding in findings:
         key = f" `{finding.key}`" if finding.key else ""

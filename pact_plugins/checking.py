@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.evidence import EVIDENCE, Evidence
 from pact_plugins.requirements import unmet, untested
-from pact_plugins.run_file import PLUGIN, UNSERVED, Host, host_of, read_run_file
+from pact_plugins.run_file import PLUGIN, UNSERVED, Host, host_of, options, read_run_file
 from pact_plugins.safety_tokens import SafetyTokens
 
 _FILE_ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".txt", ".yaml", ".yml", ".safetensors")
@@ -85,8 +85,8 @@ class Check:
             "warnings": [finding.as_dict() for finding in self.warnings],
         }
 
-    def require_sound(self) -> None:
-        """Raises all errors as one.
+    def require_sound(self) -> Host:
+        """What the file is for.
 
         Raises:
             PactError: the file has errors.
@@ -101,6 +101,8 @@ class Check:
                 consequence=" ".join(dict.fromkeys(e.consequence for e in found)),
                 remedy=" ".join(dict.fromkeys(e.remedy for e in found)),
             )
+        assert self.host is not None, "an unknown host is an error"
+        return self.host
 
 
 @dataclass(frozen=True)
@@ -140,17 +142,18 @@ class _Run:
         return Path(str(folder)) if folder else None
 
 
-def check(path: Path, host: Host | None = None) -> Check:
+def check(path: Path, host: Host | None = None, arguments: Sequence[str] = ()) -> Check:
     """Reads the run file at `path` and looks for everything that is wrong with it.
 
     Args:
         path: of a YAML file for `pact sft` or Axolotl.
         host: what it is for, if that is known.
+        arguments: of the command line that the file is started with, which win over the file.
 
     Raises:
         PactError: the file cannot be read.
     """
-    settings = read_run_file(path)
+    settings = read_run_file(path) | options(arguments)
     errors, warnings = [*_misspelt(settings)], list[Finding]()
     try:
         host = host or host_of(settings, path)
@@ -215,7 +218,7 @@ def _plugin(run: _Run) -> Iterator[Finding]:
 
 def _environment(host: Host) -> tuple[list[Finding], list[Finding]]:
     """Packages that are missing or too old, and those outside the tested range or not there to be looked at."""
-    lacking = unmet(host)
+    lacking = list(unmet(host))
     errors = [
         Finding.of(
             name,
@@ -257,7 +260,7 @@ def _unserved(run: _Run) -> Iterator[Finding]:
     assert config is not None, "only asked of runs under PACT"
 
     def refused(key: str, consequence: str, remedy: str) -> Finding:
-        expected = f"supervised fine-tuning that PACT can serve, without `{key}`"
+        expected = f"`{key}` to be something that PACT can serve"
         return Finding.of(key, expected, f"`{key}: {settings.get(key)}`", consequence, remedy)
 
     for key, consequence in UNSERVED.items():

@@ -19,7 +19,6 @@ from rich.table import Table
 from pact_plugins import __version__
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError, missing_extra
-from pact_plugins.run_file import Host, host_of
 from pact_plugins.safety_tokens import SafetyTokens
 
 T = TypeVar("T")
@@ -205,23 +204,6 @@ def check(path: Path, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-def refused_or_shown(path: Path, host: Host) -> None:
-    """Stops where a run's file has errors; shows its warnings on standard error.
-
-    Raises:
-        click.ClickException: the file has errors.
-    """
-    from pact_plugins.check_table import show_findings
-    from pact_plugins.checking import check as of_file
-
-    try:
-        found = of_file(path, host)
-        show_findings("warning", found.warnings, Console(stderr=True))
-        found.require_sound()
-    except PactError as error:
-        raise click.ClickException(str(error)) from error
-
-
 @main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def sft(arguments: tuple[str, ...]) -> None:
@@ -229,10 +211,8 @@ def sft(arguments: tuple[str, ...]) -> None:
 
     Example: pact sft --config run.yaml
     """
-    from pact_plugins.trl import config_file
     from pact_plugins.trl import sft as run
 
-    refused_or_shown(config_file(arguments), "trl")
     run(arguments)
 
 
@@ -292,11 +272,9 @@ def audit(path: Path, out: Path | None, threshold: float | None, as_json: bool) 
 
 def _in_place_of_training(path: Path, act: Callable[[Any, PactConfig], T], command: str) -> T:
     """What `act` makes of the trainer and the settings of a file's run, which is stopped before its first step."""
-    from pact_plugins.checking import check as of_file
+    from pact_plugins.check_table import require_sound
 
-    found = of_file(path)
-    found.require_sound()
-    host = host_of(found.settings, path)
+    host = require_sound(path)
     if find_spec(host) is None:
         raise missing_extra(host, host, f"{command} of this file")
     if host == "trl":

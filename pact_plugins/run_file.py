@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,6 +58,17 @@ def read_run_file(path: Path) -> dict[str, Any]:
         consequence="Nothing was started.",
         remedy="Correct the path or the file.",
     )
+
+
+def options(arguments: Sequence[str]) -> dict[str, Any]:
+    """The settings among the arguments of a command: `--key value`, `--key=value`, or `--key` for true."""
+    found: dict[str, Any] = {}
+    for argument, following in pairwise([*arguments, "--"]):
+        if argument.startswith("--"):
+            key, equals, value = argument.removeprefix("--").partition("=")
+            text = value if equals else "true" if following.startswith("--") else following
+            found[key.replace("-", "_")] = yaml.safe_load(text)
+    return found
 
 
 def host_of(settings: dict[str, Any], path: Path) -> Host:

@@ -15,6 +15,7 @@ import yaml
 from pact_plugins import before_training
 from pact_plugins.before_training import Act, T
 from pact_plugins.callback import PactCallback
+from pact_plugins.check_table import require_sound
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError, missing_extra
 from pact_plugins.run_file import read_run_file
@@ -27,11 +28,12 @@ def sft(arguments: Sequence[str]) -> None:
         arguments: what `trl sft` takes, with a `--config` file that also has the key `pact`.
 
     Raises:
-        PactError: TRL is not installed, there is no such file or key, or PACT cannot serve the run.
+        PactError: TRL is not installed, `pact check` finds errors in the file, or PACT cannot serve the run.
     """
     if find_spec("trl") is None:
         raise missing_extra("trl", "trl", "`pact sft`")
-    path = config_file(arguments)
+    path = _config_file(arguments)
+    require_sound(path, "trl", arguments)
     settings = read_run_file(path)
     config = PactConfig.parse(settings.pop("pact"))
     _run_script(
@@ -82,7 +84,7 @@ def _run_script(path: Path, settings: dict[str, Any], arguments: Sequence[str], 
         )
 
 
-def config_file(arguments: Sequence[str]) -> Path:
+def _config_file(arguments: Sequence[str]) -> Path:
     """The `--config` file among the arguments."""
     values = [b for a, b in pairwise(arguments) if a == "--config"]
     if not values:

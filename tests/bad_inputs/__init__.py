@@ -8,6 +8,7 @@ from tests.bad_inputs.case import BadInput, Section
 SECTIONS = [
     Section("Settings: the `pact:` block", config.BLOCKS),
     Section("Run files", config.RUN_FILES),
+    Section("What `pact check` finds in run files", config.CHECKED),
     Section("Safety tokens", tokens.INPUTS),
     Section("Models", model.INPUTS),
     Section("Model files", model.FILES),

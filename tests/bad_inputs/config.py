@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pact_plugins import before_training, trl
+from pact_plugins.checking import check
 from pact_plugins.config import PactConfig
 from pact_plugins.run_file import host_of, read_run_file
 from tests.bad_inputs.case import BadInput, given, written
@@ -63,6 +64,21 @@ def _host(path: Path) -> str:
     return host_of(read_run_file(path), path)
 
 
+def _trl(name: str, settings: str, message: str) -> BadInput:
+    """A file for `pact sft`, all in order but for `settings`."""
+    return _checked(name, f"model_name_or_path: m\ndataset_name: d\n{settings}\n", message)
+
+
+def _axolotl(name: str, settings: str, message: str, plugins: str = "pact_plugins.axolotl.PactPlugin") -> BadInput:
+    """A file for Axolotl, all in order but for `settings` and `plugins`."""
+    lines = ["base_model: m", "datasets: [{path: d, type: chat_template}]", f"plugins: [{plugins}]", settings]
+    return _checked(name, "\n".join(lines) + "\n", message)
+
+
+def _checked(name: str, content: str, message: str) -> BadInput:
+    return _run_file(name, content, message, lambda path: check(path).require_sound())
+
+
 RUN_FILES = [
     BadInput("No such file", lambda folder: read_run_file(folder / "run.yaml"), r"run\.yaml; got FileNotFoundError"),
     BadInput("A folder in place of a file", read_run_file, r"a readable YAML file .*; got IsADirectoryError"),
@@ -80,9 +96,6 @@ RUN_FILES = [
     _run_file("A file in UTF-16", "pact: true\n".encode("utf-16"), r"run\.yaml; got UnicodeDecodeError"),
     _run_file("A zero byte", b"pact: \x00\n", r"run\.yaml; got ReaderError"),
     _run_file("A file for no known host", "pact: true\nmodel: m\n", r"the keys pact, model in .*run\.yaml", _host),
-    _run_file(
-        "A file for `pact sft` without `pact`", "model_name_or_path: m\n", r"`pact`.*run\.yaml", trl.read_settings
-    ),
     BadInput("`pact sft` without a file", given(trl.sft, ["--max_steps", "1"]), r"`--config FILE`|pip install"),
     _run_file(
         "`pact estimate` of a run without PACT", "pact: false\n", r"a run with PACT; got `pact: false`", _settings
@@ -93,4 +106,30 @@ RUN_FILES = [
         r"`resume_from_checkpoint: out`",
         _settings,
     ),
+]
+
+CHECKED = [
+    _trl("A file for `pact sft` without `pact`", "", r"the key `pact` in .*run\.yaml; got no such key"),
+    _trl("The key `pact` with nothing behind it", "pact:", r"`pact:` with nothing behind it"),
+    _trl("The key `pact` misspelt", "pakt: true", r"got `pakt`\. .*without PACT\. Did you mean `pact`"),
+    _trl("The key `pact` in capitals", "PACT: true", r"got `PACT`\. .*Did you mean `pact`"),
+    _axolotl("The plugin without the key", "seed: 1", r"the key `pact` in .*run\.yaml; got no such key"),
+    _axolotl("The key without the plugin", "pact: true", r"`plugins: \[pact.*ignore `pact:` and train without", ""),
+    _axolotl("The plugin misspelt", "pact: true", r"got `pact_plugins\.PactPlugin`", "pact_plugins.PactPlugin"),
+    _axolotl("Preference training", "pact: true\nrl: dpo", r"got `rl: dpo`"),
+    _axolotl("An adapter that changes what is read", "pact: true\nadapter: llama-adapter", r"`adapter: llama-adapter`"),
+    _trl("An adapter on the head", "pact: true\nlora_target_modules: [q_proj, lm_head]", r"`lora_target_modules"),
+    _trl("Streaming data", "pact: true\ndataset_streaming: true", r"`dataset_streaming: True`.*not known before"),
+    _trl("A smoothed loss, damped", "pact: true\nlabel_smoothing_factor: 0.1", r"`label_smoothing_factor: 0\.1`"),
+    _trl("Another loss, damped", "pact: true\nloss_type: dft", r"`loss_type: dft`.*`pact\.conflict: keep`"),
+    _trl("Data that are not there", "pact: true\ndatasets: [{path: json, data_files: rows.jsonl}]", r"rows\.jsonl"),
+    _trl("Prompts that are not there", "pact: {eval: {prompts: [p.csv]}}", r"p\.csv to be there; got no such file"),
+    _trl("Safety tokens that are not there", "pact: {safety_tokens: tokens.json}", r"tokens\.json"),
+    _trl("A checkpoint that is not there", "pact: true\noutput_dir: o\nresume_from_checkpoint: o/1", r"a checkpoint"),
+    _trl(
+        "Going on with a run without evidence",
+        "pact: true\noutput_dir: .\nresume_from_checkpoint: true",
+        r"pact_evidence\.json",
+    ),
+    _trl("Two mistakes in one file", "pakt: true\nPACT: true", r"got `pakt`; `PACT`|got `PACT`; `pakt`"),
 ]

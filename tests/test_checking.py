@@ -1,0 +1,144 @@
+"""`pact check`: a run's file is read for everything that would stop the run or leave PACT out of it."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from packaging.version import Version
+
+from pact_plugins import requirements
+from pact_plugins.checking import Check, check
+from pact_plugins.cli import main
+from pact_plugins.errors import PactError
+from pact_plugins.requirements import TESTED, installed
+from pact_plugins.run_file import PLUGIN
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "example_configs").glob("*.yaml"))
+TRL = {"pact": True, "model_name_or_path": "m", "dataset_name": "d"}
+AXOLOTL = {"pact": True, "plugins": [PLUGIN], "base_model": "m", "datasets": [{"path": "d", "type": "chat_template"}]}
+
+
+def checked(folder: Path, settings: dict[str, Any], *arguments: str) -> Check:
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return check(path, arguments=arguments)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_examples_are_sound(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents a check that refuses, or warns of, what trains well; and examples that do not train."""
+    monkeypatch.chdir(path.parents[1])
+    found = check(path)
+    assert found.config is not None
+    assert found.host is not None
+    others = [finding for finding in found.warnings if finding.key != found.host]
+    assert not [*found.errors, *others], found.as_dict()
+    assert (installed(found.host) is None) == any(finding.key == found.host for finding in found.warnings)
+
+
+def test_the_tested_range_is_what_the_tests_run_with() -> None:
+    """Prevents a range of releases that nobody tries."""
+    bounds = [Version(bound) for bound in TESTED["trl"]]
+    found = Version(version("trl"))
+    assert found in bounds
+    end = bounds.index(found)  # the environment of Axolotl has the least, the other one the greatest
+    for name, bound in TESTED.items():
+        if installed(name) is not None:
+            assert Version(Version(version(name)).public) == Version(bound[end]), name
+
+
+def test_another_release_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents silence about releases that were never tried, and a refusal of each new one."""
+    monkeypatch.setitem(TESTED, "torch", ("1.0", "1.1"))
+    found = checked(tmp_path, TRL)
+    assert found.sound
+    assert "torch" in [finding.key for finding in found.warnings]
+
+
+def test_a_missing_requirement_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents the worst of Axolotl's ways to fail open: a plugin that cannot be imported is logged and left out."""
+    absent = "safetensors"
+    monkeypatch.setattr(requirements, "installed", lambda name: None if name == absent else "999")
+    found = checked(tmp_path, AXOLOTL)
+    (error,) = [finding for finding in found.errors if finding.key == absent]
+    assert 'pip install "pact-plugins[axolotl]"' in str(error.error)
+
+
+def test_a_missing_host_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents a check that works only where the run will."""
+    real = installed
+    monkeypatch.setattr(requirements, "installed", lambda name: None if name == "axolotl" else real(name))
+    found = checked(tmp_path, AXOLOTL)
+    assert found.sound
+    assert [finding.key for finding in found.warnings] == ["axolotl"]
+
+
+def test_off_is_said_and_not_refused(tmp_path: Path) -> None:
+    """Prevents checks of PACT's needs on a run that does without, and silence about it."""
+    found = checked(tmp_path, TRL | {"pact": False, "streaming": True, "fsdp": "full_shard"})
+    assert found.sound
+    assert "off" in found.will["PACT"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"fsdp": "full_shard"}, "fsdp"),
+        ({"deepspeed": {"zero_optimization": {"stage": 3}}}, "deepspeed"),
+        ({"deepspeed": "zero3.json"}, "deepspeed"),
+    ],
+)
+def test_sharded_weights_are_refused(settings: dict[str, Any], key: str, tmp_path: Path) -> None:
+    """Prevents a run that stops only once its model is loaded."""
+    if settings["deepspeed" if "deepspeed" in settings else "fsdp"] == "zero3.json":
+        settings = {"deepspeed": str(tmp_path / "zero3.json")}
+        (tmp_path / "zero3.json").write_text(json.dumps({"zero_optimization": {"stage": 3}}))
+    assert [finding.key for finding in checked(tmp_path, TRL | settings).errors] == [key]
+
+
+def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    """Prevents a refusal of what the command line corrects, and of what it makes worse, silence."""
+    wrong = TRL | {"loss_type": "dft"}
+    assert not checked(tmp_path, wrong).sound
+    assert checked(tmp_path, wrong, "--loss_type", "nll").sound
+    assert not checked(tmp_path, TRL, "--streaming", "--max_steps=3", "--dataset-streaming", "true").sound
+
+
+def test_all_errors_come_at_once(tmp_path: Path) -> None:
+    """Prevents a user who corrects one key after the other, and an error that names no key."""
+    found = checked(tmp_path, TRL | {"dataset_streaming": True, "loss_type": "dft"})
+    assert [finding.key for finding in found.errors] == ["dataset_streaming", "loss_type"]
+    with pytest.raises(PactError, match=r"dataset_streaming.*loss_type") as caught:
+        found.require_sound()
+    assert str(caught.value).count("Expected") == 1
+
+
+def test_a_model_of_a_run_under_pact_is_a_warning(tmp_path: Path) -> None:
+    """Prevents a second run that takes worn refusals for the reference, unnoticed."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "pact_evidence.json").write_text("{}")
+    found = checked(tmp_path, TRL | {"model_name_or_path": str(tmp_path / "out")})
+    assert found.sound
+    assert [finding.key for finding in found.warnings] == ["model"]
+
+
+def test_the_command(tmp_path: Path) -> None:
+    """Prevents exit codes or words that a script cannot rely on."""
+    path = tmp_path / "run.yaml"
+    for settings, code in ((TRL, 0), ({**TRL, "pact": None}, 1)):
+        path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+        shown = CliRunner().invoke(main, ["check", str(path)])
+        printed = CliRunner().invoke(main, ["check", str(path), "--json"])
+        assert (shown.exit_code, printed.exit_code) == (code, code), shown.output
+        found = json.loads(printed.output)
+        assert found["sound"] == (code == 0)
+        assert [error["key"] for error in found["errors"]] == (["pact"] if code else [])
+        assert ("error `pact`: Expected" in shown.output) == bool(code)
+        assert found["will"]["model"] == "m"
+        assert f"{code} errors" in shown.output
