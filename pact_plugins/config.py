@@ -123,7 +123,8 @@ class PactConfig(_Block):
         default=0.1,
         ge=0,
         le=1,
-        description="Answers whose conflict (a probability) is not above this are left untouched.",
+        description="Answers whose conflict (a probability) is not above this are left untouched. Refused with "
+        "`conflict: keep`, which damps none.",
     )
     anchors: int | None = Field(
         default=None,
@@ -138,16 +139,23 @@ class PactConfig(_Block):
         description="The answer-only gate: `true`, `false` or a block. Default: on for `paper`, off for `confidence`.",
     )
     temperature: float = Field(
-        default=2.0, gt=0, description="Softmax temperature T of `paper`; `confidence` has none."
+        default=2.0, gt=0, description="Softmax temperature T of `paper`. Refused with `confidence`, which has none."
     )
     safety_tokens: Path | Annotated[list[StrictInt | str], Field(min_length=1)] | Literal["auto"] = Field(
         default="auto",
         description="`auto` finds them; a file made by `pact tokens`; or a list of token ids and token texts.",
     )
     base_model: str | None = Field(
-        default=None, description="The model before alignment: finds the safety tokens by the paper's contrast."
+        default=None,
+        description="The model before alignment, a folder or a name on the hub: finds the safety tokens by the paper's "
+        "contrast. Refused beside `safety_tokens` of your own.",
     )
-    top_k: int = Field(default=50, ge=1, le=4096, description="Number of candidate safety tokens, |S|.")
+    top_k: int = Field(
+        default=50,
+        ge=1,
+        le=4096,
+        description="Number of candidate safety tokens, |S|. Refused beside `safety_tokens` of your own.",
+    )
     eval: EvalConfig | bool = Field(
         default=True,
         description="Asks the model before its first step and after its last, for the report: `true`, `false` or a "
