@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from pact_plugins.before_training import config_of, in_place_of_training
 from pact_plugins.cli import main
 from pact_plugins.errors import PactError
-from pact_plugins.run_file import host_of
+from pact_plugins.run_file import PLUGIN, host_of
 
 TRL: dict[str, Any] = {"model_name_or_path": "m", "pact": True}
 
@@ -57,14 +57,14 @@ def test_refuses_a_missing_file(tmp_path: Path) -> None:
 @pytest.mark.skipif(find_spec("axolotl") is not None, reason="Axolotl is installed")
 def test_says_how_to_install_axolotl(tmp_path: Path) -> None:
     """Prevents: an import error for a file that is right, in the wrong environment."""
-    result = estimate(written(tmp_path, {"base_model": "m", "datasets": [], "pact": True}))
+    result = estimate(written(tmp_path, {"base_model": "m", "datasets": [], "plugins": [PLUGIN], "pact": True}))
     assert 'pip install "pact-plugins[axolotl]"' in result.output
 
 
 def test_knows_the_host_by_the_keys() -> None:
     """Prevents: an Axolotl file without the plugin's line being read as no file at all."""
     path = Path("run.yaml")
-    assert host_of({"plugins": ["pact_plugins.axolotl.PactPlugin"]}, path) == "axolotl"
+    assert host_of({"plugins": [PLUGIN]}, path) == "axolotl"
     assert host_of({"base_model": "m", "datasets": []}, path) == "axolotl"
     assert host_of(TRL, path) == "trl"
     assert config_of({"pact": {"weight": 2}}).weight == 2
