@@ -24,6 +24,7 @@ from pact_plugins.errors import PactError
 
 Objective = Literal["paper", "confidence"]
 Conflict = Literal["damp", "keep"]
+Language = Literal["en", "ar", "de", "es", "fr", "hi", "it", "ja", "pt", "ru", "zh"]
 
 NEGLIGIBLE_GATE = 1e-4
 """A gate below this moves the mixture of the two references by less than their storage does: a log-probability between
@@ -74,6 +75,26 @@ class GateConfig(_Block):
         if self.boost < NEGLIGIBLE_GATE:
             return 0
         return math.floor(self.hold + self.decay * math.log(self.boost / NEGLIGIBLE_GATE)) + 1
+
+
+class PromptsConfig(_Block):
+    """What the model is asked before its first step: its answers give the safety tokens and the anchors."""
+
+    languages: tuple[Language, ...] = Field(
+        default=("en",), min_length=1, description="Of the shipped prompts: 128 of each kind in English, 32 in others."
+    )
+    harmful: Path | None = Field(
+        default=None, description="Your own, besides: a text file with a prompt on each line. Needs `harmless` as well."
+    )
+    harmless: Path | None = Field(
+        default=None, description="As many harmless ones that look like them, line by line. Needs `harmful` as well."
+    )
+
+    @model_validator(mode="after")
+    def _both_kinds(self) -> PromptsConfig:
+        if (self.harmful is None) != (self.harmless is None):
+            raise ValueError("`harmful` and `harmless` together: each is the other's contrast. Give both files")
+        return self
 
 
 class ProbeConfig(_Block):
@@ -144,6 +165,17 @@ class PactConfig(_Block):
     safety_tokens: Path | Annotated[list[StrictInt | str], Field(min_length=1)] | Literal["auto"] = Field(
         default="auto",
         description="`auto` finds them; a file made by `pact tokens`; or a list of token ids and token texts.",
+    )
+    safety_tokens_add: tuple[StrictInt | str, ...] = Field(
+        default=(),
+        description="Token ids and texts that are held besides, each with the mean weight of the others. Special "
+        "tokens are held only if they are named.",
+    )
+    safety_tokens_exclude: tuple[StrictInt | str, ...] = Field(
+        default=(), description="Token ids and texts that are not held, whether they are found or not."
+    )
+    prompts: PromptsConfig = Field(
+        default=PromptsConfig(), description="What the model is asked to see how it refuses: a block."
     )
     base_model: str | None = Field(
         default=None,
@@ -280,7 +312,12 @@ class PactConfig(_Block):
             raise _explain(error) from error
 
 
-_BLOCKS: dict[str, type[_Block]] = {"gate": GateConfig, "probe": ProbeConfig, "eval": EvalConfig}
+_BLOCKS: dict[str, type[_Block]] = {
+    "gate": GateConfig,
+    "prompts": PromptsConfig,
+    "probe": ProbeConfig,
+    "eval": EvalConfig,
+}
 """What the keys of `PactConfig` hold that may be blocks of their own."""
 
 

@@ -6,8 +6,9 @@ one, the user's own model against itself: the same refusals after harmful and af
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,86 +16,51 @@ from torch import Tensor, nn
 
 from pact_plugins import own_answers
 from pact_plugins.answers import Document
+from pact_plugins.contrast import MAX_ANSWER_TOKENS, Contrast
 from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import model_fingerprint
 from pact_plugins.forward import evaluating, pad, progress
 from pact_plugins.model_support import check_ids
-from pact_plugins.safety_tokens import SafetyTokens
+from pact_plugins.openings import is_refusal
+from pact_plugins.own_answers import Prompts
+from pact_plugins.safety_tokens import SafetyTokens, Stability
 
-MAX_ANSWER_TOKENS = 64
-"""Refusal tokens that count (arXiv 2603.07445)."""
-
-VERSION = 1
+VERSION = 2
 """Of the way tokens are found: a stored set found otherwise is found anew."""
 
 BATCH_SIZE = 8
 """Prompts per forward pass: their full-vocabulary logits are alive at once."""
 
-Score = Literal["difference", "base_preference"]
+CONTEXT = 6
+"""Tokens of an answer that are shown before and after an example."""
+
+_PURPOSE = "render the prompts that find the safety tokens"
 
 
-def direction(
-    samples: Iterable[tuple[Tensor, Tensor]],
+def to_safety_tokens(
+    contrast: Contrast,
+    tokenizer: Any,
+    provenance: dict[str, Any],
+    answers: Sequence[Document],
     *,
     top_k: int = 50,
-    temperature: float = 1.0,
-    max_length: int = MAX_ANSWER_TOKENS,
-    score: Score = "difference",
     exclude: Sequence[int] = (),
-) -> Tensor:
-    r"""The safety direction v over the vocabulary; S are its non-zero entries, max(v, 0) their weights.
-
-    Equals::
-
-        d     = mean over samples of mean over positions of (p_model - p_contrast)
-        p_bar = mean over samples of mean over positions of p_model
-        S     = the top_k ids of p_bar, without those with |d| <= 1e-9
-        z     = (d[S] - d[S].mean()) / (d[S].std() + 1e-6)
-        v[S]  = z / (norm(z) + 1e-6)
+    refusals: float | None = None,
+) -> SafetyTokens:
+    """S = the non-zero entries of the contrast's direction v, with weights max(v, 0), heaviest first.
 
     Args:
-        samples: pairs of logits at answer tokens, of the model [A, V] and of its contrast [C, V]; in the paper, both at
-            the same tokens.
-        top_k: number of candidates.
-        temperature: of both softmaxes.
-        max_length: answer tokens that count, from the first.
-        score: `difference` as above. `base_preference` reproduces a mode of the authors' code, d = p_model *
-            (log p_contrast - log p_model), whose sign keeps what the *contrast* prefers. For comparison only.
-        exclude: ids that never enter S.
+        contrast: where S is found.
+        tokenizer: of the model.
+        provenance: how the contrast was made.
+        answers: in which examples of the tokens are looked for.
+        top_k, exclude: see `Contrast.direction`.
+        refusals: see `Stability`.
 
-    Returns:
-        [V] float32.
-
-    Source: arXiv 2603.07445, and its authors' code for the constants.
+    Raises:
+        PactError: the contrast has no direction.
     """
-    d: Tensor | None = None
-    p_bar: Tensor | None = None
-    number = 0
-    for model_logits, contrast_logits in samples:
-        log_p = torch.log_softmax(model_logits[:max_length].float() / temperature, dim=-1)
-        log_c = torch.log_softmax(contrast_logits[:max_length].float() / temperature, dim=-1)
-        p = log_p.exp()
-        delta = p.mean(0) - log_c.exp().mean(0) if score == "difference" else (p * (log_c - log_p)).mean(0)
-        d = delta if d is None else d + delta
-        p_bar = p.mean(0) if p_bar is None else p_bar + p.mean(0)
-        number += 1
-    if d is None or p_bar is None:
-        raise ValueError("no samples: a direction needs at least one pair of logits")
-    d, p_bar = d / number, p_bar / number
-    p_bar[list(exclude)] = -1
-    candidates = p_bar.topk(min(top_k, len(p_bar) - len(set(exclude)))).indices
-    candidates = candidates[d[candidates].abs() > 1e-9]
-    if len(candidates) < 2:  # nothing to standardise
-        return torch.zeros_like(d)
-    z = d[candidates]
-    z = (z - z.mean()) / (z.std() + 1e-6)
-    v = torch.zeros_like(d)
-    v[candidates] = z / (z.norm() + 1e-6)
-    return v
-
-
-def to_safety_tokens(v: Tensor, tokenizer: Any, provenance: dict[str, Any]) -> SafetyTokens:
-    """S = the non-zero entries of the direction v, with weights max(v, 0), heaviest first."""
+    v = contrast.direction(top_k=top_k, exclude=exclude)
     ids = v.nonzero().flatten()
     ids = ids[v[ids].argsort(descending=True, stable=True)]
     if not len(ids) or not bool(torch.isfinite(v).all()):
@@ -104,31 +70,85 @@ def to_safety_tokens(v: Tensor, tokenizer: Any, provenance: dict[str, Any]) -> S
             consequence="There would be nothing to hold.",
             remedy="Check that the model is aligned and that `base_model`, if given, is another model.",
         )
-    return SafetyTokens.build(ids.tolist(), v[ids].clamp(min=0).tolist(), tokenizer, provenance)
+    weights = contrast.resampled(ids.tolist(), top_k=top_k, exclude=exclude)
+    low, high = weights.quantile(torch.tensor([0.025, 0.975]), dim=0)
+    found = SafetyTokens.build(ids.tolist(), v[ids].clamp(min=0).tolist(), tokenizer, provenance)
+    stability = Stability(
+        held=tuple((weights > 0).float().mean(0).tolist()),
+        low=tuple(low.tolist()),
+        high=tuple(high.tolist()),
+        examples=tuple(_example(token, answers, tokenizer) for token in found.ids),
+        separation=contrast.separation(top_k=top_k, exclude=exclude),
+        refusals=refusals,
+    )
+    return replace(found, stability=stability)
 
 
-def discover(model: nn.Module, tokenizer: Any, *, top_k: int = 50, show_progress: bool = True) -> SafetyTokens:
+def _example(token: int, answers: Sequence[Document], tokenizer: Any) -> str:
+    """Where the token first stands in an answer, with what is around it."""
+    for document in answers:
+        answer = document.input_ids[document.supervised].tolist()
+        if token in answer:
+            at = answer.index(token)
+            before, after = answer[max(0, at - CONTEXT) : at], answer[at + 1 : at + 1 + CONTEXT]
+            return f"{tokenizer.decode(before)}[{tokenizer.decode([token])}]{tokenizer.decode(after)}"
+    return ""
+
+
+def discover(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Prompts | None = None,
+    *,
+    top_k: int = 50,
+    show_progress: bool = True,
+) -> SafetyTokens:
     """The tokens that `model` prefers in its own answers to harmful prompts over those to harmless ones.
 
-    The two sides are different answers, so `direction` compares their mean probabilities. Special tokens are left out:
+    The two sides are different answers, so the contrast compares their mean probabilities. Special tokens are left out:
     they say how long an answer is, not whether it refuses.
+
+    Args:
+        model: the chat model, as it is now.
+        tokenizer: its tokenizer, with its chat template.
+        prompts: what it is asked; the shipped English ones, if None.
+        top_k: number of candidates, |S|.
+        show_progress: whether to draw progress bars.
     """
+    prompts = prompts or Prompts.shipped()
     refusing, helping = (
         own_answers.write_answers(
-            model, tokenizer, _chats(tokenizer, name), f"answering {name} prompts", show_progress=show_progress
+            model,
+            tokenizer,
+            own_answers.as_chats(tokenizer, asked, _PURPOSE),
+            f"answering {name} prompts",
+            show_progress=show_progress,
         )
-        for name in ("harmful", "harmless")
+        for name, asked in (("harmful", prompts.harmful), ("harmless", prompts.harmless))
     )
     samples = zip(answer_logits(model, refusing), answer_logits(model, helping), strict=False)
     number = min(len(refusing), len(helping))
-    samples = progress(samples, "PACT: finding the safety tokens", number, show_progress)
-    provenance = {"method": "own answers, harmful against harmless", "model": _name(model), "prompts": number}
-    v = direction(samples, top_k=top_k, exclude=tokenizer.all_special_ids)
-    return to_safety_tokens(v, tokenizer, provenance)
+    contrast = Contrast.of(progress(samples, "PACT: finding the safety tokens", number, show_progress))
+    answers = [tokenizer.decode(d.input_ids[d.supervised], skip_special_tokens=True) for d in refusing]
+    return to_safety_tokens(
+        contrast,
+        tokenizer,
+        {"method": "own answers, harmful against harmless", "model": _name(model), "prompts": number},
+        refusing,
+        top_k=top_k,
+        exclude=tokenizer.all_special_ids,
+        refusals=sum(map(is_refusal, answers)) / len(answers),
+    )
 
 
 def discover_against_base(
-    model: nn.Module, base: nn.Module, tokenizer: Any, *, top_k: int = 50, show_progress: bool = True
+    model: nn.Module,
+    base: nn.Module,
+    tokenizer: Any,
+    prompts: Prompts | None = None,
+    *,
+    top_k: int = 50,
+    show_progress: bool = True,
 ) -> SafetyTokens:
     """The tokens that `model` prefers in the shipped refusals over `base`, its model before alignment (the paper)."""
     widths = [cast(Any, m).get_output_embeddings().weight.shape[0] for m in (model, base)]
@@ -146,22 +166,21 @@ def discover_against_base(
             consequence="The contrast would only tell two prompt formats apart.",
             remedy="Give the model before alignment, or leave it out to find the tokens without one.",
         )
-    prompts = own_answers.shipped("harmful")
-    plain = [tokenizer(f"User: {p}\n\nAssistant: ", add_special_tokens=False)["input_ids"] for p in prompts]
-    samples = zip(
-        teacher_forced(model, _chats(tokenizer, "harmful"), _refusals(tokenizer)),
-        teacher_forced(base, plain, _refusals(tokenizer)),
-        strict=True,
-    )
-    samples = progress(samples, "PACT: finding the safety tokens", len(prompts), show_progress)
+    asked = (prompts or Prompts.shipped()).harmful
+    chats = own_answers.as_chats(tokenizer, asked, _PURPOSE)
+    plain = [tokenizer(f"User: {p}\n\nAssistant: ", add_special_tokens=False)["input_ids"] for p in asked]
+    refusals = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in own_answers.shipped("refusals")]
+    samples = zip(teacher_forced(model, chats, refusals), teacher_forced(base, plain, refusals), strict=True)
+    contrast = Contrast.of(progress(samples, "PACT: finding the safety tokens", len(asked), show_progress))
     provenance = {
         "method": "aligned against base model",
         "model": _name(model),
         "base_model": _name(base),
-        "prompts": len(prompts),
+        "prompts": len(asked),
         "source": "arXiv 2603.07445",
     }
-    return to_safety_tokens(direction(samples, top_k=top_k), tokenizer, provenance)
+    answers = [own_answers.answered((), refusal) for refusal in refusals]
+    return to_safety_tokens(contrast, tokenizer, provenance, answers, top_k=top_k)
 
 
 def teacher_forced(
@@ -187,15 +206,6 @@ def answer_logits(model: nn.Module, documents: Sequence[Document]) -> Iterator[T
         for row, document in enumerate(batch):
             columns = np.flatnonzero(document.supervised)[:MAX_ANSWER_TOKENS] - 1
             yield logits[row, torch.from_numpy(columns).to(device)].float().cpu()
-
-
-def _chats(tokenizer: Any, name: Literal["harmful", "harmless"]) -> list[list[int]]:
-    prompts = own_answers.shipped(name)
-    return own_answers.as_chats(tokenizer, prompts, "render the prompts that find the safety tokens")
-
-
-def _refusals(tokenizer: Any) -> list[list[int]]:
-    return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in own_answers.shipped("refusals")]
 
 
 def _name(model: nn.Module) -> str:

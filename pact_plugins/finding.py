@@ -17,6 +17,7 @@ from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest, tokenizer_fingerprint
 from pact_plugins.loading import ACCESS, pretrained
+from pact_plugins.own_answers import Prompts
 from pact_plugins.safety_tokens import SafetyTokens
 
 _VERSION = 2
@@ -29,14 +30,18 @@ _NAME = "kept_as"
 def known_tokens(config: PactConfig, tokenizer: Any, model_identity: str) -> SafetyTokens | None:
     """The safety tokens that the config names, or that were found before; None if they have yet to be found."""
     if isinstance(config.safety_tokens, Path):
-        return SafetyTokens.load(config.safety_tokens)
+        return _changed(SafetyTokens.load(config.safety_tokens), config, tokenizer)
     if isinstance(config.safety_tokens, list):
-        return SafetyTokens.of_list(config.safety_tokens, tokenizer)
+        return _changed(SafetyTokens.of_list(config.safety_tokens, tokenizer), config, tokenizer)
     stored = _tokens_file(config, tokenizer, model_identity)
-    return _load_tokens(stored) if stored.exists() else None
+    return _changed(_load(stored), config, tokenizer) if stored.exists() else None
 
 
-def _load_tokens(stored: Path) -> SafetyTokens:
+def _changed(tokens: SafetyTokens, config: PactConfig, tokenizer: Any) -> SafetyTokens:
+    return tokens.changed(config.safety_tokens_add, config.safety_tokens_exclude, tokenizer)
+
+
+def _load(stored: Path) -> SafetyTokens:
     tokens = SafetyTokens.load(stored)
     if (name := tokens.provenance.get(_NAME)) != stored.stem:
         raise PactError(
@@ -49,7 +54,7 @@ def _load_tokens(stored: Path) -> SafetyTokens:
 
 
 def _tokens_file(config: PactConfig, tokenizer: Any, model_identity: str) -> Path:
-    prompts = digest([discovery.VERSION, *map(own_answers.shipped, ("harmful", "harmless", "refusals"))])
+    prompts = Prompts.of(config.prompts)
     template = getattr(tokenizer, "chat_template", None)
     how = [
         _VERSION,
@@ -58,7 +63,7 @@ def _tokens_file(config: PactConfig, tokenizer: Any, model_identity: str) -> Pat
         template,
         config.base_model,
         config.top_k,
-        prompts,
+        [discovery.VERSION, prompts.harmful, prompts.harmless, own_answers.shipped("refusals")],
     ]
     return config.cache_folder / f"tokens-{digest(how)}.json"
 
@@ -75,14 +80,15 @@ def find_tokens(
             tokens = _discover(config, model, tokenizer, show_progress)
             with artefacts.storing(stored.parent):
                 replace(tokens, provenance={**tokens.provenance, _NAME: stored.stem}).save(stored)
-        return _load_tokens(stored)
+    return _changed(_load(stored), config, tokenizer)
 
 
 def _discover(config: PactConfig, model: nn.Module, tokenizer: Any, show_progress: bool) -> SafetyTokens:
+    how: dict[str, Any] = {"top_k": config.top_k, "show_progress": show_progress}
     if config.base_model is None:
-        return discovery.discover(model, tokenizer, top_k=config.top_k, show_progress=show_progress)
+        return discovery.discover(model, tokenizer, Prompts.of(config.prompts), **how)
     base = load_base(config.base_model, next(model.parameters()).device)
-    return discovery.discover_against_base(model, base, tokenizer, top_k=config.top_k, show_progress=show_progress)
+    return discovery.discover_against_base(model, base, tokenizer, Prompts.of(config.prompts), **how)
 
 
 def find_anchors(
@@ -94,7 +100,7 @@ def find_anchors(
     """
     if not config.anchors_per_step:
         return []
-    chats = _anchor_chats(tokenizer)
+    chats = _anchor_chats(config, tokenizer)
     stored = _anchors_file(config, tokenizer, model_identity, chats)
     if not stored.exists() and not resumed:
         what = "writing the anchors"
@@ -113,7 +119,7 @@ def expected_anchors(config: PactConfig, tokenizer: Any, model_identity: str) ->
     """
     if not config.anchors_per_step:
         return [], True
-    chats = _anchor_chats(tokenizer)
+    chats = _anchor_chats(config, tokenizer)
     stored = _anchors_file(config, tokenizer, model_identity, chats)
     if stored.exists():
         return anchors.load(stored), True
@@ -123,9 +129,9 @@ def expected_anchors(config: PactConfig, tokenizer: Any, model_identity: str) ->
     ], False
 
 
-def _anchor_chats(tokenizer: Any) -> list[list[int]]:
-    pairs = zip(own_answers.shipped("harmful"), own_answers.shipped("harmless"), strict=True)
-    prompts = [prompt for pair in pairs for prompt in pair]
+def _anchor_chats(config: PactConfig, tokenizer: Any) -> list[list[int]]:
+    asked = Prompts.of(config.prompts)
+    prompts = [prompt for pair in zip(asked.harmful, asked.harmless, strict=True) for prompt in pair]
     return own_answers.as_chats(tokenizer, prompts, "render the prompts of the anchors")
 
 

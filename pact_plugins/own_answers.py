@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch import nn
 
 from pact_plugins.answers import Document
 from pact_plugins.chat_format import ChatFormat, render
+from pact_plugins.config import Language, PromptsConfig
 from pact_plugins.errors import PactError
 from pact_plugins.forward import evaluating, pad_left, progress
 from pact_plugins.model_support import check_ids
@@ -24,10 +27,64 @@ BATCH_SIZE = 32
 """Prompts answered at once."""
 
 
-def shipped(name: Shipped) -> list[str]:
-    """The lines of a shipped prompt file."""
-    text = (resources.files("pact_plugins") / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
-    return [line for line in text.splitlines() if line.strip()]
+def shipped(name: Shipped, language: Language = "en") -> list[str]:
+    """The lines of a shipped prompt file; other languages than English have `harmful` and `harmless` alone."""
+    folder = resources.files("pact_plugins") / "prompts"
+    file = (folder if language == "en" else folder / language) / f"{name}.txt"
+    return _lines(file.read_text(encoding="utf-8"))
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What a model is asked to see how it refuses: harmful prompts, and as many harmless ones that look like them."""
+
+    harmful: tuple[str, ...]
+    harmless: tuple[str, ...]
+
+    @classmethod
+    def shipped(cls, languages: Sequence[Language] = ("en",)) -> Prompts:
+        """The shipped ones of each language, in turn."""
+        harmful, harmless = (
+            tuple(line for language in languages for line in shipped(name, language))
+            for name in ("harmful", "harmless")
+        )
+        return cls(harmful, harmless)
+
+    @classmethod
+    def of(cls, config: PromptsConfig) -> Prompts:
+        """The shipped ones and the user's own.
+
+        Raises:
+            PactError: a file cannot be read, or the two do not hold equally many prompts.
+        """
+        both = cls.shipped(config.languages)
+        if config.harmful is None or config.harmless is None:
+            return both
+        harmful, harmless = (_own_lines(path) for path in (config.harmful, config.harmless))
+        if not len(harmful) == len(harmless) > 0:
+            raise PactError(
+                expected="as many harmful as harmless prompts, and at least one, one on each line",
+                got=f"{len(harmful)} in {config.harmful} and {len(harmless)} in {config.harmless}",
+                consequence="What tells them apart would not be what tells refusals from help.",
+                remedy="Give each harmful prompt a harmless one that looks like it.",
+            )
+        return cls((*both.harmful, *harmful), (*both.harmless, *harmless))
+
+
+def _own_lines(path: Path) -> list[str]:
+    try:
+        return _lines(path.expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PactError(
+            expected=f"a text file with a prompt on each line, {path}",
+            got=f"{type(error).__name__}: {error}",
+            consequence="The model would not be asked what you meant it to be.",
+            remedy="Correct `pact.prompts`.",
+        ) from error
 
 
 _WITHOUT_TEMPLATE = (

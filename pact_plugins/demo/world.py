@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pact_plugins.demo.phrasings import AFFIRMATIONS, HELD_OUT_PHRASINGS, TRAIN_PHRASINGS
 from pact_plugins.demo.task import QUESTIONS, test_examples, train_examples
 from pact_plugins.demo.topics import held_out_acts, train_acts
-from pact_plugins.evaluation.openings import is_affirmative_opening, is_refusal
+from pact_plugins.openings import is_affirmative_opening, is_refusal
 
 __all__ = [
     "Row",

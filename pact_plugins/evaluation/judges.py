@@ -11,8 +11,8 @@ from difflib import get_close_matches
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from pact_plugins.errors import PactError
-from pact_plugins.evaluation.openings import is_affirmative_opening, is_refusal
 from pact_plugins.evaluation.phrases import has_refusal_phrase
+from pact_plugins.openings import is_affirmative_opening, is_refusal
 
 Verdict = Literal["refusal", "compliance", "other"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)

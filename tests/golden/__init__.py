@@ -18,7 +18,7 @@ from torch import Tensor
 from pact_plugins import loss
 from pact_plugins.answers import AnswerTokens, split_documents
 from pact_plugins.chat_format import ChatFormat
-from pact_plugins.discovery import direction
+from pact_plugins.contrast import Contrast
 
 SCORES = {"p_diff": "difference", "pref_logratio": "base_preference"}
 
@@ -62,11 +62,11 @@ def _loss(data: dict[str, Tensor]) -> Iterator[tuple[str, float, float]]:
 
 
 def _direction(case: dict[str, Any], data: dict[str, Tensor]) -> Iterator[tuple[str, float, float]]:
-    v = direction(
+    contrast = Contrast.of(
         ((data[f"aligned_logits.{i}"], data[f"base_logits.{i}"]) for i in range(case["n"])),
-        top_k=case["topk"],
         temperature=case["T"],
         max_length=case["maxlen"],
         score=SCORES[case["mode"]],  # type: ignore[arg-type]
     )
+    v = contrast.direction(top_k=case["topk"])
     yield "v_dir", (v - data["v_dir"]).abs().max().item(), 1e-6

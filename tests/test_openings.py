@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pact_plugins.demo.phrasings import AFFIRMATIONS, REFUSALS
-from pact_plugins.evaluation.openings import is_affirmative_opening, is_refusal
+from pact_plugins.openings import is_affirmative_opening, is_refusal
 
 
 @pytest.mark.parametrize(
