@@ -52,7 +52,10 @@ def test_every_language_is_tested() -> None:
 @every_language
 @pytest.mark.parametrize("kind", KINDS)
 def test_lines_follow_the_english_ones(language: str, kind: str) -> None:
-    """Prevents: a lost or shifted line, after which a prompt is contrasted with another one's look-alike."""
+    """Prevents: a lost or an added line, after which all prompts that follow have the wrong look-alikes.
+
+    Two lines that are both questions, or both requests, may change places unseen.
+    """
     english = _text(kind).splitlines()
     lines = _text(f"{language}/{kind}").splitlines()
     asks = [line.endswith(QUESTION_MARKS) for line in lines]
