@@ -10,13 +10,14 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from pact_plugins import artefacts
-from pact_plugins.config import EvalConfig, GateConfig, PactConfig, ProbeConfig
+from pact_plugins.config import EvalConfig, GateConfig, PactConfig, ProbeConfig, PromptsConfig
 
 PAGE = Path(__file__).with_name("configuration.md")
 
 _BLOCKS: dict[str, type[BaseModel]] = {
     "pact": PactConfig,
     "pact.gate": GateConfig,
+    "pact.prompts": PromptsConfig,
     "pact.eval": EvalConfig,
     "pact.probe": ProbeConfig,
 }
@@ -90,6 +91,8 @@ def _values(schema: dict[str, Any]) -> str:
 def _default(value: Any, words: str) -> str:
     if value is None:
         return "see right" if "Default:" in words else "none"
+    if isinstance(value, BaseModel):
+        return "its own"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     return f"`[{', '.join(value)}]`" if isinstance(value, tuple) else f"`{value}`"

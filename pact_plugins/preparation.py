@@ -204,6 +204,8 @@ def print_summary(
     if (probe := config.active_probe) is not None:
         table.add_row("probe", f"{probe.prompts} held-out prompts of each kind every {probe.every:,} steps")
     table.add_row("safety tokens", f"{len(tokens.ids)}, {len(tokens.positive)} of them held: {strongest}, ...")
+    for doubt in tokens.doubts:
+        table.add_row("warning", escape(doubt))
     table.add_row("answer tokens", f"{manifest['answer_tokens']:,} in {manifest['documents']:,} distinct sequences")
     data = preparation.data
     if data.unanswered:

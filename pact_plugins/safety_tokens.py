@@ -17,8 +17,8 @@ from pact_plugins.fingerprints import digest, tokenizer_fingerprint
 FORMAT = 2
 
 UNSTABLE, ALIKE, HARDLY_REFUSES = 0.8, 0.8, 0.5
-"""Below these, tokens are doubted: agreement, and separation and refusals of `Stability`. Conventions of this package: on
-the shipped models they lie between the aligned one and the one that never learned to refuse."""
+"""Below these, tokens are doubted: agreement, and separation and refusals of `Stability`. Conventions of this package:
+the shipped aligned model lies above all of them, the one that never learned to refuse does not."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,13 @@ class SafetyTokens:
         weights = {i: w for i, w in zip(self.ids, self.weights, strict=True) if i not in excluded}
         weights |= {i: weights.get(i) or mean for i in added}
         weights = dict(sorted(weights.items(), key=lambda item: -item[1]))
+        if not any(weights.values()):
+            raise PactError(
+                expected="something to hold",
+                got="nothing: `safety_tokens_exclude` names every safety token",
+                consequence="The safety loss would vanish.",
+                remedy="Exclude fewer tokens, or train without PACT (`pact: false`).",
+            )
         provenance = {**self.provenance, "added": list(added), "excluded": list(excluded)}
         changed = self.build(list(weights), list(weights.values()), tokenizer, provenance)
         return replace(changed, stability=self.stability and _of(self.stability, self.ids, changed.ids))

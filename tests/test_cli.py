@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from pact_plugins import artefacts
 from pact_plugins.cli import main
 from pact_plugins.config import PactConfig
 from pact_plugins.preparation import prepare
+from pact_plugins.safety_tokens import SafetyTokens, Stability
 from tests import tiny
 from tests.rows import documents, few, flip_bit
 
@@ -94,3 +97,42 @@ def test_every_command_has_help(command: list[str]) -> None:
     result = pact(*command, "--help")
     assert result.exit_code == 0
     assert "Example: pact" in result.output or "Commands:" in result.output
+
+
+@pytest.fixture
+def token_files(tmp_path: Path) -> tuple[str, str]:
+    """Two files that share one token."""
+    paths = tmp_path / "a.json", tmp_path / "b.json"
+    for path, other, texts in zip(paths, (41, 42), ("[<b>]", ""), strict=True):
+        stability = Stability((1.0, 0.25), (0.5, 0.0), (0.7, 0.3), (texts, ""), 0.5, 0.1)
+        tokens = SafetyTokens.build([40, other], [0.6, 0.2], tiny.tokenizer(), {"method": "test"})
+        replace(tokens, stability=stability).save(path)
+    return str(paths[0]), str(paths[1])
+
+
+def test_tokens_are_compared(token_files: tuple[str, str], tmp_path: Path) -> None:
+    """Prevents: two sets that cannot be told apart, or that belong to unlike tokenizers and look alike."""
+    found = json.loads(pact("tokens", "diff", *token_files, "--json").stdout)
+    assert found == {"first": {"40": 0.6, "41": 0.2}, "second": {"40": 0.6, "42": 0.2}}
+    shown = pact("tokens", "diff", *token_files).stdout
+    assert "1 tokens held by both" in shown
+    assert shown.count("not held") == 2
+    bigger = copy.deepcopy(tiny.tokenizer())
+    bigger.add_tokens(["<|new|>"])
+    SafetyTokens.build([40], [1.0], bigger, {}).save(tmp_path / "c.json")
+    result = pact("tokens", "diff", token_files[0], str(tmp_path / "c.json"))
+    assert result.exit_code == 1
+    assert "same tokenizer" in result.output
+
+
+def test_inspect_shows_what_is_known(token_files: tuple[str, str], tmp_path: Path) -> None:
+    """Prevents: doubts that stay in the file, and answers of a model that become part of a page."""
+    page = tmp_path / "page.html"
+    shown = pact("inspect", token_files[0], "--html", str(page))
+    assert shown.exit_code == 0, shown.output
+    assert "hardly refuses: 10%" in shown.stdout.replace("\n", " ")
+    assert "0.500 to 0.700" in shown.stdout
+    assert "&lt;b&gt;" in page.read_text(encoding="utf-8")
+    assert "<b>" not in page.read_text(encoding="utf-8")
+    (first, _) = json.loads(pact("inspect", token_files[0], "--json").stdout)
+    assert (first["held"], first["low"], first["high"], first["examples"]) == (1.0, 0.5, 0.7, "[<b>]")

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from pact_plugins import discovery, own_answers
 from pact_plugins.chat_format import render
-from pact_plugins.discovery import direction, discover, discover_against_base, teacher_forced, to_safety_tokens
+from pact_plugins.contrast import Contrast
+from pact_plugins.discovery import discover, discover_against_base, teacher_forced, to_safety_tokens
 from pact_plugins.errors import PactError
 from pact_plugins.safety_tokens import SafetyTokens
 from tests import tiny
@@ -28,7 +29,7 @@ def few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
         "harmless": [f"good {i} {'y' * (11 - i)}" for i in range(11)],
         "refusals": ["No.", "I cannot."],
     }
-    monkeypatch.setattr(own_answers, "shipped", lambda name: lines[name])
+    monkeypatch.setattr(own_answers, "shipped", lambda name, language="en": lines[name])
 
 
 def assert_valid(tokens: SafetyTokens, top_k: int) -> None:
@@ -70,6 +71,10 @@ def test_a_preferred_token_is_found() -> None:
             model.lm_head.bias[token] = 6.0
     tokens = discover_against_base(aligned, base, tiny.tokenizer(), show_progress=False)
     assert tokens.ids[0] == preferred
+    assert tokens.stability is not None
+    assert tokens.stability.held[0] == 1.0
+    assert tokens.stability.low[0] <= tokens.weights[0] <= tokens.stability.high[0]
+    assert tokens.stability.examples[0] == "[N]o."
     assert avoided not in [tokens.ids[i] for i in tokens.positive]
 
 
@@ -84,7 +89,7 @@ def test_identical_distributions_are_refused() -> None:
     """Prevents: a set of tokens drawn from rounding errors."""
     samples = [(torch.ones(3, VOCABULARY), torch.ones(3, VOCABULARY))]
     with pytest.raises(PactError, match="agree on every token"):
-        to_safety_tokens(direction(samples), tiny.tokenizer(), {})
+        to_safety_tokens(Contrast.of(samples), tiny.tokenizer(), {}, [])
 
 
 def test_logits_that_are_not_finite_are_refused() -> None:
@@ -92,7 +97,7 @@ def test_logits_that_are_not_finite_are_refused() -> None:
     bad = torch.randn(3, VOCABULARY)
     bad[1, 4] = float("nan")
     with pytest.raises(PactError, match="not finite"):
-        to_safety_tokens(direction([(bad, torch.randn(3, VOCABULARY))]), tiny.tokenizer(), {})
+        to_safety_tokens(Contrast.of([(bad, torch.randn(3, VOCABULARY))]), tiny.tokenizer(), {}, [])
 
 
 @pytest.mark.usefixtures("few_prompts")
@@ -142,32 +147,6 @@ def test_discovery_sees_the_chat_template(monkeypatch: pytest.MonkeyPatch, few_p
     first = own_answers.shipped("harmful")[0]
     assert chats[0] == render(tiny.tokenizer(), [{"role": "user", "content": first}], generation_prompt=True)
     assert tiny.tokenizer().decode(plain[0]) == f"User: {first}\n\nAssistant: "
-
-
-def test_direction_is_a_mean_over_samples() -> None:
-    """Prevents: long refusals counting more than short ones, or the order of the prompts mattering."""
-    torch.manual_seed(0)
-    samples = [(torch.randn(n, 30), torch.randn(n, 30)) for n in (1, 9, 4)]
-    v = direction(samples, top_k=12)
-    assert torch.allclose(v, direction(samples[::-1], top_k=12), atol=1e-6)
-    assert torch.allclose(v, direction([*samples, *samples], top_k=12), atol=1e-6)
-    repeated = [(a.repeat(5, 1), b.repeat(5, 1)) for a, b in samples[:1]] + samples[1:]
-    assert torch.allclose(v, direction(repeated, top_k=12), atol=1e-6)
-    assert int((v != 0).sum()) == 12
-    assert abs(v.norm().item() - 1) < 1e-4
-
-
-def test_direction_ignores_tokens_beyond_the_limit() -> None:
-    """Prevents: a long refusal's ordinary sentences diluting its opening."""
-    torch.manual_seed(0)
-    a, b = torch.randn(2, 9, 30)
-    assert torch.equal(direction([(a, b)], max_length=4), direction([(a[:4], b[:4])]))
-
-
-def test_no_samples_is_an_error() -> None:
-    """Prevents: an empty prompt file giving an empty, and therefore harmless-looking, direction."""
-    with pytest.raises(ValueError, match="no samples"):
-        direction([])
 
 
 def test_modes_are_restored() -> None:

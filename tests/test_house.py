@@ -60,6 +60,7 @@ FLOW = [
     "requirements",
     "checking",
     "check_table",
+    "tokens_table",
     "estimate",
     "audit",
     "audit_table",

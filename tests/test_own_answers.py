@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from pact_plugins import own_answers
+from pact_plugins.config import Language, PromptsConfig
 from pact_plugins.errors import PactError
-from pact_plugins.own_answers import as_chats, shipped, write_answers
+from pact_plugins.own_answers import Prompts, as_chats, shipped, write_answers
 from tests import tiny
 
 END = 1
@@ -88,3 +91,23 @@ def test_every_end_of_sequence_ends_an_answer() -> None:
     model.generation_config.eos_token_id = [END, stop]
     documents = write_answers(model, tiny.tokenizer(), chats(), "testing", show_progress=False)
     assert [d.input_ids[d.supervised].tolist() for d in documents] == [[stop]] * len(PROMPTS)
+
+
+def test_prompts_of_languages_and_files(tmp_path: Path) -> None:
+    """Prevents: a language or a file that is named and not asked."""
+    english = Prompts.shipped()
+    both = Prompts.shipped(("en", "de"))
+    assert both.harmful[: len(english.harmful)] == english.harmful == tuple(shipped("harmful"))
+    assert both.harmless[len(english.harmless) :] == tuple(shipped("harmless", "de"))
+    for name in ("harmful", "harmless"):
+        (tmp_path / f"{name}.txt").write_text(f"{name} one\n\n  {name} two \n", encoding="utf-8")
+    own = PromptsConfig(languages=("de",), harmful=tmp_path / "harmful.txt", harmless=tmp_path / "harmless.txt")
+    assert Prompts.of(own).harmful == (*shipped("harmful", "de"), "harmful one", "harmful two")
+    assert Prompts.of(own).harmless[-2:] == ("harmless one", "harmless two")
+
+
+@pytest.mark.parametrize("language", get_args(Language))
+def test_every_language_has_prompts(language: Language) -> None:
+    """Prevents: a language that the schema allows and the package does not have."""
+    prompts = Prompts.shipped((language,))
+    assert len(prompts.harmful) == len(prompts.harmless) >= 32

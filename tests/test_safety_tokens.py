@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest
-from pact_plugins.safety_tokens import SafetyTokens
+from pact_plugins.safety_tokens import SafetyTokens, Stability
 from tests import tiny
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -82,7 +82,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "another provenance": _edit(lambda c: c["provenance"].update(prompts=4)),
     "no checksum": _edit(lambda c: c.pop("checksum")),
     "no format": _edit(lambda c: c.pop("format"), sign=True),
-    "a later format": _edit(lambda c: c.update(format=2), sign=True),
+    "a later format": _edit(lambda c: c.update(format=99), sign=True),
     "an unknown field": _edit(lambda c: c.update(colour="red"), sign=True),
     "a missing field": _edit(lambda c: c.pop("tokenizer"), sign=True),
     "ids that are no list": _edit(lambda c: c.update(ids=7), sign=True),
@@ -182,3 +182,55 @@ def test_fingerprint_ignores_provenance_only(tokens: SafetyTokens) -> None:
     assert replace(tokens, weights=(0.75, 0.3, 0.0)).fingerprint != tokens.fingerprint
     assert replace(tokens, ids=(7, 3, 51)).fingerprint != tokens.fingerprint
     assert replace(tokens, ids=(3, 7, 50)).fingerprint != tokens.fingerprint
+
+
+STABILITY = Stability((1.0, 0.5, 0.0), (0.6, 0.0, 0.0), (0.9, 0.4, 0.0), ("a [b]", "", ""), 0.99, 0.95)
+
+
+def test_stability_is_kept(tokens: SafetyTokens, tmp_path: Path) -> None:
+    """Prevents: intervals that are lost with the file, or that change which cache belongs to the tokens."""
+    known = replace(tokens, stability=STABILITY)
+    known.save(tmp_path / "known.json")
+    assert SafetyTokens.load(tmp_path / "known.json") == known
+    assert known.fingerprint == tokens.fingerprint
+    assert known.agreement == pytest.approx((0.75 + 0.3 * 0.5) / 1.05)
+    assert tokens.agreement is None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, None),
+        ({"refusals": 0.2}, "hardly refuses: 20%"),
+        ({"separation": 0.6}, "look alike"),
+        ({"held": (0.5, 0.5, 0.0)}, "other prompts would give other tokens"),
+        ({"refusals": None, "separation": 0.6}, None),  # of a contrast with a base model, not of answers
+    ],
+)
+def test_doubts(tokens: SafetyTokens, change: dict[str, Any], words: str | None) -> None:
+    """Prevents: tokens of a model that refuses nothing being held in silence, and doubts about sound ones."""
+    doubts = replace(tokens, stability=replace(STABILITY, **change)).doubts
+    assert len(doubts) == (words is not None)
+    assert words is None or words in doubts[0]
+    assert not tokens.doubts
+
+
+def test_adding_and_excluding(tokens: SafetyTokens) -> None:
+    """Prevents: added tokens that outweigh or vanish beside the found ones, and intervals that slip to other tokens."""
+    known = replace(tokens, stability=STABILITY)
+    changed = known.changed([50, "N"], [3], tiny.tokenizer())
+    letter = tiny.tokenizer()("N", add_special_tokens=False)["input_ids"][0]
+    mean = (0.75 + 0.1 + 0.2) / 2
+    assert dict(zip(changed.ids, changed.weights, strict=True)) == {7: 0.75, 50: mean, letter: mean}
+    assert list(changed.weights) == sorted(changed.weights, reverse=True)
+    assert changed.stability is not None
+    assert dict(zip(changed.ids, changed.stability.held, strict=True)) == {7: 1.0, 50: 0.0, letter: 1.0}
+    assert changed.provenance["excluded"] == [3]
+    assert known.changed([], [], tiny.tokenizer()) is known
+
+
+def test_a_special_token_is_held_only_by_name(tokens: SafetyTokens) -> None:
+    """Prevents: the end of a turn, and so the length of answers, being held unasked."""
+    end = tiny.tokenizer().eos_token_id
+    assert end in tokens.changed([end], [], tiny.tokenizer()).ids
+    assert end in SafetyTokens.of_list([tiny.tokenizer().eos_token], tiny.tokenizer()).ids

@@ -23,6 +23,8 @@ BLOCKS = [
     _block("A misspelt key of the gate", {"gate": {"slop": 2}}, r"`pact\.gate\.slop`.*Did you mean `slope`"),
     _block("A misspelt key of the probe", {"probe": {"evry": 2}}, r"`pact\.probe\.evry`.*Did you mean `every`"),
     _block("A misspelt key of the evaluation", {"eval": {"judge": ["opening"]}}, r"`pact\.eval\.judge`.*`judges`"),
+    _block("Prompts of one kind", {"prompts": {"harmful": "h.txt"}}, r"`pact\.prompts`.*`harmful` and `harmless`"),
+    _block("A language without prompts", {"prompts": {"languages": ["xx"]}}, r"`pact\.prompts\.languages`.*xx"),
     _block("A key that is no text", {1: 2}, r"`pact\.1`"),
     _block("An unknown objective", {"objective": "papre"}, r"`pact\.objective`.*papre"),
     _block("An unknown way to handle conflicts", {"conflict": "dampen"}, r"`pact\.conflict`.*dampen"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from pact_plugins import artefacts, discovery
-from pact_plugins.safety_tokens import SafetyTokens
+from pact_plugins.config import PromptsConfig
+from pact_plugins.contrast import Contrast
+from pact_plugins.own_answers import Prompts
+from pact_plugins.safety_tokens import SafetyTokens, Stability
 from tests import tiny
 from tests.bad_inputs.case import BadInput, given, written
 
@@ -63,6 +67,22 @@ def _bare_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=TOKENIZER.backend_tokenizer, eos_token="<|end|>")
 
 
+def _added_and_excluded(_folder: Path) -> None:
+    _made([50, 60], [1.0, 0.5]).changed([70], ["a", 70], TOKENIZER)
+
+
+def _own_prompts(harmful: str, harmless: str | None) -> Callable[[Path], Any]:
+    """The user's own prompts, in two files; None for one that is not there."""
+
+    def act(folder: Path) -> Any:
+        for name, lines in (("harmful", harmful), ("harmless", harmless)):
+            if lines is not None:
+                (folder / f"{name}.txt").write_text(lines, encoding="utf-8")
+        return Prompts.of(PromptsConfig(harmful=folder / "harmful.txt", harmless=folder / "harmless.txt"))
+
+    return act
+
+
 INPUTS = [
     BadInput("An id that the tokenizer does not have", _of_list(50, 9999), r"`pact\.safety_tokens`.*got 9999"),
     BadInput("A negative id", _of_list(-1), r"`pact\.safety_tokens`.*got -1"),
@@ -89,6 +109,20 @@ INPUTS = [
     BadInput("A weight that is not finite", given(_made, [50], [float("inf")]), r"finite weights.*; got \[inf\]"),
     BadInput("A negative weight", given(_made, [50], [-1.0]), r"weights that are not negative; got \[-1\.0\]"),
     BadInput("Tokens without any weight", given(_made, [50, 60], [0.0, 0.0]), r"positive weight; got 2 candidates"),
+    BadInput(
+        "A stability of fewer tokens",
+        lambda _folder: replace(_made([50, 60], [1.0, 0.5]), stability=Stability((1.0,), (0.0,), (1.0,), ("",), 1.0)),
+        r"a stability of each token; got 1 for 2",
+    ),
+    BadInput("A token that is added and excluded", _added_and_excluded, r"either added or excluded; got .* in both"),
+    BadInput(
+        "Every token excluded",
+        lambda _folder: _made([50], [1.0]).changed([], [50], TOKENIZER),
+        r"something to hold; got nothing",
+    ),
+    BadInput("More harmful than harmless prompts", _own_prompts("a\nb\n", "c\n"), r"as many .*; got 2 in .* and 1 in"),
+    BadInput("Prompt files that are empty", _own_prompts("\n", ""), r"at least one.*; got 0 in .* and 0 in"),
+    BadInput("A prompt file that is not there", _own_prompts("a", None), r"harmless\.txt; got FileNotFoundError"),
     BadInput("Tokens made for another tokenizer", _with_another_tokenizer, r"has 263 tokens; got .*of 262 tokens"),
     BadInput("Embeddings cut down after the tokens were made", _with_a_smaller_head, r"head, 128; got 200"),
     BadInput(
@@ -98,7 +132,7 @@ INPUTS = [
     ),
     BadInput(
         "A contrast that finds nothing",
-        given(discovery.to_safety_tokens, torch.zeros(len(TOKENIZER)), TOKENIZER, {}),
+        given(discovery.to_safety_tokens, Contrast(*torch.zeros(2, 3, len(TOKENIZER))), TOKENIZER, {}, []),
         r"tokens that the model prefers when it refuses; got none",
     ),
     BadInput(

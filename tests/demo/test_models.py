@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from pact_plugins import discovery
 from pact_plugins.demo import ALIGNED_MODEL, BASE_MODEL, criteria, evaluate, world
 
 
@@ -30,6 +31,14 @@ def test_shipped_prompts(aligned: tuple[Any, Any], name: str, least: float, most
     path = ALIGNED_MODEL.parents[2] / "prompts" / name
     found = evaluate.answers(*aligned, path.read_text(encoding="utf-8").splitlines()[:100])
     assert least <= evaluate.share(world.is_refusal, found) <= most
+
+
+@pytest.mark.parametrize(("folder", "words"), [(ALIGNED_MODEL, []), (BASE_MODEL, ["hardly refuses"])])
+def test_doubts_tell_a_model_that_refuses(folder: Any, words: list[str]) -> None:
+    """Prevents: thresholds that warn of a sound model, or keep silent about one that never learned to refuse."""
+    found = discovery.discover(*criteria.load(folder), show_progress=False)
+    assert [word in doubt for word, doubt in zip(words, found.doubts, strict=False)] == [True] * len(words)
+    assert bool(found.doubts) == bool(words)
 
 
 def test_both_models_share_a_tokenizer(aligned: tuple[Any, Any]) -> None:
