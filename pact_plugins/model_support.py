@@ -20,6 +20,19 @@ def underlying(model: nn.Module) -> Any:
     return cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def decoder_of(base: Any) -> Any:
+    """The module of a transformers model whose output is the last hidden state; None if there is none.
+
+    Some models answer `get_decoder` with themselves or with their head, and hold the decoder as `model`.
+    """
+    if not callable(getattr(base, "get_decoder", None)):
+        return None
+    found = base.get_decoder()
+    if found is None or found is base or found is base.get_output_embeddings():
+        found = getattr(base, "model", None)
+    return found if isinstance(found, nn.Module) else None
+
+
 def check_supported(model: nn.Module) -> None:
     """Refuses, before training, the models whose safety logits cannot be read from the last hidden state.
 
@@ -51,7 +64,7 @@ def check_supported(model: nn.Module) -> None:
                 "Its virtual tokens shift every position, and the loss would sit on the wrong tokens.",
                 "Use LoRA, QLoRA or full fine-tuning.",
             )
-    if not callable(getattr(base, "get_decoder", None)) or base.get_decoder() in (None, base):
+    if decoder_of(base) is None:
         refuse(f"{name}, which has no decoder", "Its hidden states cannot be seen.", "Use a causal language model.")
     head = base.get_output_embeddings()
     if head is None:
@@ -102,7 +115,7 @@ def check_lengths(model: nn.Module, lengths: Sequence[int]) -> None:
         return
     tokens = base.get_input_embeddings()
     # OPT and its kin have two rows more than positions.
-    learned = [m for m in base.get_decoder().modules() if isinstance(m, nn.Embedding) and m is not tokens]
+    learned = [m for m in decoder_of(base).modules() if isinstance(m, nn.Embedding) and m is not tokens]
     if any(limit <= positions.num_embeddings <= limit + 2 for positions in learned):
         raise PactError(
             expected=f"training sequences of at most {limit:,} tokens, the model's positions",

@@ -73,6 +73,11 @@ _NO_GENERATION_PROMPT = "{% for m in messages %}{{ m['content'] }}{{ eos_token }
 
 INPUTS = [
     BadInput("A batch without labels", _batch(input_ids=[[1, 2]]), r"`labels`; got the keys \['input_ids'\]"),
+    BadInput(
+        "A batch with images",
+        _batch(**alone(few()[0]), pixel_values=torch.zeros(1, 3, 8, 8)),
+        r"a training batch of text; got `pixel_values`",
+    ),
     BadInput("Rows of different lengths", _batch(input_ids=[[1, 2], [3]], labels=[[1, 2], [3]]), _NO_BATCH),
     BadInput("Texts in place of token ids", _batch(input_ids=[["a"]], labels=[["a"]]), _NO_BATCH),
     BadInput(
