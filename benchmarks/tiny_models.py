@@ -57,6 +57,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "glm_ocr_text": {"rope_parameters": MROPE},
     "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * (LAYERS // 2)},
+    "inkling_text": {"unpadded_vocab_size": VOCABULARY - 8},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "kimi_linear": {"layer_types": MIXED},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)},

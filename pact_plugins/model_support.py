@@ -14,6 +14,9 @@ from pact_plugins.errors import PactError
 
 logger = logging.getLogger(__name__)
 
+_ADAPTERS = {"lora": "LoRA", "ia3": "IA3"}
+"""How people write the names of PEFT's modules."""
+
 
 def underlying(model: nn.Module) -> Any:
     """The transformers model inside a PEFT model; any other model is its own."""
@@ -69,9 +72,10 @@ def check_supported(model: nn.Module) -> None:
     head = base.get_output_embeddings()
     if head is None:
         refuse(f"{name}, which has no output head", "There are no logits to hold.", "Use a model for causal LM.")
-    if hasattr(head, "base_layer") and hasattr(head, "lora_A"):
+    if hasattr(head, "base_layer"):
+        kind = type(head).__module__.split(".")[-2]
         refuse(
-            f"a LoRA adapter on the head of {name}",
+            f"a {_ADAPTERS.get(kind, kind)} adapter on the head of {name}",
             "PACT would hold the head's weights without the adapter's part, and drift unseen.",
             "Take `lm_head` out of the adapter's target modules, or train it whole (`modules_to_save`).",
         )
@@ -131,7 +135,8 @@ def check_lengths(model: nn.Module, lengths: Sequence[int]) -> None:
 
 
 def trained_module(head: Any) -> Any:
-    """The module that is being trained, where PEFT wraps the head (`modules_to_save`)."""
-    if hasattr(head, "modules_to_save") and getattr(head, "active_adapters", None):
-        return head.modules_to_save[head.active_adapters[0]]
-    return head
+    """The module that computes, where PEFT wraps the head (`modules_to_save`): the trained copy, or the original."""
+    copies = getattr(head, "modules_to_save", None)
+    if copies is None or not (active := getattr(head, "active_adapters", None)):
+        return head
+    return copies[active[0]] if active[0] in copies and not head.disable_adapters else head.original_module

@@ -226,6 +226,11 @@ class SubsetHead:
         head = trained_module(self.base.get_output_embeddings())
         return head.weight, getattr(head, "bias", None)
 
+    def _vocabulary(self, weight: Tensor) -> int:
+        """Number of logits that the model gives: some cut off those that only pad the head to a round size."""
+        unpadded = getattr(self.base.config.get_text_config(), "unpadded_vocab_size", None)
+        return min(weight.shape[0], unpadded) if isinstance(unpadded, int) else weight.shape[0]
+
     def _label_logits(self, rows: Tensor, label: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """[N] logits, float32, of one label for each of [N, H] hidden states."""
         # Rounded as the model's own head rounds them, so that the errors cancel beside its log-probabilities.
@@ -255,10 +260,8 @@ class SubsetHead:
 
     def _log_normaliser(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """[N] logsumexp over the vocabulary, chunk by chunk; the backward pass computes each chunk again."""
-        # A head that is padded to a round size, and whose model cuts the padding off its logits.
-        used = getattr(self.base.config.get_text_config(), "unpadded_vocab_size", None)
-        if isinstance(used, int):
-            weight, bias = weight[:used], None if bias is None else bias[:used]
+        used = self._vocabulary(weight)
+        weight, bias = weight[:used], None if bias is None else bias[:used]
 
         def chunk_lse(chunk: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             return torch.logsumexp(self._logits(chunk, weight, bias), dim=-1)
@@ -286,7 +289,7 @@ class SubsetHead:
         """
         device = next(self.model.parameters()).device
         # Any ids do; spread over the vocabulary, they make large and small logits.
-        vocabulary = min(self.base.get_input_embeddings().weight.shape[0], self._head()[0].shape[0])
+        vocabulary = min(self.base.get_input_embeddings().weight.shape[0], self._vocabulary(self._head()[0]))
         input_ids = torch.linspace(1, vocabulary - 1, length, device=device).long().unsqueeze(0)
         inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "use_cache": False}
         request = Request(torch.arange(length - 1, device=device), input_ids[0, 1:], normalise=True)

@@ -33,7 +33,7 @@ from tests.rows import documents, few
 WORDS = ["I", "N", "S"]
 ROWS = few()
 PARITY = [(1, 8), (1, 8), (2, 8)]
-"""Shapes of the parity check: one sequence, without labels and with them."""
+"""Shapes of the parity check: one sequence, without labels and with them, and two through the decoder alone."""
 
 
 @pytest.fixture(autouse=True)
