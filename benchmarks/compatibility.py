@@ -25,6 +25,7 @@ from transformers.models.auto import modeling_auto
 from benchmarks.tiny_models import VOCABULARY, NotBuiltError, tiny_model
 from pact_plugins import loss
 from pact_plugins.errors import PactError
+from pact_plugins.forward import evaluating
 from pact_plugins.subset_head import Capture, Request, SubsetHead
 
 PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
@@ -100,7 +101,7 @@ def differences(model: nn.Module) -> dict[str, float]:
             how = "with labels" if labels else "without labels"
             for name, error in _training(model.train(), head, ids, reference, labels).items():
                 found[f"{name} {how}"] = error
-        return {**found, "reference pass": _reference_pass(model.eval(), head, ids)}
+        return {**found, "reference pass": _reference_pass(model, head, ids)}
     finally:
         head.remove()
 
@@ -148,7 +149,7 @@ def _reference_pass(model: nn.Module, head: SubsetHead, ids: Tensor) -> float:
     lengths = [length, length // 2]
     mask = torch.tensor([[column < n for column in range(length)] for n in lengths]).long()
     flat = torch.cat([row * length + torch.arange(n) for row, n in enumerate(lengths)])
-    with torch.no_grad():
+    with evaluating(model):
         with head.watch(Request(flat, ids.flatten()[flat], normalise=True)) as captures:
             head.decode(ids * mask, mask)
         captured = head.one(captures)

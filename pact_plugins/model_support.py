@@ -137,6 +137,7 @@ def check_lengths(model: nn.Module, lengths: Sequence[int]) -> None:
 def trained_module(head: Any) -> Any:
     """The module that computes, where PEFT wraps the head (`modules_to_save`): the trained copy, or the original."""
     copies = getattr(head, "modules_to_save", None)
-    if copies is None or not (active := getattr(head, "active_adapters", None)):
+    if copies is None:
         return head
-    return copies[active[0]] if active[0] in copies and not head.disable_adapters else head.original_module
+    active = [] if head.disable_adapters else [name for name in head.active_adapters if name in copies]
+    return copies[active[0]] if active else head.original_module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,8 +11,15 @@ from typing import Any
 import peft
 import pytest
 import torch
+import transformers
 from torch import Tensor
-from transformers import BitsAndBytesConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    BitsAndBytesConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    TrainingArguments,
+)
 
 from benchmarks.compatibility import differences
 from pact_plugins import PactCallback, PactError
@@ -19,7 +27,7 @@ from pact_plugins.answers import AnswerTokens
 from pact_plugins.forward import evaluating
 from pact_plugins.host_trainer import training_documents
 from tests import tiny
-from tests.contract.hosts import TOKENS, config, trl_trainer
+from tests.contract.hosts import TOKENS, common, config, trl_trainer
 
 LINEAR = ["q_proj", "v_proj", "up_proj"]
 Make = Callable[[], Any]
@@ -93,6 +101,9 @@ def tied() -> Any:
     return tiny.llama(tie_word_embeddings=True)
 
 
+EIGHT_BIT = "QLoRA, 8 bit"
+ROUNDED = 0.05
+"""Relative to the largest: 8-bit layers round a row in another way if another one of its batch holds large numbers."""
 FOUR_BIT = {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.float32}
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
@@ -124,7 +135,7 @@ SERVED: dict[str, Make] = {
     "QLoRA, 4 bit": adapted(lora(), quantised(**FOUR_BIT)),
     "QLoRA, 4 bit, double": moved(adapted(lora(), quantised(**FOUR_BIT, bnb_4bit_use_double_quant=True))),
     "QLoRA, NF4": moved(adapted(lora(), quantised(**FOUR_BIT, bnb_4bit_quant_type="nf4"))),
-    "QLoRA, 8 bit": moved(adapted(lora(), quantised(load_in_8bit=True))),
+    EIGHT_BIT: moved(adapted(lora(), quantised(load_in_8bit=True))),
 }
 
 
@@ -139,11 +150,8 @@ def frozen_log_probs(model: Any, tokens: AnswerTokens) -> Tensor:
 @pytest.mark.parametrize("name", SERVED)
 def test_the_loss_is_that_of_the_full_logits(name: str) -> None:
     """Prevents an adapter whose part in the logits or in the gradient PACT leaves out."""
-    model = SERVED[name]()
-    # 4-bit and 8-bit layers round each batch in their own way.
-    tolerance = 5e-2 if "QLoRA" in name else 1e-4
-    for quantity, error in differences(model).items():
-        assert error <= (tolerance if quantity == "reference pass" else 1e-4), (quantity, error)
+    for quantity, error in differences(SERVED[name]()).items():
+        assert error <= (ROUNDED if quantity == "reference pass" and name == EIGHT_BIT else 1e-4), (quantity, error)
 
 
 @pytest.mark.parametrize("name", SERVED)
@@ -151,25 +159,21 @@ def test_the_reference_is_the_model_before_its_first_step(name: str, tmp_path: P
     """Prevents a reference without the adapter, of another adapter, or of weights that were trained already."""
     trainer = trl_trainer(SERVED[name](), tmp_path, max_steps=3, learning_rate=1.0, max_grad_norm=0.1)
     frozen = SERVED[name]()
+    for mine, theirs in zip(frozen.parameters(), trainer.model.parameters(), strict=True):
+        mine.data = mine.data.to(theirs.dtype)  # TRL trains adapters of 4-bit models in bfloat16
     callback = PactCallback(trainer, config(tmp_path, weight=0.1))
     trainer.add_callback(callback)
     trainer.train()
     assert callback.binding is not None
     objective = callback.binding.prepare().objective
-    apart: list[float] = []
     for document in list(training_documents(trainer))[:4]:
-        document = type(document)(document.input_ids, document.supervised)
-        tokens = AnswerTokens.of([document], objective.chat)
+        tokens = AnswerTokens.of([replace(document, row=0)], objective.chat)
         cached = torch.from_numpy(objective.cache.look_up(tokens).full).float()
-        torch.testing.assert_close(cached, frozen_log_probs(frozen, tokens), rtol=2e-3, atol=0.1 if "QLoRA" in name else 1e-3)
-        apart.append((cached - frozen_log_probs(trainer.model, tokens)).abs().max().item())
-    assert max(apart) > 0.1, "the model did not move"
+        tolerance = ROUNDED if name == EIGHT_BIT else 1e-3  # of float16, in which the cache keeps them
+        torch.testing.assert_close(cached, frozen_log_probs(frozen, tokens), rtol=tolerance, atol=tolerance)
     kl = [entry["pact/kl"] for entry in trainer.state.log_history if "pact/kl" in entry]
-    assert kl[0] < (1e-2 if "QLoRA" in name else 1e-5) < max(kl)
-
-
-def on_head(settings: peft.PeftConfig) -> Make:
-    return adapted(settings)
+    assert kl[0] < (1e-2 if name == EIGHT_BIT else 1e-6)
+    assert kl[0] < max(kl) / 10, "the model did not move"
 
 
 REFUSED: dict[str, tuple[Make, str]] = {
@@ -203,6 +207,6 @@ REFUSED: dict[str, tuple[Make, str]] = {
 def test_what_cannot_be_served_stops_before_the_first_step(name: str, tmp_path: Path) -> None:
     """Prevents a run whose safety logits lack the adapter's part."""
     make, message = REFUSED[name]
-    trainer = trl_trainer(make(), tmp_path)
+    trainer = transformers.Trainer(make(), TrainingArguments(**common(tmp_path)))
     with pytest.raises(PactError, match=message):
         PactCallback(trainer, config(tmp_path))
