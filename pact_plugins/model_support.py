@@ -41,7 +41,7 @@ def check_supported(model: nn.Module) -> None:
 
     Raises:
         PactError: the model is wrapped in `DataParallel`, is an encoder-decoder, has a prompt-learning adapter, no
-            decoder, no linear head, or an adapter on its head.
+            decoder, no linear head, a quantised head, or an adapter on its head.
     """
     base = underlying(model)
 
@@ -85,6 +85,12 @@ def check_supported(model: nn.Module) -> None:
             f"a head of type {type(head).__name__} in {name}",
             "Its logits are no plain matrix product.",
             "Use a model whose head is a linear layer.",
+        )
+    if not head.weight.is_floating_point():
+        refuse(
+            f"a quantised head in {name}",
+            "PACT reads its weights, and would read codes.",
+            "Leave the head out of the quantisation (`llm_int8_skip_modules=['lm_head']`).",
         )
 
 

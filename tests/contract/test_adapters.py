@@ -124,6 +124,10 @@ SERVED: dict[str, Make] = {
     "the second of two adapters": several("second"),
     "a whole head": moved(adapted(lora(modules_to_save=["lm_head"]))),
     "a whole head and embedding": moved(adapted(lora(modules_to_save=["lm_head", "embed_tokens"]))),
+    "a whole embedding of a tied model": moved(adapted(lora(modules_to_save=["embed_tokens"]), tied)),
+    "a whole embedding and head, tied": moved(
+        adapted(lora(modules_to_save=["embed_tokens"], ensure_weight_tying=True), tied)
+    ),
     "some tokens of an untied model": moved(adapted(lora(trainable_token_indices=[40, 41]))),
     "IA3": moved(adapted(peft.IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[]))),
     "AdaLoRA": moved(adapted(peft.AdaLoraConfig(task_type="CAUSAL_LM", target_modules=LINEAR, total_step=10))),
@@ -176,7 +180,10 @@ def test_the_reference_is_the_model_before_its_first_step(name: str, tmp_path: P
     assert kl[0] < max(kl) / 10, "the model did not move"
 
 
+ALL_LAYERS = {"llm_int8_skip_modules": ["none"]}
 REFUSED: dict[str, tuple[Make, str]] = {
+    "a head in 4 bit": (adapted(lora(), quantised(**FOUR_BIT, **ALL_LAYERS)), "a quantised head"),
+    "a head in 8 bit": (adapted(lora(), quantised(load_in_8bit=True, **ALL_LAYERS)), "a quantised head"),
     "LoRA on the head": (adapted(lora(target_modules=["q_proj", "lm_head"])), "a LoRA adapter on the head"),
     "DoRA on the head": (adapted(lora(target_modules=["lm_head"], use_dora=True)), "a LoRA adapter on the head"),
     "IA3 on the head": (
