@@ -159,6 +159,7 @@ def _reference_pass(model: nn.Module, head: SubsetHead, ids: Tensor) -> float:
     return _apart(captured.logits - captured.log_normaliser.unsqueeze(-1), expected)
 
 
+@torch.no_grad()
 def _apart(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PretrainedConfig
 
 _SAMPLES = 4096
@@ -52,7 +53,7 @@ def model_fingerprint(model: nn.Module) -> str:
     """
     parameters = dict(model.named_parameters())
     content = [
-        (_canonical(name), str(p.dtype), list(p.shape), *_checksum(p.detach()), _adapter_scale(name, model))
+        (_canonical(name), str(p.dtype), list(p.shape), *_checksums(p.detach()), _adapter_scale(name, model))
         for name, p in parameters.items()
         if not _is_idle_lora(name, parameters)
     ]
@@ -114,6 +115,14 @@ def _is_idle_lora(name: str, parameters: dict[str, nn.Parameter]) -> bool:
 def _canonical(name: str) -> str:
     """A parameter's name without the wrappers that PEFT puts around an unchanged layer."""
     return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def _checksums(values: Tensor) -> list[Any]:
+    """Of a tensor; of the tensors that one holds which is only a view of others, such as torchao's codes and scales."""
+    if not is_traceable_wrapper_subclass(values):
+        return list(_checksum(values))
+    held = values.__tensor_flatten__()[0]
+    return [each for name in held for each in _checksums(getattr(values, name))]
 
 
 def _checksum(values: Tensor) -> tuple[int, str]:

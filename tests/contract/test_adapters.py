@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +23,7 @@ from transformers import (
 )
 
 from benchmarks.compatibility import differences
+from benchmarks.tiny_models import tiny_model
 from pact_plugins import PactCallback, PactError
 from pact_plugins.answers import AnswerTokens
 from pact_plugins.forward import evaluating
@@ -97,6 +99,21 @@ def mixtral() -> Any:
     return MixtralForCausalLM(MixtralConfig(**sizes, **heads, bos_token_id=0, eos_token_id=1, pad_token_id=2))
 
 
+def sees_images() -> Any:
+    """A vision-language model, which is trained on text here."""
+    model: Any = tiny_model("llava", transformers.AutoModelForImageTextToText)
+    model.resize_token_embeddings(len(tiny.tokenizer()))
+    return model
+
+
+def torchao() -> Any:
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    with TemporaryDirectory() as folder:
+        chosen = transformers.TorchAoConfig(Int8WeightOnlyConfig())
+        return LlamaForCausalLM.from_pretrained(tiny.save(folder), quantization_config=chosen)
+
+
 def tied() -> Any:
     return tiny.llama(tie_word_embeddings=True)
 
@@ -110,7 +127,9 @@ EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 SERVED: dict[str, Make] = {
     "full": tiny.llama,
     "full, tied": tied,
+    "full, mixture of experts": mixtral,
     "LoRA": adapted(lora()),
+    "LoRA on a vision-language model": adapted(lora(), sees_images),
     "LoRA on a tied model": adapted(lora(), tied),
     "LoRA on the embedding": moved(adapted(lora(target_modules=["q_proj", "embed_tokens"]))),
     "LoRA with a bias": moved(adapted(lora(bias="lora_only"))),
@@ -139,6 +158,7 @@ SERVED: dict[str, Make] = {
     "QLoRA, 4 bit": adapted(lora(), quantised(**FOUR_BIT)),
     "QLoRA, 4 bit, double": moved(adapted(lora(), quantised(**FOUR_BIT, bnb_4bit_use_double_quant=True))),
     "QLoRA, NF4": moved(adapted(lora(), quantised(**FOUR_BIT, bnb_4bit_quant_type="nf4"))),
+    **({"QLoRA, torchao": moved(adapted(lora(), torchao))} if find_spec("torchao") else {}),
     EIGHT_BIT: moved(adapted(lora(), quantised(load_in_8bit=True))),
 }
 
