@@ -129,6 +129,11 @@ INPUTS = [
         r"token ids from 0 to 99.*resize_token_embeddings",
     ),
     BadInput(
+        "A tokenizer of which only the training set fits the model",
+        _prepared(_document(0, 4, 7, 8, 9), model=lambda: tiny.llama(vocab_size=100), probe={"every": 1, "prompts": 2}),
+        r"token ids from 0 to 99.*in a prompt of the probe",
+    ),
+    BadInput(
         "A sequence longer than the model's positions",
         _prepared(_document(*range(6, 106)), model=_gpt2),
         r"at most 64 tokens.*; got one of 100 tokens.*`max_length`",
