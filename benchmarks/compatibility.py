@@ -204,7 +204,26 @@ knows becomes a tiny random model.
 Whatever the type, every run compares logits, log-normalisers and the reference pass with the model's own before its
 first step, and stops if they differ.
 
-What adapters and quantised weights change, and what is refused there, stands in `tests/contract/test_adapters.py`.
+## Adapters and quantised weights
+
+Each was trained through TRL on a tiny model: PACT's loss and gradient are those of the full logits, and the reference is
+what the model says before its first step, adapter on.
+
+- all weights: full; full, tied; full, mixture of experts
+- LoRA: LoRA on a tied model; LoRA on the embedding; LoRA with a bias; LoRA of experts (`target_parameters`); LoRA on a
+  vision-language model; DoRA; rsLoRA; PiSSA; OLoRA; a trained adapter; the first of two adapters; the second of two
+  adapters
+- `modules_to_save`: a whole head; a whole head and embedding; a whole embedding of a tied model; a whole embedding and
+  head, tied
+- `trainable_token_indices`: some tokens of an untied model
+- other adapters: IA3; AdaLoRA; LoHa; LoKr; OFT; VeRA; layer norms
+- quantised weights: QLoRA, 4 bit; QLoRA, 4 bit, double; QLoRA, NF4; QLoRA, 8 bit; QLoRA, torchao
+
+Refused before the first step: LoRA on the head; DoRA on the head; IA3 on the head; LoHa on the head; a head in 4 bit; a
+head in 8 bit; some tokens of a tied model; prompt tuning; p-tuning; prefix tuning.
+
+8-bit layers of bitsandbytes round a row in another way if another row of its batch holds large numbers: there the
+reference is the model's within that rounding.
 """
 
 _IMAGES = """Trained on text alone: a batch with images is refused, since the reference is found again by token ids, and

@@ -22,7 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from benchmarks.compatibility import differences
+from benchmarks.compatibility import PAGE, differences
 from benchmarks.tiny_models import tiny_model
 from pact_plugins import PactCallback, PactError
 from pact_plugins.answers import AnswerTokens
@@ -237,3 +237,9 @@ def test_what_cannot_be_served_stops_before_the_first_step(name: str, tmp_path: 
     trainer = transformers.Trainer(make(), TrainingArguments(**common(tmp_path)))
     with pytest.raises(PactError, match=message):
         PactCallback(trainer, config(tmp_path))
+
+
+def test_the_page_names_them_all() -> None:
+    """Prevents a page that leaves out what is refused, or promises what was never trained."""
+    page = " ".join(PAGE.read_text(encoding="utf-8").split())
+    assert all(name in page for name in (*SERVED, *REFUSED))
