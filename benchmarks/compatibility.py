@@ -206,8 +206,8 @@ first step, and stops if they differ.
 
 ## Adapters and quantised weights
 
-Each was trained through TRL on a tiny model: PACT's loss and gradient are those of the full logits, and the reference is
-what the model says before its first step, adapter on.
+Each was trained through TRL on a tiny model: PACT's loss and gradient are those of the full logits, and the reference
+is what the model says before its first step, adapter on.
 
 - all weights: full; full, tied; full, mixture of experts
 - LoRA: LoRA on a tied model; LoRA on the embedding; LoRA with a bias; LoRA of experts (`target_parameters`); LoRA on a
