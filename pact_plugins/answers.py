@@ -145,7 +145,7 @@ def split_documents(inputs: Mapping[str, Any]) -> list[Document]:
         inputs: `input_ids` and `labels` [B, L], and where present `position_ids` and `attention_mask` [B, L].
 
     Raises:
-        PactError: the batch has no labels, or does not hold one integer per token.
+        PactError: the batch has no labels, does not hold one integer per token, or holds images or sounds.
     """
     if "labels" not in inputs or "input_ids" not in inputs:
         raise PactError(
@@ -189,7 +189,18 @@ def on_host(inputs: Mapping[str, Any]) -> dict[str, Ints]:
     """The part of a batch that `split_documents` reads, as numpy arrays.
 
     One copy for all tensors: each copy from a GPU waits until it has nothing left to do.
+
+    Raises:
+        PactError: the batch holds images or sounds, which no token id tells apart.
     """
+    other = [k for k, v in inputs.items() if k not in _READ and isinstance(v, torch.Tensor) and v.is_floating_point()]
+    if other:
+        raise PactError(
+            expected="a training batch of text",
+            got=f"`{'`, `'.join(other)}` beside its tokens",
+            consequence="The reference is computed from tokens alone, and would not know the image or the sound.",
+            remedy="Train on text, or switch PACT off (`pact: false`).",
+        )
     present = {k: inputs[k] for k in _READ if inputs.get(k) is not None}
     if not all(isinstance(values, torch.Tensor) for values in present.values()):
         return {k: _array(values) for k, values in present.items()}

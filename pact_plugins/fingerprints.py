@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PretrainedConfig
 
 _SAMPLES = 4096
@@ -23,6 +24,9 @@ _NOT_OF_THE_FUNCTION = {
     "use_cache",
 }
 """Settings of a model's config that say where it comes from or how it runs. The weights show their own precision."""
+
+_ORIGIN = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision"}
+"""The like in an adapter's config."""
 
 
 def digest(content: Any) -> str:
@@ -49,13 +53,46 @@ def model_fingerprint(model: nn.Module) -> str:
     """
     parameters = dict(model.named_parameters())
     content = [
-        (_canonical(name), str(p.dtype), list(p.shape), *_checksum(p.detach()), _adapter_scale(name, model))
+        (_canonical(name), str(p.dtype), list(p.shape), *_checksums(p.detach()), _adapter_scale(name, model))
         for name, p in parameters.items()
         if not _is_idle_lora(name, parameters)
     ]
+    content += _scales(model)
     config = getattr(model, "config", None)
     settings = config.to_dict() if isinstance(config, PretrainedConfig) else {}
-    return digest([sorted(content), {k: v for k, v in settings.items() if k not in _NOT_OF_THE_FUNCTION}])
+    about = {k: v for k, v in settings.items() if k not in _NOT_OF_THE_FUNCTION}
+    return digest([sorted(content), about, *_other_adapters(model)])
+
+
+def _scales(model: nn.Module) -> list[tuple[Any, ...]]:
+    """The scales of 4-bit and 8-bit weights, which are no parameters: bitsandbytes keeps them beside the codes."""
+    found: list[tuple[Any, ...]] = []
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        codes = getattr(weight, "quant_state", None)
+        eight_bit = getattr(weight, "SCB", None)
+        if eight_bit is None:  # after its first forward pass, the layer has them
+            eight_bit = getattr(getattr(module, "state", None), "SCB", None)
+        nested = getattr(codes, "state2", None)
+        parts = (getattr(codes, "absmax", None), getattr(nested, "absmax", None), eight_bit)
+        found += [(_canonical(f"{name}."), i, *_checksum(p)) for i, p in enumerate(parts) if isinstance(p, Tensor)]
+    return found
+
+
+def _other_adapters(model: nn.Module) -> list[Any]:
+    """What the parameters leave open: settings of adapters other than LoRA, and which adapter is active.
+
+    The only adapter of a model, if it is LoRA, needs neither.
+    """
+    adapters: dict[str, Any] = getattr(model, "peft_config", {})
+    if len(adapters) < 2 and all(config.peft_type == "LORA" for config in adapters.values()):
+        return []
+    described = {
+        name: {k: str(sorted(v) if isinstance(v, set) else v) for k, v in config.to_dict().items() if k not in _ORIGIN}
+        for name, config in adapters.items()
+        if config.peft_type != "LORA"
+    }
+    return [described, list(cast(Any, model).active_adapters)]
 
 
 def _adapter_scale(name: str, model: nn.Module) -> list[float]:
@@ -78,6 +115,14 @@ def _is_idle_lora(name: str, parameters: dict[str, nn.Parameter]) -> bool:
 def _canonical(name: str) -> str:
     """A parameter's name without the wrappers that PEFT puts around an unchanged layer."""
     return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def _checksums(values: Tensor) -> list[Any]:
+    """Of a tensor; of the tensors that one holds which is only a view of others, such as torchao's codes and scales."""
+    if not is_traceable_wrapper_subclass(values):
+        return list(_checksum(values))
+    held = values.__tensor_flatten__()[0]
+    return [each for name in held for each in _checksums(getattr(values, name))]
 
 
 def _checksum(values: Tensor) -> tuple[int, str]:

@@ -14,10 +14,26 @@ from pact_plugins.errors import PactError
 
 logger = logging.getLogger(__name__)
 
+_ADAPTERS = {"lora": "LoRA", "ia3": "IA3"}
+"""How people write the names of PEFT's modules."""
+
 
 def underlying(model: nn.Module) -> Any:
     """The transformers model inside a PEFT model; any other model is its own."""
     return cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def decoder_of(base: Any) -> Any:
+    """The module of a transformers model whose output is the last hidden state; None if there is none.
+
+    Some models answer `get_decoder` with themselves or with their head, and hold the decoder as `model`.
+    """
+    if not callable(getattr(base, "get_decoder", None)):
+        return None
+    found = base.get_decoder()
+    if found is None or found is base or found is base.get_output_embeddings():
+        found = getattr(base, "model", None)
+    return found if isinstance(found, nn.Module) else None
 
 
 def check_supported(model: nn.Module) -> None:
@@ -25,7 +41,7 @@ def check_supported(model: nn.Module) -> None:
 
     Raises:
         PactError: the model is wrapped in `DataParallel`, is an encoder-decoder, has a prompt-learning adapter, no
-            decoder, no linear head, or an adapter on its head.
+            decoder, no linear head, a quantised head, or an adapter on its head.
     """
     base = underlying(model)
 
@@ -51,14 +67,15 @@ def check_supported(model: nn.Module) -> None:
                 "Its virtual tokens shift every position, and the loss would sit on the wrong tokens.",
                 "Use LoRA, QLoRA or full fine-tuning.",
             )
-    if not callable(getattr(base, "get_decoder", None)) or base.get_decoder() in (None, base):
+    if decoder_of(base) is None:
         refuse(f"{name}, which has no decoder", "Its hidden states cannot be seen.", "Use a causal language model.")
     head = base.get_output_embeddings()
     if head is None:
         refuse(f"{name}, which has no output head", "There are no logits to hold.", "Use a model for causal LM.")
-    if hasattr(head, "base_layer") and hasattr(head, "lora_A"):
+    if hasattr(head, "base_layer"):
+        kind = type(head).__module__.split(".")[-2]
         refuse(
-            f"a LoRA adapter on the head of {name}",
+            f"a {_ADAPTERS.get(kind, kind)} adapter on the head of {name}",
             "PACT would hold the head's weights without the adapter's part, and drift unseen.",
             "Take `lm_head` out of the adapter's target modules, or train it whole (`modules_to_save`).",
         )
@@ -68,6 +85,12 @@ def check_supported(model: nn.Module) -> None:
             f"a head of type {type(head).__name__} in {name}",
             "Its logits are no plain matrix product.",
             "Use a model whose head is a linear layer.",
+        )
+    if not head.weight.is_floating_point():
+        refuse(
+            f"a quantised head in {name}",
+            "PACT reads its weights, and would read codes.",
+            "Leave the head out of the quantisation (`llm_int8_skip_modules=['lm_head']`).",
         )
 
 
@@ -102,7 +125,7 @@ def check_lengths(model: nn.Module, lengths: Sequence[int]) -> None:
         return
     tokens = base.get_input_embeddings()
     # OPT and its kin have two rows more than positions.
-    learned = [m for m in base.get_decoder().modules() if isinstance(m, nn.Embedding) and m is not tokens]
+    learned = [m for m in decoder_of(base).modules() if isinstance(m, nn.Embedding) and m is not tokens]
     if any(limit <= positions.num_embeddings <= limit + 2 for positions in learned):
         raise PactError(
             expected=f"training sequences of at most {limit:,} tokens, the model's positions",
@@ -118,7 +141,9 @@ def check_lengths(model: nn.Module, lengths: Sequence[int]) -> None:
 
 
 def trained_module(head: Any) -> Any:
-    """The module that is being trained, where PEFT wraps the head (`modules_to_save`)."""
-    if hasattr(head, "modules_to_save") and getattr(head, "active_adapters", None):
-        return head.modules_to_save[head.active_adapters[0]]
-    return head
+    """The module that computes, where PEFT wraps the head (`modules_to_save`): the trained copy, or the original."""
+    copies = getattr(head, "modules_to_save", None)
+    if copies is None:
+        return head
+    active = [] if head.disable_adapters else [name for name in head.active_adapters if name in copies]
+    return copies[active[0]] if active else head.original_module

@@ -88,6 +88,8 @@ def prepare(
     check_ids(model, (d.input_ids for d in documents), "the training set")
     check_lengths(model, [len(d.input_ids) for d in documents])
     probe = Probe(tokenizer, config.active_probe) if config.active_probe else None
+    if probe is not None:
+        check_ids(model, (d.input_ids for d in probe.documents), "a prompt of the probe")
     run = Evidence.load(resumed_from) if resumed_from else None
     with autocast():
         fingerprint = run.identity["model"] if run else model_fingerprint(model)

@@ -75,14 +75,19 @@ class Probe:
         )
 
     @property
+    def documents(self) -> list[Document]:
+        """What goes through the model at each measurement, all processes together: prompts with openings."""
+        return self._documents([*self._harmful, *self._harmless])
+
+    @property
     def tokens(self) -> int:
-        """Tokens that go through the model at each measurement, all processes together, without padding."""
-        return sum(len(d.input_ids) for d in self._documents([*self._harmful, *self._harmless]))
+        """Their tokens, without padding."""
+        return sum(len(d.input_ids) for d in self.documents)
 
     @property
     def opening_tokens(self) -> int:
         """Those of them at which it gives probabilities."""
-        return sum(int(d.supervised.sum()) for d in self._documents([*self._harmful, *self._harmless]))
+        return sum(int(d.supervised.sum()) for d in self.documents)
 
     def sums(self, head: SubsetHead, part: int = 0, parts: int = 1) -> Tensor:
         """[4] sums over every `parts`-th prompt from the one numbered `part`: to be added up over all parts.

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pact_plugins.errors import PactError
 from pact_plugins.forward import evaluating
-from pact_plugins.model_support import check_supported, trained_module, underlying
+from pact_plugins.model_support import check_supported, decoder_of, trained_module, underlying
 from pact_plugins.token_losses import TokenLosses
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -102,7 +102,7 @@ class SubsetHead:
         # adapters may call the `forward` of the one inside, which runs no hooks.
         self._hooks = [
             model.register_forward_pre_hook(self._before_model),
-            self.base.get_decoder().register_forward_hook(self._after_decoder),
+            decoder_of(self.base).register_forward_hook(self._after_decoder),
             # Before the hooks of engines that take the weights apart again.
             model.register_forward_hook(self._after_model, prepend=True),
         ]
@@ -187,6 +187,13 @@ class SubsetHead:
         """
         rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, request.flat)
         weight, bias = self._head()
+        if rows.shape[1] != weight.shape[-1]:
+            raise PactError(
+                expected=f"a head over the {rows.shape[1]} numbers of the decoder's last hidden state",
+                got=f"one over {weight.shape[-1]} in {type(self.base).__name__}",
+                consequence="Something transforms the hidden state before the head, and PACT would leave it out.",
+                remedy="Use a model whose head is a linear layer over the decoder's output.",
+            )
         if self.ids.device != weight.device:
             self.ids = self.ids.to(weight.device)
         subset_bias = None if bias is None else bias[self.ids]
@@ -219,6 +226,11 @@ class SubsetHead:
         head = trained_module(self.base.get_output_embeddings())
         return head.weight, getattr(head, "bias", None)
 
+    def _vocabulary(self, weight: Tensor) -> int:
+        """Number of logits that the model gives: some cut off those that only pad the head to a round size."""
+        unpadded = getattr(self.base.config.get_text_config(), "unpadded_vocab_size", None)
+        return min(weight.shape[0], unpadded) if isinstance(unpadded, int) else weight.shape[0]
+
     def _label_logits(self, rows: Tensor, label: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """[N] logits, float32, of one label for each of [N, H] hidden states."""
         # Rounded as the model's own head rounds them, so that the errors cancel beside its log-probabilities.
@@ -238,13 +250,18 @@ class SubsetHead:
         for field in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
             if isinstance(factor := getattr(config, field, None), int | float):
                 logits = logits * factor
-        if isinstance(factor := getattr(config, "logits_scaling", None), int | float):
-            logits = logits * factor if config.model_type.startswith("hyperclovax") else logits / factor
-        cap = getattr(config, "final_logit_softcapping", None)
-        return torch.tanh(logits / cap) * cap if cap else logits
+        for field in ("logits_scaling", "logits_mup_width_multiplier"):
+            if isinstance(factor := getattr(config, field, None), int | float):
+                logits = logits * factor if config.model_type.startswith("hyperclovax") else logits / factor
+        for field in ("final_logit_softcapping", "output_logit_soft_cap", "logits_soft_cap"):
+            if cap := getattr(config, field, None):
+                logits = torch.tanh(logits / cap) * cap
+        return logits
 
     def _log_normaliser(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """[N] logsumexp over the vocabulary, chunk by chunk; the backward pass computes each chunk again."""
+        used = self._vocabulary(weight)
+        weight, bias = weight[:used], None if bias is None else bias[:used]
 
         def chunk_lse(chunk: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             return torch.logsumexp(self._logits(chunk, weight, bias), dim=-1)
@@ -261,7 +278,7 @@ class SubsetHead:
 
     def decode(self, input_ids: Tensor, attention_mask: Tensor) -> None:
         """A forward pass of the decoder alone, both [B, L]: the head's full-vocabulary logits would be thrown away."""
-        self.base.get_decoder()(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        decoder_of(self.base)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
 
     def check_parity(self, length: int = 8) -> None:
         """Compares logits and log-normalisers with the model's own on one short sequence, without labels and with them.
@@ -272,15 +289,23 @@ class SubsetHead:
         """
         device = next(self.model.parameters()).device
         # Any ids do; spread over the vocabulary, they make large and small logits.
-        vocabulary = self.base.get_input_embeddings().weight.shape[0]
+        vocabulary = min(self.base.get_input_embeddings().weight.shape[0], self._vocabulary(self._head()[0]))
         input_ids = torch.linspace(1, vocabulary - 1, length, device=device).long().unsqueeze(0)
-        inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+        inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "use_cache": False}
         request = Request(torch.arange(length - 1, device=device), input_ids[0, 1:], normalise=True)
-        with evaluating(self.model):
-            with self.watch(request) as captures:
-                logits = self.model(**inputs).logits[0, :-1].float()
-            with self.watch(request) as labelled:
-                self.model(**inputs, labels=input_ids)
+        try:
+            with evaluating(self.model):
+                with self.watch(request) as captures:
+                    logits = self.model(**inputs).logits[0, :-1].float()
+                with self.watch(request) as labelled:
+                    self.model(**inputs, labels=input_ids)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise PactError(
+                expected=f"a model that can be given {length} tokens of plain text, and labels",
+                got=f"{type(error).__name__} from {type(self.base).__name__}: {error}",
+                consequence="The reference is computed on plain text.",
+                remedy="Use a model for causal language modelling.",
+            ) from error
         scale = logits.abs().max().item()
         if not math.isfinite(scale):
             raise PactError(
@@ -304,6 +329,34 @@ class SubsetHead:
                 consequence="PACT would hold the wrong quantity.",
                 remedy="This model transforms its logits in a way that is not supported yet; please report its type.",
             )
+        self._check_reference_pass(input_ids, logits[:, self.ids.to(device)], PARITY_TOLERANCE * max(scale, 1.0))
+
+    def _check_reference_pass(self, input_ids: Tensor, logits: Tensor, tolerance: float) -> None:
+        """Compares a pass of the decoder alone, as the reference is computed, with the model's `logits` [L - 1, S].
+
+        Raises:
+            PactError: they differ; or the logits of a token depend on what comes after it.
+        """
+        length, half = input_ids.shape[1], input_ids.shape[1] // 2
+        changed = torch.cat([input_ids[:, :half], input_ids[:, :half]], 1)
+        rows = torch.cat([input_ids, changed])
+        flat = torch.arange(length + half, device=rows.device)
+        flat = flat[flat != length - 1]
+        with evaluating(self.model), self.watch(Request(flat, rows.flatten()[flat + 1])) as captures:
+            self.decode(rows, torch.ones_like(rows))
+        alone, before = self.one(captures).logits.split([length - 1, half])
+        for own, found, expected, got in (
+            (logits, alone, "the decoder alone to give what it gives within the model", "other hidden states"),
+            (alone[:half], before, "a causal language model", "logits that change with the tokens after them"),
+        ):
+            # The median token: in half precision, rounding may send a single one to another expert.
+            if not (error := (own - found).abs().amax(-1).median().item()) <= tolerance:
+                raise PactError(
+                    expected=expected,
+                    got=f"{got}, by {error:.3g}, in {type(self.base).__name__}",
+                    consequence="The reference, which is computed without what follows an answer, would be another.",
+                    remedy="Use a decoder-only chat model.",
+                )
 
 
 class _RowsOf(torch.autograd.Function):

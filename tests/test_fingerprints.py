@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerFast
+from transformers import BitsAndBytesConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pact_plugins.fingerprints import digest, keys_fingerprint, model_fingerprint, tokenizer_fingerprint
+from pact_plugins.forward import evaluating
 from tests import tiny
 
 
@@ -73,6 +75,53 @@ def test_the_active_adapter_counts() -> None:
     first = model_fingerprint(model)
     model.set_adapter("other")
     assert model_fingerprint(model) != first
+
+
+@torch.no_grad()
+def test_the_active_head_counts() -> None:
+    """Prevents: the model with the head that one of its adapters has trained being held to that without it."""
+    model = lora(1, modules_to_save=["lm_head"])
+    model.add_adapter("other", peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"]))
+    model.get_base_model().lm_head.modules_to_save["default"].weight.mul_(1.5)
+    first = model_fingerprint(model)
+    model.set_adapter("other")
+    assert model_fingerprint(model) != first
+
+
+def test_settings_of_other_adapters_count() -> None:
+    """Prevents: an adapter whose settings are no parameters (alpha, seeds) being held to another one's reference."""
+
+    def loha(**settings: Any) -> Any:
+        torch.manual_seed(1)
+        config = peft.LoHaConfig(
+            task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"], init_weights=False, **settings
+        )
+        return peft.get_peft_model(tiny.llama(), config)
+
+    weak, again, strong = (model_fingerprint(loha(alpha=alpha)) for alpha in (1, 1, 8))
+    assert weak == again != strong
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"load_in_4bit": True}, {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}, {"load_in_8bit": True}],
+    ids=["4 bit", "4 bit, double", "8 bit"],
+)
+def test_the_scale_of_quantised_weights_counts(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Prevents: weights of another size, whose 4-bit or 8-bit codes are the same, sharing a reference."""
+    found = []
+    for size in (1.0, 1.0, 2.0):
+        model = tiny.llama()
+        with torch.no_grad():
+            model.model.layers[0].self_attn.q_proj.weight.mul_(size)
+        model.save_pretrained(tmp_path)
+        quantisation = BitsAndBytesConfig(**settings)
+        quantised = LlamaForCausalLM.from_pretrained(tmp_path, quantization_config=quantisation)
+        found.append(model_fingerprint(quantised))
+        with evaluating(quantised):
+            quantised(torch.arange(8).unsqueeze(0))
+        assert model_fingerprint(quantised) == found[-1]
+    assert found[0] == found[1] != found[2]
 
 
 @torch.no_grad()

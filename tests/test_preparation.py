@@ -32,8 +32,8 @@ from tests.rows import documents, few
 
 WORDS = ["I", "N", "S"]
 ROWS = few()
-PARITY = [(1, 8), (1, 8)]
-"""Shapes of the parity check: one sequence, without labels and with them."""
+PARITY = [(1, 8), (1, 8), (2, 8)]
+"""Shapes of the parity check: one sequence, without labels and with them, and two through the decoder alone."""
 
 
 @pytest.fixture(autouse=True)

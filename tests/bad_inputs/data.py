@@ -73,6 +73,11 @@ _NO_GENERATION_PROMPT = "{% for m in messages %}{{ m['content'] }}{{ eos_token }
 
 INPUTS = [
     BadInput("A batch without labels", _batch(input_ids=[[1, 2]]), r"`labels`; got the keys \['input_ids'\]"),
+    BadInput(
+        "A batch with images",
+        _batch(**alone(few()[0]), pixel_values=torch.zeros(1, 3, 8, 8)),
+        r"a training batch of text; got `pixel_values`",
+    ),
     BadInput("Rows of different lengths", _batch(input_ids=[[1, 2], [3]], labels=[[1, 2], [3]]), _NO_BATCH),
     BadInput("Texts in place of token ids", _batch(input_ids=[["a"]], labels=[["a"]]), _NO_BATCH),
     BadInput(
@@ -122,6 +127,11 @@ INPUTS = [
         "A tokenizer that is larger than the model's embeddings",
         _prepared(*documents(few()), model=lambda: tiny.llama(vocab_size=100)),
         r"token ids from 0 to 99.*resize_token_embeddings",
+    ),
+    BadInput(
+        "A tokenizer of which only the training set fits the model",
+        _prepared(_document(0, 4, 7, 8, 9), model=lambda: tiny.llama(vocab_size=100), probe={"every": 1, "prompts": 2}),
+        r"token ids from 0 to 99.*in a prompt of the probe",
     ),
     BadInput(
         "A sequence longer than the model's positions",

@@ -66,6 +66,26 @@ class _Louder(transformers.LlamaForCausalLM):
         return output
 
 
+class _SeesWhatFollows(transformers.LlamaForCausalLM):
+    """Every token attends to all tokens."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.model.register_forward_pre_hook(self._open, with_kwargs=True)
+
+    @staticmethod
+    def _open(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        rows, length = kwargs["input_ids"].shape
+        return args, {**kwargs, "attention_mask": torch.ones(rows, 1, length, length, dtype=torch.bool)}
+
+
+class _NeedsAnImage(transformers.LlamaForCausalLM):
+    def forward(self, *args: Any, pixel_values: Any = None, **kw: Any) -> Any:
+        if pixel_values is None:
+            raise ValueError("You have to specify pixel_values")
+        return super().forward(*args, **kw)
+
+
 def _lora_on_the_head() -> Any:
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "lm_head"])
     return peft.get_peft_model(tiny.llama(), config)
@@ -90,6 +110,16 @@ INPUTS = [
         "`DataParallel` around the model", _served(lambda: nn.DataParallel(tiny.llama())), r"DataParallel.*torchrun"
     ),
     BadInput("Logits that are transformed", _served(lambda: _Louder(_llama_config())), r"difference of .* in _Louder"),
+    BadInput(
+        "A model that sees what follows",
+        _served(lambda: _SeesWhatFollows(_llama_config())),
+        r"causal language model; got logits that change with the tokens after them.*_SeesWhatFollows",
+    ),
+    BadInput(
+        "A model that cannot do without an image",
+        _served(lambda: _NeedsAnImage(_llama_config())),
+        r"plain text.*ValueError from _NeedsAnImage: You have to specify pixel_values",
+    ),
     BadInput("A weight that is no number", _served(_not_finite(float("nan"))), r"finite logits.*NaN or infinity"),
     BadInput("A reference that is no number", _reference_of_a_broken_model, r"finite logits.*NaN or infinity"),
     BadInput("A weight that is infinite", _served(_not_finite(float("inf"))), r"finite logits.*NaN or infinity"),
