@@ -20,6 +20,7 @@ from pact_plugins.fingerprints import model_fingerprint
 from pact_plugins.forward import evaluating, pad, progress
 from pact_plugins.model_support import check_ids
 from pact_plugins.safety_tokens import SafetyTokens
+from pact_plugins.sharding import compute_device, full_shape
 
 MAX_ANSWER_TOKENS = 64
 """Refusal tokens that count (arXiv 2603.07445)."""
@@ -131,7 +132,7 @@ def discover_against_base(
     model: nn.Module, base: nn.Module, tokenizer: Any, *, top_k: int = 50, show_progress: bool = True
 ) -> SafetyTokens:
     """The tokens that `model` prefers in the shipped refusals over `base`, its model before alignment (the paper)."""
-    widths = [cast(Any, m).get_output_embeddings().weight.shape[0] for m in (model, base)]
+    widths = [full_shape(cast(Any, m).get_output_embeddings().weight)[0] for m in (model, base)]
     if widths[0] != widths[1]:
         raise PactError(
             expected=f"a base model with the aligned model's {widths[0]:,} output tokens",
@@ -178,7 +179,7 @@ def answer_logits(model: nn.Module, documents: Sequence[Document]) -> Iterator[T
         PactError: the model has no embedding for a token.
     """
     check_ids(model, (document.input_ids for document in documents), "a prompt or its answer")
-    device = next(model.parameters()).device
+    device = compute_device(model)
     for start in range(0, len(documents), BATCH_SIZE):
         batch = documents[start : start + BATCH_SIZE]
         ids, mask = pad([document.input_ids for document in batch], device)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from pact_plugins.sharding import full_shape, take_apart, whole
+
 _SAMPLES = 4096
 """Bytes of each parameter that are hashed in place; the rest enters through an exact checksum."""
 
@@ -45,11 +47,13 @@ def model_fingerprint(model: nn.Module) -> str:
 
     Every parameter enters with its name, shape, dtype, an exact sum of its bytes and a strided sample of them; beside
     them the model's config (rotary base, norms, ...) and the scale of each adapter. A LoRA pair whose B is zero adds
-    nothing to the function, and its random A would make every run a new model: left out.
+    nothing to the function, and its random A would make every run a new model: left out. Sharded weights are gathered
+    one by one, and have the fingerprint that they have whole.
     """
+    take_apart(model)
     parameters = dict(model.named_parameters())
     content = [
-        (_canonical(name), str(p.dtype), list(p.shape), *_checksum(p.detach()), _adapter_scale(name, model))
+        (_canonical(name), str(p.dtype), list(full_shape(p)), *_checksum(p), _adapter_scale(name, model))
         for name, p in parameters.items()
         if not _is_idle_lora(name, parameters)
     ]
@@ -71,19 +75,24 @@ def _is_idle_lora(name: str, parameters: dict[str, nn.Parameter]) -> bool:
     for a, b in (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")):
         if f".{a}." in name or f".{b}." in name:
             partner = parameters.get(name.replace(f".{a}.", f".{b}."))
-            return partner is not None and not bool(partner.detach().any())
+            if partner is None:
+                return False
+            with whole([partner]) as (values,):
+                return not bool(values.detach().any())
     return False
 
 
 def _canonical(name: str) -> str:
-    """A parameter's name without the wrappers that PEFT puts around an unchanged layer."""
+    """A parameter's name without the wrappers around an unchanged layer, PEFT's and those of checkpointing."""
+    name = name.replace("_checkpoint_wrapped_module.", "")
     return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
-def _checksum(values: Tensor) -> tuple[int, str]:
+def _checksum(parameter: Tensor) -> tuple[int, str]:
     """Exact integer sum of the bytes' 16-bit words (order cannot change it), and a hash of a strided sample."""
-    flat = values.contiguous().reshape(-1).view(torch.uint8)
-    words = flat.view(torch.int16) if flat.numel() % 2 == 0 else flat
-    stride = max(1, words.numel() // (_SAMPLES // words.element_size()))
-    sample = words[::stride].cpu().numpy().tobytes()
-    return int(words.sum(dtype=torch.int64)), hashlib.blake2b(sample, digest_size=8).hexdigest()
+    with whole([parameter]) as (values,):
+        flat = values.detach().contiguous().reshape(-1).view(torch.uint8)
+        words = flat.view(torch.int16) if flat.numel() % 2 == 0 else flat
+        stride = max(1, words.numel() // (_SAMPLES // words.element_size()))
+        sample = words[::stride].cpu().numpy().tobytes()
+        return int(words.sum(dtype=torch.int64)), hashlib.blake2b(sample, digest_size=8).hexdigest()

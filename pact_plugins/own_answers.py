@@ -14,6 +14,7 @@ from pact_plugins.chat_format import ChatFormat, render
 from pact_plugins.errors import PactError
 from pact_plugins.forward import evaluating, pad_left, progress
 from pact_plugins.model_support import check_ids
+from pact_plugins.sharding import compute_device, generating
 
 Shipped = Literal["harmful", "harmless", "held_out_harmful", "held_out_harmless", "refusals", "compliances"]
 
@@ -119,13 +120,15 @@ def continuations(
     """
     check_ids(model, chats, "a prompt")
     # Generation continues at the right edge, so chats are padded on the left.
-    ids, mask = pad_left(chats, next(model.parameters()).device)
+    ids, mask = pad_left(chats, compute_device(model))
     # A model's own generation config may cut the distribution: the temperature alone should say how it is sampled.
     choice: dict[str, Any] = (
         {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         if temperature
         else {"do_sample": False}
     )
-    with evaluating(model):
-        output = cast(Any, model).generate(input_ids=ids, attention_mask=mask, max_new_tokens=length, **choice)
+    with evaluating(model), generating(model) as needed:
+        output = cast(Any, model).generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=length, **choice, **needed
+        )
     return output[:, ids.shape[1] :].tolist()

@@ -29,6 +29,7 @@ from pact_plugins.objective import PactObjective
 from pact_plugins.probe import Probe
 from pact_plugins.reference import FORMAT
 from pact_plugins.safety_tokens import SafetyTokens
+from pact_plugins.sharding import compute_device, full_shape
 from pact_plugins.subset_head import SubsetHead
 
 SAMPLE = 256
@@ -93,7 +94,7 @@ def prepare(
         fingerprint = run.identity["model"] if run else model_fingerprint(model)
         tokens = run.tokens if run else find_tokens(config, model, tokenizer, fingerprint, show_progress)
         head = SubsetHead(model, list(tokens.ids))
-        tokens.check(tokenizer, head.base.get_output_embeddings().weight.shape[0])
+        tokens.check(tokenizer, full_shape(head.base.get_output_embeddings().weight)[0])
         head.check_parity()
         anchor_rows = find_anchors(
             config, model, tokenizer, fingerprint, resumed=run is not None, show_progress=show_progress
@@ -164,7 +165,7 @@ def views(config: PactConfig) -> list[str]:
 
 def _autocast_dtype(model: nn.Module) -> str:
     """What the forward passes compute in, where the caller's autocast context decides it."""
-    device = next(model.parameters()).device.type
+    device = compute_device(model).type
     return str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "as stored"
 
 

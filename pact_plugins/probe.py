@@ -14,6 +14,7 @@ from pact_plugins.answers import IGNORE_INDEX, Document
 from pact_plugins.config import ProbeConfig
 from pact_plugins.forward import batches_by_length, collate, evaluating, to_device
 from pact_plugins.own_answers import Shipped, answered, as_chats, shipped
+from pact_plugins.sharding import compute_device
 from pact_plugins.subset_head import Request, SubsetHead
 
 OPENINGS = 6
@@ -114,7 +115,7 @@ def _openings(tokenizer: Any, name: Shipped) -> list[tuple[int, ...]]:
 
 def _log_probabilities(head: SubsetHead, documents: Sequence[Document]) -> Tensor:
     """[documents] log-probability of each one's supervised tokens, float32."""
-    device = next(head.model.parameters()).device
+    device = compute_device(head.model)
     scores = torch.zeros(len(documents), device=device)
     with evaluating(head.model):
         for batch in batches_by_length([len(d.input_ids) for d in documents]):

@@ -18,6 +18,7 @@ from pact_plugins.answers import Document
 from pact_plugins.forward import batches_by_length, collate, evaluating, to_device
 from pact_plugins.objective import PactObjective
 from pact_plugins.reference import log_probabilities
+from pact_plugins.sharding import compute_device
 from pact_plugins.subset_head import SubsetHead
 
 POSITIONS = 32
@@ -54,7 +55,7 @@ def measure_profile(objective: PactObjective, documents: Sequence[Document]) -> 
         objective: of a prepared run.
         documents: sequences in its cache, each with an answer token.
     """
-    device = next(objective.head.model.parameters()).device
+    device = compute_device(objective.head.model)
     sums = torch.zeros(4, POSITIONS, dtype=torch.float64)
     with evaluating(objective.head.model):
         for batch in batches_by_length([len(d.input_ids) for d in documents]):

@@ -4,7 +4,8 @@ A forward hook on the decoder sees the last hidden state h; `h[answer tokens] @ 
 needs of the language-model head. Where the log-normaliser is wanted too, it is read off the log-probabilities of the
 labels, lse = z_label - log p_label, which nearly every host computes for its own loss; otherwise it is computed chunk
 by chunk. PACT itself never holds full-vocabulary logits. The work is done before the model's forward pass ends, because
-that is where sharded engines have the head's weight at hand.
+that is where FSDP2 has the head's weight at hand. In the backward pass nobody has: what it needs of a sharded weight is
+a copy.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pact_plugins.errors import PactError
 from pact_plugins.forward import evaluating
 from pact_plugins.model_support import check_supported, trained_module, underlying
+from pact_plugins.sharding import compute_device, forward, full_shape, is_sharded, whole
 from pact_plugins.token_losses import TokenLosses
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -98,6 +101,7 @@ class SubsetHead:
         self._captures: list[Capture] = []
         self._hidden: list[Tensor] | None = None
         self._token_losses = TokenLosses(self.base, self._reads_the_loss)
+        self._sharded = is_sharded(model)
         # Registered once and for good: torch.compile does not guard on hooks that come and go. On the outermost module:
         # adapters may call the `forward` of the one inside, which runs no hooks.
         self._hooks = [
@@ -186,7 +190,13 @@ class SubsetHead:
         `log_probs` [N] are log-probabilities of `request.label`, where the host has computed them.
         """
         rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, request.flat)
-        weight, bias = self._head()
+        with self._head() as (weight, bias):
+            return self._capture_rows(rows, request, log_probs, weight, bias)
+
+    def _capture_rows(
+        self, rows: Tensor, request: Request, log_probs: Tensor | None, weight: Tensor, bias: Tensor | None
+    ) -> Capture:
+        """The same from the hidden states [N, H] of the tokens alone, and the whole head."""
         if self.ids.device != weight.device:
             self.ids = self.ids.to(weight.device)
         subset_bias = None if bias is None else bias[self.ids]
@@ -214,10 +224,22 @@ class SubsetHead:
             normaliser = self._log_normaliser(rows, weight, bias)
         return normaliser - self._label_logits(rows, label, weight, bias)
 
-    def _head(self) -> tuple[Tensor, Tensor | None]:
+    @contextmanager
+    def _head(self) -> Generator[tuple[Tensor, Tensor | None]]:
+        """Weight and bias of the head, whole."""
         # Looked up at each call: PEFT and sharding engines exchange the module or its weight.
         head = trained_module(self.base.get_output_embeddings())
-        return head.weight, getattr(head, "bias", None)
+        parameters = [head.weight] if getattr(head, "bias", None) is None else [head.weight, head.bias]
+        if any(isinstance(p, DTensor) and p.requires_grad for p in parameters):
+            raise PactError(
+                expected="a trained head that FSDP2 keeps whole until the model's forward pass ends",
+                got=f"one that it has taken apart by then in {type(self.base).__name__}",
+                consequence="Gradients of the safety term would not reach it in full.",
+                remedy="Leave the head in the group of the outermost module, or in one with the last norm that has "
+                "`reshard_after_forward=False`: `fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP` does either.",
+            )
+        with whole(parameters) as (weight, *bias):
+            yield weight, bias[0] if bias else None
 
     def _label_logits(self, rows: Tensor, label: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """[N] logits, float32, of one label for each of [N, H] hidden states."""
@@ -250,6 +272,8 @@ class SubsetHead:
             return torch.logsumexp(self._logits(chunk, weight, bias), dim=-1)
 
         size = max(1, CHUNK_ELEMENTS // weight.shape[0])
+        if torch.is_grad_enabled() and self._sharded:
+            weight, bias = weight.clone(), None if bias is None else bias.clone()
         if not torch.is_grad_enabled():
             parts = [chunk_lse(chunk, weight, bias) for chunk in rows.split(size)]
         else:
@@ -259,9 +283,17 @@ class SubsetHead:
             ]
         return torch.cat(parts) if parts else rows.new_zeros(0, dtype=torch.float32)
 
-    def decode(self, input_ids: Tensor, attention_mask: Tensor) -> None:
-        """A forward pass of the decoder alone, both [B, L]: the head's full-vocabulary logits would be thrown away."""
+    def decode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """A forward pass over [B, L] of the decoder alone: the head's full-vocabulary logits would be thrown away.
+
+        Returns:
+            A zero that belongs into every loss on what was captured: where weights are sharded the whole model has to
+            run, and its engine gathers them again for a backward pass that goes through the model's own outputs.
+        """
+        if self._sharded:
+            return 0.0 * forward(self.model, input_ids, attention_mask).float().sum()
         self.base.get_decoder()(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        return input_ids.new_zeros((), dtype=torch.float32)
 
     def check_parity(self, length: int = 8) -> None:
         """Compares logits and log-normalisers with the model's own on one short sequence, without labels and with them.
@@ -270,9 +302,9 @@ class SubsetHead:
             PactError: the model's are not finite; or they differ, so this model transforms its logits in a way that
                 PACT does not know.
         """
-        device = next(self.model.parameters()).device
+        device = compute_device(self.model)
         # Any ids do; spread over the vocabulary, they make large and small logits.
-        vocabulary = self.base.get_input_embeddings().weight.shape[0]
+        vocabulary = full_shape(self.base.get_input_embeddings().weight)[0]
         input_ids = torch.linspace(1, vocabulary - 1, length, device=device).long().unsqueeze(0)
         inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
         request = Request(torch.arange(length - 1, device=device), input_ids[0, 1:], normalise=True)

@@ -1,0 +1,84 @@
+"""FSDP2 over two processes, in the groupings that accelerate makes, against one process."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from pact_plugins.errors import PactError
+from tests.distributed.sharded import Case, Result, alone, in_two_processes, train
+
+pytestmark = pytest.mark.distributed
+
+ALIKE = [
+    Case("root"),
+    Case("root", tied=True),
+    Case("root", silent=True),
+    Case("tail"),
+    Case("tail", tied=True),
+    Case("tail", silent=True),
+    Case("tail", adapter="lora"),
+    Case("tail", adapter="head"),
+    Case("root", adapter="lora"),
+    Case("root", adapter="head", silent=True),
+    Case("head", adapter="lora"),
+    Case("head", adapter="lora", silent=True),
+]
+
+
+def sharded(model: Any, case: Case) -> Any:
+    """`root`: accelerate's grouping up to 1.13. `tail`: the later one. `head`: the head by itself."""
+    policy = MixedPrecisionPolicy(param_dtype=case.precision) if case.precision else MixedPrecisionPolicy()
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    for layer in base.model.layers:
+        fully_shard(layer, mp_policy=policy)
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    if case.layout == "tail":
+        if not case.tied:
+            fully_shard(embedding, mp_policy=policy)
+        tail = [base.model.norm, *([embedding] if case.tied else []), head]
+        fully_shard(tail, mp_policy=policy, reshard_after_forward=False)
+    if case.layout == "head":
+        fully_shard(head, mp_policy=policy)
+    fully_shard(model, mp_policy=policy, reshard_after_forward=case.layout != "tail")
+    return alone(model, case)
+
+
+def run_all(cases: list[Case], folder: Path, rank: int) -> list[Result | PactError]:
+    results: list[Result | PactError] = []
+    for i, case in enumerate(cases):
+        try:
+            results.append(train(case, folder / f"cache-{rank}-{i}", sharded, rank))
+        except PactError as error:
+            results.append(error)
+    return results
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, list[Any]]:
+    both = in_two_processes(run_all, tmp_path_factory.mktemp("fsdp"), [*ALIKE])
+    return {case: list(pair) for case, pair in zip(ALIKE, zip(*both, strict=True), strict=True)}
+
+
+@pytest.mark.parametrize("case", ALIKE, ids=str)
+def test_training_equals_one_process(case: Case, results: dict[Case, list[Any]], tmp_path: Path) -> None:
+    """Prevents: a reference, a loss or gradients from pieces of the weights, under a loss that looks plausible."""
+    expected = train(Case(None, case.adapter, case.tied, case.silent), tmp_path, alone)
+    for found in results[case]:
+        assert not isinstance(found, Exception), found
+        assert found.fingerprint == expected.fingerprint
+        assert found.tokens == expected.tokens
+        assert found.anchors == expected.anchors
+        torch.testing.assert_close(found.reference, expected.reference, atol=2e-3, rtol=0)
+        assert found.losses == pytest.approx(expected.losses, rel=1e-5)
+        for name, weight in expected.weights.items():
+            torch.testing.assert_close(found.weights[name], weight, atol=1e-6, rtol=1e-5, msg=name)
+        assert found.margin == pytest.approx(expected.margin, rel=1e-4)
+        assert found.profile == pytest.approx(expected.profile, abs=1e-6)
+    assert results[case][0].trained == results[case][1].trained != expected.fingerprint
