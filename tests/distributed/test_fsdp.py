@@ -30,6 +30,8 @@ ALIKE = [
     Case("head", adapter="lora"),
     Case("head", adapter="lora", silent=True),
 ]
+MIXED = Case("tail", precision=torch.bfloat16)
+CASES = [*ALIKE, MIXED, Case("head")]
 
 
 def sharded(model: Any, case: Case) -> Any:
@@ -50,20 +52,20 @@ def sharded(model: Any, case: Case) -> Any:
     return alone(model, case)
 
 
-def run_all(cases: list[Case], folder: Path, rank: int) -> list[Result | PactError]:
-    results: list[Result | PactError] = []
+def run_all(cases: list[Case], folder: Path, rank: int) -> list[Result | str]:
+    results: list[Result | str] = []
     for i, case in enumerate(cases):
         try:
             results.append(train(case, folder / f"cache-{rank}-{i}", sharded, rank))
         except PactError as error:
-            results.append(error)
+            results.append(str(error))
     return results
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, list[Any]]:
-    both = in_two_processes(run_all, tmp_path_factory.mktemp("fsdp"), [*ALIKE])
-    return {case: list(pair) for case, pair in zip(ALIKE, zip(*both, strict=True), strict=True)}
+    both = in_two_processes(run_all, tmp_path_factory.mktemp("fsdp"), CASES)
+    return {case: list(pair) for case, pair in zip(CASES, zip(*both, strict=True), strict=True)}
 
 
 @pytest.mark.parametrize("case", ALIKE, ids=str)
@@ -71,7 +73,7 @@ def test_training_equals_one_process(case: Case, results: dict[Case, list[Any]],
     """Prevents: a reference, a loss or gradients from pieces of the weights, under a loss that looks plausible."""
     expected = train(Case(None, case.adapter, case.tied, case.silent), tmp_path, alone)
     for found in results[case]:
-        assert not isinstance(found, Exception), found
+        assert isinstance(found, Result), found
         assert found.fingerprint == expected.fingerprint
         assert found.tokens == expected.tokens
         assert found.anchors == expected.anchors
@@ -82,3 +84,20 @@ def test_training_equals_one_process(case: Case, results: dict[Case, list[Any]],
         assert found.margin == pytest.approx(expected.margin, rel=1e-4)
         assert found.profile == pytest.approx(expected.profile, abs=1e-6)
     assert results[case][0].trained == results[case][1].trained != expected.fingerprint
+
+
+def test_a_trained_head_by_itself_is_refused(results: dict[Case, list[Any]]) -> None:
+    """Prevents: a head that is trained on a part of the safety term's gradient."""
+    for found in results[Case("head")]:
+        assert isinstance(found, str)
+        assert "taken apart" in found
+
+
+def test_mixed_precision_is_near_the_exact_run(results: dict[Case, list[Any]], tmp_path: Path) -> None:
+    """Prevents: logits in another precision than those that the model itself computes."""
+    expected = train(Case(None), tmp_path, alone)
+    for found in results[MIXED]:
+        assert found.fingerprint == expected.fingerprint
+        assert found.losses == pytest.approx(expected.losses, rel=5e-2)
+        assert found.profile == pytest.approx(expected.profile, rel=0.2, abs=2e-2)
+    assert results[MIXED][0].trained == results[MIXED][1].trained
