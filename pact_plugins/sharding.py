@@ -43,7 +43,7 @@ def whole(parameters: Sequence[Tensor]) -> Generator[list[Tensor]]:
     Gradients flow back into those that are at hand whole, or that ZeRO-3 has gathered. Of a sharded `DTensor` the block
     gets a copy without gradient.
     """
-    if partitioned := [p for p in parameters if _is_partitioned(p)]:
+    if partitioned := [p for p in parameters if _is_partitioned(p) and cast(Any, p).ds_status.name != "AVAILABLE"]:
         deepspeed: Any = import_module("deepspeed")
         with deepspeed.zero.GatheredParameters(partitioned):
             yield [*parameters]
