@@ -229,7 +229,7 @@ class SubsetHead:
         """Weight and bias of the head, whole."""
         # Looked up at each call: PEFT and sharding engines exchange the module or its weight.
         head = trained_module(self.base.get_output_embeddings())
-        # Not as attributes: ZeRO-3 takes that for a module that uses another one's weights, and keeps them whole for it.
+        # Not as attributes: ZeRO-3 would take that for a module that uses another one's, and keep them whole for it.
         named = dict(head.named_parameters(recurse=False))
         parameters = [named[name] for name in ("weight", "bias") if name in named]
         if any(isinstance(p, DTensor) and p.requires_grad for p in parameters):
