@@ -178,11 +178,6 @@ def _result(model: nn.Module, preparation: Preparation, docs: list[Any], losses:
     objective = preparation.objective
     assert objective.anchors is not None
     assert isinstance(preparation.probe, Probe)
-    take_apart(model)
-    weights = {}
-    for name, parameter in model.named_parameters():
-        with whole([parameter]) as (values,):
-            weights[name] = values.detach().clone()
     return Result(
         preparation.identity["model"],
         model_fingerprint(model),
@@ -192,8 +187,18 @@ def _result(model: nn.Module, preparation: Preparation, docs: list[Any], losses:
         losses,
         preparation.probe.sums(objective.head).tolist(),
         measure_profile(objective, docs).kl,
-        weights,
+        whole_weights(model),
     )
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the whole weights, by name."""
+    take_apart(model)
+    weights = {}
+    for name, parameter in model.named_parameters():
+        with whole([parameter]) as (values,):
+            weights[name] = values.detach().clone()
+    return weights
 
 
 def alone(model: nn.Module, _case: Case) -> Any:

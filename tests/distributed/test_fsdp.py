@@ -8,9 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from transformers import TrainerCallback
 
+from pact_plugins import PactCallback
 from pact_plugins.errors import PactError
-from tests.distributed.sharded import Case, Result, alone, in_two_processes, train
+from pact_plugins.evidence import Evidence
+from tests import tiny
+from tests.contract import hosts
+from tests.distributed.sharded import Case, Result, alone, in_two_processes, train, whole_weights
 
 pytestmark = pytest.mark.distributed
 
@@ -91,3 +96,48 @@ def test_mixed_precision_is_near_the_exact_run(results: dict[Case, list[Any]], t
         assert found.losses == pytest.approx(expected.losses, rel=5e-2)
         assert found.profile == pytest.approx(expected.profile, rel=0.2, abs=2e-2)
     assert results[MIXED][0].trained == results[MIXED][1].trained
+
+
+class Logged(TrainerCallback):
+    """Keeps PACT's numbers of every step."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+
+    def on_log(self, _args: Any, state: Any, control: Any, logs: dict[str, float], **_kw: Any) -> None:
+        self.steps.append({k: v for k, v in logs.items() if k in ("loss", "pact/kl", "pact/safety_mass")})
+
+
+def trl_run(layout: str | None, folder: Path, rank: int) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    """TRL's trainer, its own loss and its own loop; on CPU accelerate leaves FSDP out, so the model comes sharded."""
+    model: Any = tiny.llama()
+    if layout is not None:
+        sharded(model, Case(layout))
+    size = 2 if layout else 4
+    trainer = hosts.trl_trainer(model, folder / f"run-{rank}", per_device_train_batch_size=size, max_steps=3)
+    if layout is not None:
+        assert trainer.accelerator.num_processes == 2
+        trainer.accelerator.prepare_model = lambda prepared, **_: prepared
+    logged = Logged()
+    trainer.add_callback(logged)
+    trainer.add_callback(PactCallback(trainer, hosts.config(folder / f"cache-{rank}")))
+    trainer.train()
+    evidence = Evidence.load(folder / f"run-{rank}" / "out") if rank == 0 else None
+    assert evidence is None or evidence.parts[-1].ended == "finished"
+    return logged.steps, whole_weights(model)
+
+
+def trl_runs(folder: Path, rank: int) -> list[Any]:
+    return [trl_run(layout, folder / layout, rank) for layout in ("root", "tail")]
+
+
+def test_trl_trains_as_one_process(tmp_path: Path) -> None:
+    """Prevents: a host whose own way of computing the loss leaves PACT without the head's weights."""
+    logs, weights = trl_run(None, tmp_path / "one", 0)
+    assert all("pact/kl" in entry for entry in logs[:3])
+    for of_rank in in_two_processes(trl_runs, tmp_path):
+        for found_logs, found_weights in of_rank:
+            for expected, found in zip(logs, found_logs, strict=True):
+                assert found == pytest.approx(expected, rel=1e-4)
+            for name, weight in weights.items():
+                torch.testing.assert_close(found_weights[name], weight, atol=1e-6, rtol=1e-5, msg=name)
