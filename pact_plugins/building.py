@@ -19,7 +19,6 @@ from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest
 from pact_plugins.forward import batches_by_length, evaluating, pad, progress, to_device
 from pact_plugins.reference import Halves, ReferenceCache, log_probabilities
-from pact_plugins.sharding import compute_device
 from pact_plugins.subset_head import Request, SubsetHead
 
 
@@ -177,7 +176,7 @@ def _collected(batch: list[ForwardSequence], values: Callable[[], Halves]) -> li
 
 def _log_probabilities(head: SubsetHead, batch: list[ForwardSequence]) -> Tensor:
     """[N, S] float16, on the model's device; NaN where a value is not finite, so that infinity is seen too."""
-    ids, mask = pad([s.ids for s in batch], compute_device(head.model))
+    ids, mask = pad([s.ids for s in batch], next(head.model.parameters()).device)
     flat = np.concatenate([row * ids.shape[1] + s.columns for row, s in enumerate(batch)])
     positions = to_device(flat, ids.device)
     request = Request(positions, ids.reshape(-1)[positions], normalise=True)

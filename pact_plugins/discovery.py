@@ -20,7 +20,7 @@ from pact_plugins.fingerprints import model_fingerprint
 from pact_plugins.forward import evaluating, pad, progress
 from pact_plugins.model_support import check_ids
 from pact_plugins.safety_tokens import SafetyTokens
-from pact_plugins.sharding import compute_device, full_shape
+from pact_plugins.sharding import full_shape
 
 MAX_ANSWER_TOKENS = 64
 """Refusal tokens that count (arXiv 2603.07445)."""
@@ -179,7 +179,7 @@ def answer_logits(model: nn.Module, documents: Sequence[Document]) -> Iterator[T
         PactError: the model has no embedding for a token.
     """
     check_ids(model, (document.input_ids for document in documents), "a prompt or its answer")
-    device = compute_device(model)
+    device = next(model.parameters()).device
     for start in range(0, len(documents), BATCH_SIZE):
         batch = documents[start : start + BATCH_SIZE]
         ids, mask = pad([document.input_ids for document in batch], device)

@@ -18,7 +18,6 @@ from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest, tokenizer_fingerprint
 from pact_plugins.loading import ACCESS, pretrained
 from pact_plugins.safety_tokens import SafetyTokens
-from pact_plugins.sharding import compute_device
 
 _VERSION = 2
 """Of the kept files."""
@@ -82,7 +81,7 @@ def find_tokens(
 def _discover(config: PactConfig, model: nn.Module, tokenizer: Any, show_progress: bool) -> SafetyTokens:
     if config.base_model is None:
         return discovery.discover(model, tokenizer, top_k=config.top_k, show_progress=show_progress)
-    base = load_base(config.base_model, compute_device(model))
+    base = load_base(config.base_model, next(model.parameters()).device)
     return discovery.discover_against_base(model, base, tokenizer, top_k=config.top_k, show_progress=show_progress)
 
 

@@ -14,7 +14,7 @@ from pact_plugins.chat_format import ChatFormat, render
 from pact_plugins.errors import PactError
 from pact_plugins.forward import evaluating, pad_left, progress
 from pact_plugins.model_support import check_ids
-from pact_plugins.sharding import compute_device, generating
+from pact_plugins.sharding import generating
 
 Shipped = Literal["harmful", "harmless", "held_out_harmful", "held_out_harmless", "refusals", "compliances"]
 
@@ -120,7 +120,7 @@ def continuations(
     """
     check_ids(model, chats, "a prompt")
     # Generation continues at the right edge, so chats are padded on the left.
-    ids, mask = pad_left(chats, compute_device(model))
+    ids, mask = pad_left(chats, next(model.parameters()).device)
     # A model's own generation config may cut the distribution: the temperature alone should say how it is sampled.
     choice: dict[str, Any] = (
         {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}

@@ -29,7 +29,7 @@ from pact_plugins.objective import PactObjective
 from pact_plugins.probe import Probe
 from pact_plugins.reference import FORMAT
 from pact_plugins.safety_tokens import SafetyTokens
-from pact_plugins.sharding import compute_device, full_shape
+from pact_plugins.sharding import full_shape
 from pact_plugins.subset_head import SubsetHead
 
 SAMPLE = 256
@@ -165,7 +165,7 @@ def views(config: PactConfig) -> list[str]:
 
 def _autocast_dtype(model: nn.Module) -> str:
     """What the forward passes compute in, where the caller's autocast context decides it."""
-    device = compute_device(model).type
+    device = next(model.parameters()).device.type
     return str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "as stored"
 
 

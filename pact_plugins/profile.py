@@ -18,7 +18,6 @@ from pact_plugins.answers import Document
 from pact_plugins.forward import batches_by_length, collate, evaluating, to_device
 from pact_plugins.objective import PactObjective
 from pact_plugins.reference import log_probabilities
-from pact_plugins.sharding import compute_device
 from pact_plugins.subset_head import SubsetHead
 
 POSITIONS = 32
@@ -55,7 +54,7 @@ def measure_profile(objective: PactObjective, documents: Sequence[Document]) -> 
         objective: of a prepared run.
         documents: sequences in its cache, each with an answer token.
     """
-    device = compute_device(objective.head.model)
+    device = next(objective.head.model.parameters()).device
     sums = torch.zeros(4, POSITIONS, dtype=torch.float64)
     with evaluating(objective.head.model):
         for batch in batches_by_length([len(d.input_ids) for d in documents]):

@@ -23,17 +23,14 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(m, FSDPModule) for m in model.modules()) or any(map(_is_partitioned, model.parameters()))
 
 
+def is_cut(model: nn.Module) -> bool:
+    """Whether layers stay cut between processes while they compute (tensor parallelism)."""
+    return not is_sharded(model) and any(isinstance(p, DTensor) for p in model.parameters())
+
+
 def full_shape(parameter: Tensor) -> torch.Size:
     """The shape of the whole parameter."""
     return torch.Size(cast(Any, parameter).ds_shape) if _is_partitioned(parameter) else parameter.shape
-
-
-def compute_device(model: nn.Module) -> torch.device:
-    """Where forward passes run, which may not be where the weights wait for them."""
-    parameter = next(model.parameters())
-    if not isinstance(parameter, DTensor) or parameter.device_mesh.device_type == "cpu":
-        return parameter.device
-    return torch.device(parameter.device_mesh.device_type, torch.accelerator.current_device_index())
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from pact_plugins.errors import PactError
 from pact_plugins.forward import evaluating
 from pact_plugins.model_support import check_supported, trained_module, underlying
-from pact_plugins.sharding import compute_device, forward, full_shape, is_sharded, whole
+from pact_plugins.sharding import forward, full_shape, is_sharded, whole
 from pact_plugins.token_losses import TokenLosses
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -304,7 +304,7 @@ class SubsetHead:
             PactError: the model's are not finite; or they differ, so this model transforms its logits in a way that
                 PACT does not know.
         """
-        device = compute_device(self.model)
+        device = next(self.model.parameters()).device
         # Any ids do; spread over the vocabulary, they make large and small logits.
         vocabulary = full_shape(self.base.get_input_embeddings().weight)[0]
         input_ids = torch.linspace(1, vocabulary - 1, length, device=device).long().unsqueeze(0)
