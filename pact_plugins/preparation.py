@@ -30,7 +30,7 @@ from pact_plugins.probe import Probe
 from pact_plugins.reference import FORMAT
 from pact_plugins.safety_tokens import SafetyTokens
 from pact_plugins.sharding import full_shape
-from pact_plugins.subset_head import SubsetHead
+from pact_plugins.subset_head import SubsetHead, hold_head
 
 SAMPLE = 256
 """Sequences that are kept for looking at the model again when training ends."""
@@ -90,6 +90,7 @@ def prepare(
     check_lengths(model, [len(d.input_ids) for d in documents])
     probe = Probe(tokenizer, config.active_probe) if config.active_probe else None
     run = Evidence.load(resumed_from) if resumed_from else None
+    hold_head(model)
     with autocast():
         fingerprint = run.identity["model"] if run else model_fingerprint(model)
         tokens = run.tokens if run else find_tokens(config, model, tokenizer, fingerprint, show_progress)

@@ -48,6 +48,15 @@ def whole(parameters: Sequence[Tensor]) -> Generator[list[Tensor]]:
         yield [cast(Any, p.detach()).full_tensor() if isinstance(p, DTensor) else p for p in parameters]
 
 
+def keep_whole(model: nn.Module, parameters: Sequence[Tensor]) -> None:
+    """Has ZeRO-3 hold the parameters whole for as long as `model` runs, forwards and backwards.
+
+    To be called before the first forward pass, whose order of gathering it remembers.
+    """
+    for parameter in filter(_is_partitioned, parameters):
+        import_module("deepspeed").zero.register_external_parameter(model, parameter)
+
+
 def take_apart(model: nn.Module) -> None:
     """Has FSDP2 free what it still holds whole, often in another precision, after a forward pass."""
     for module in model.modules():

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from pact_plugins.errors import PactError
 from pact_plugins.forward import evaluating
 from pact_plugins.model_support import check_supported, trained_module, underlying
-from pact_plugins.sharding import forward, full_shape, is_sharded, whole
+from pact_plugins.sharding import forward, full_shape, is_sharded, keep_whole, whole
 from pact_plugins.token_losses import TokenLosses
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -80,6 +80,20 @@ class Capture:
     from_host: bool = False
 
 
+def hold_head(model: nn.Module) -> None:
+    """Has ZeRO-3 keep the head whole during a forward pass; to be called before the first one (see `keep_whole`)."""
+    keep_whole(model, _head_parameters(underlying(model)))
+
+
+def _head_parameters(base: Any) -> list[Tensor]:
+    """Weight of the head, and bias if it has one."""
+    # Looked up at each call: PEFT and sharding engines exchange the module or its weight.
+    head = trained_module(base.get_output_embeddings())
+    # Not as attributes: within a forward pass that changes what ZeRO-3 gathers.
+    named = dict(head.named_parameters(recurse=False))
+    return [named[name] for name in ("weight", "bias") if name in named]
+
+
 class SubsetHead:
     """Computes subset logits during a forward pass of `model`.
 
@@ -102,6 +116,7 @@ class SubsetHead:
         self._hidden: list[Tensor] | None = None
         self._token_losses = TokenLosses(self.base, self._reads_the_loss)
         self._sharded = is_sharded(model)
+        hold_head(model)
         # Registered once and for good: torch.compile does not guard on hooks that come and go. On the outermost module:
         # adapters may call the `forward` of the one inside, which runs no hooks.
         self._hooks = [
@@ -227,11 +242,7 @@ class SubsetHead:
     @contextmanager
     def _head(self) -> Generator[tuple[Tensor, Tensor | None]]:
         """Weight and bias of the head, whole."""
-        # Looked up at each call: PEFT and sharding engines exchange the module or its weight.
-        head = trained_module(self.base.get_output_embeddings())
-        # Not as attributes: ZeRO-3 would take that for a module that uses another one's, and keep them whole for it.
-        named = dict(head.named_parameters(recurse=False))
-        parameters = [named[name] for name in ("weight", "bias") if name in named]
+        parameters = _head_parameters(self.base)
         if any(isinstance(p, DTensor) and p.requires_grad for p in parameters):
             raise PactError(
                 expected="a trained head that FSDP2 keeps whole until the model's forward pass ends",

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, multiprocessing, nn
+from transformers import TrainerCallback
 
 from pact_plugins import PactConfig, own_answers
 from pact_plugins.dataset import read_documents
@@ -89,6 +90,16 @@ class Result:
             torch.testing.assert_close(self.weights[name], weight, atol=1e-6, rtol=1e-5, msg=name)
         assert self.margin == pytest.approx(expected.margin, rel=1e-4)
         assert self.profile == pytest.approx(expected.profile, abs=1e-6)
+
+
+class Logged(TrainerCallback):
+    """Keeps PACT's numbers of every step."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+
+    def on_log(self, _args: Any, state: Any, control: Any, logs: dict[str, float], **_kw: Any) -> None:
+        self.steps.append({k: v for k, v in logs.items() if k in ("loss", "pact/kl", "pact/safety_mass")})
 
 
 def build(case: Case) -> nn.Module:

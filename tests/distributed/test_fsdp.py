@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from transformers import TrainerCallback
 
 from pact_plugins import PactCallback
 from pact_plugins.errors import PactError
 from pact_plugins.evidence import Evidence
 from tests import tiny
 from tests.contract import hosts
-from tests.distributed.sharded import Case, Result, alone, in_two_processes, train, whole_weights
+from tests.distributed.sharded import Case, Logged, Result, alone, in_two_processes, train, whole_weights
 
 pytestmark = pytest.mark.distributed
 
@@ -96,16 +95,6 @@ def test_mixed_precision_is_near_the_exact_run(results: dict[Case, list[Any]], t
         assert found.losses == pytest.approx(expected.losses, rel=5e-2)
         assert found.profile == pytest.approx(expected.profile, rel=0.2, abs=2e-2)
     assert results[MIXED][0].trained == results[MIXED][1].trained
-
-
-class Logged(TrainerCallback):
-    """Keeps PACT's numbers of every step."""
-
-    def __init__(self) -> None:
-        self.steps: list[dict[str, float]] = []
-
-    def on_log(self, _args: Any, state: Any, control: Any, logs: dict[str, float], **_kw: Any) -> None:
-        self.steps.append({k: v for k, v in logs.items() if k in ("loss", "pact/kl", "pact/safety_mass")})
 
 
 def trl_run(layout: str | None, folder: Path, rank: int) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
