@@ -18,7 +18,7 @@ from pact_plugins.dataset import read_documents
 from pact_plugins.errors import PactError
 from pact_plugins.model_support import check_supported, underlying
 from pact_plugins.probe import Probe
-from pact_plugins.sharding import is_cut
+from pact_plugins.sharding import is_cut, is_sharded
 
 _TRAINED = "_pact_has_trained"
 
@@ -175,8 +175,9 @@ def probe_flop(trainer: Any, size: ModelSize, probe: Probe | None) -> float:
     """FLOP of the drift probe in one process, for each optimiser step; 0 when it is off."""
     if probe is None:
         return 0.0
-    each = size.forward_flop(probe.tokens, probe.opening_tokens) / trainer.accelerator.num_processes
-    return each / probe.config.every
+    # With sharded weights every process goes through all prompts.
+    parts = 1 if is_sharded(trainer.model) else trainer.accelerator.num_processes
+    return size.forward_flop(probe.tokens, probe.opening_tokens) / parts / probe.config.every
 
 
 def _collatable(trainer: Any, row: dict[str, Any]) -> dict[str, Any]:
