@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -45,6 +45,7 @@ class Case:
         tied: whether the head is the input embedding.
         silent: whether the host's loss gives no value per token, so that PACT computes the log-normaliser itself.
         precision: that the engine computes in.
+        checkpointing: `reentrant`, `plain` or None for none.
     """
 
     layout: str | None
@@ -52,6 +53,12 @@ class Case:
     tied: bool = False
     silent: bool = False
     precision: torch.dtype | None = None
+    checkpointing: str | None = None
+
+    @property
+    def whole(self) -> Case:
+        """The same model in one process."""
+        return replace(self, layout=None)
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,9 @@ def build(case: Case) -> nn.Module:
     if case.silent:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         base.loss_function = _mean_loss
+    if case.checkpointing is not None:
+        model.gradient_checkpointing_enable({"use_reentrant": case.checkpointing == "reentrant"})
+        model.enable_input_require_grads()
     return model.train()
 
 
@@ -189,15 +199,18 @@ def _result(model: nn.Module, preparation: Preparation, docs: list[Any], losses:
     objective = preparation.objective
     assert objective.anchors is not None
     assert isinstance(preparation.probe, Probe)
+    trained = model_fingerprint(model)
+    margin, kl = preparation.probe.sums(objective.head).tolist(), measure_profile(objective, docs).kl
+    assert model_fingerprint(model) == trained, "a forward pass leaves weights as they were"
     return Result(
         preparation.identity["model"],
-        model_fingerprint(model),
+        trained,
         objective.tokens.ids,
         [d.input_ids.tolist() for d in objective.anchors.documents],
         objective.targets(collate(docs[:4])).full,
         losses,
-        preparation.probe.sums(objective.head).tolist(),
-        measure_profile(objective, docs).kl,
+        margin,
+        kl,
         whole_weights(model),
     )
 

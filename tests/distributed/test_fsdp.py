@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from pact_plugins import PactCallback
@@ -31,15 +32,21 @@ ALIKE = [
     Case("root", adapter="head", silent=True),
     Case("head", adapter="lora"),
     Case("head", adapter="lora", silent=True),
+    Case("adapters", adapter="lora", checkpointing="plain"),
+    Case("tail", checkpointing="plain"),
 ]
 MIXED = Case("tail", precision=torch.bfloat16)
 CASES = [*ALIKE, MIXED, Case("head")]
 
 
 def sharded(model: Any, case: Case) -> Any:
-    """`root`: accelerate's grouping up to 1.13. `tail`: the later one. `head`: the head by itself."""
+    """`root`: accelerate's grouping up to 1.13. `tail`: the later one. `head`, `adapters`: those by themselves."""
     policy = MixedPrecisionPolicy(param_dtype=case.precision) if case.precision else MixedPrecisionPolicy()
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if case.layout == "adapters":  # as Axolotl does
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear) and ".lora_" in name:
+                fully_shard(module, mp_policy=policy)
     for layer in base.model.layers:
         fully_shard(layer, mp_policy=policy)
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
@@ -73,7 +80,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, list[Any]]:
 @pytest.mark.parametrize("case", ALIKE, ids=str)
 def test_training_equals_one_process(case: Case, results: dict[Case, list[Any]], tmp_path: Path) -> None:
     """Prevents: a reference, a loss or gradients from pieces of the weights, under a loss that looks plausible."""
-    expected = train(Case(None, case.adapter, case.tied, case.silent), tmp_path, alone)
+    expected = train(case.whole, tmp_path, alone)
     for found in results[case]:
         assert isinstance(found, Result), found
         found.check_equals(expected)
