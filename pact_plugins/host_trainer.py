@@ -53,7 +53,7 @@ def check_trainer(trainer: Any, config: PactConfig) -> None:
     if config.anchors_per_step and trainer.accelerator.num_processes > 1 and _checkpoints_reentrantly(trainer):
         refuse(
             "reentrant gradient checkpointing in several processes together with `pact.anchors`",
-            "The anchors' own forward pass would mark each parameter as ready twice, and DDP would stop.",
+            "The anchors' own forward pass would mark each parameter as ready twice, and DDP and DeepSpeed would stop.",
             "Set `gradient_checkpointing_kwargs: {use_reentrant: false}`, or `pact.anchors: 0`.",
         )
     other_loss = args.label_smoothing_factor > 0 or getattr(args, "loss_type", "nll") == "dft"

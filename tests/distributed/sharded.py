@@ -170,9 +170,10 @@ def _train(case: Case, folder: Path, engine: Engine, rank: int) -> Result:
     model = build(case)
     run_forward, backward, step = engine(model, case)
     docs = documents()
-    preparation = prepare(model, tiny.tokenizer(), docs, PactConfig(cache_dir=folder, **CONFIG), show_progress=False)
+    # Anchors beside re-entrant checkpointing are refused where several processes train.
+    settings = {**CONFIG, "anchors": 0} if case.checkpointing == "reentrant" else CONFIG
+    preparation = prepare(model, tiny.tokenizer(), docs, PactConfig(cache_dir=folder, **settings), show_progress=False)
     objective = preparation.objective
-    assert objective.anchors is not None
     losses = []
     for number in range(STEPS):
         batches = [collate(docs[4 * number + 2 * part :][:2]) for part in range(WORLD)]
@@ -184,8 +185,9 @@ def _train(case: Case, folder: Path, engine: Engine, rank: int) -> Result:
                 cross_entropy = run_forward(**batches[part]).loss * targets.supervised
             terms = objective.terms(captured, targets)
             loss = (cross_entropy + terms.total(objective.config.weight)) / supervised
-            beside = objective.anchor_terms(objective.anchors, number * WORLD + part, torch.device("cpu"))
-            loss = loss + beside.total(objective.config.weight) / (beside.count * WORLD)
+            if objective.anchors is not None:
+                beside = objective.anchor_terms(objective.anchors, number * WORLD + part, torch.device("cpu"))
+                loss = loss + beside.total(objective.config.weight) / (beside.count * WORLD)
             backward(loss * world)
             summed += loss.detach().float()
         step()
@@ -197,7 +199,6 @@ def _train(case: Case, folder: Path, engine: Engine, rank: int) -> Result:
 
 def _result(model: nn.Module, preparation: Preparation, docs: list[Any], losses: list[float]) -> Result:
     objective = preparation.objective
-    assert objective.anchors is not None
     assert isinstance(preparation.probe, Probe)
     trained = model_fingerprint(model)
     margin, kl = preparation.probe.sums(objective.head).tolist(), measure_profile(objective, docs).kl
@@ -206,7 +207,7 @@ def _result(model: nn.Module, preparation: Preparation, docs: list[Any], losses:
         preparation.identity["model"],
         trained,
         objective.tokens.ids,
-        [d.input_ids.tolist() for d in objective.anchors.documents],
+        [d.input_ids.tolist() for d in objective.anchors.documents] if objective.anchors else [],
         objective.targets(collate(docs[:4])).full,
         losses,
         margin,
