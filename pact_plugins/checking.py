@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -287,25 +287,45 @@ def _unserved(run: _Run) -> Iterator[Finding]:
             yield refused(
                 "loss_type", "Damping subtracts plain cross-entropy.", "Use `nll`, or set `pact.conflict: keep`."
             )
-    whole = "Use DDP or DeepSpeed ZeRO-1 or ZeRO-2, which leave the weights whole."
-    for key in ("fsdp", "fsdp_config"):
-        if settings.get(key):
-            yield refused(key, "The reference would be computed from pieces of the weights.", whole)
-    if _zero_stage(settings.get("deepspeed")) == 3:
-        yield refused("deepspeed", "The reference would be computed from pieces of the weights.", whole)
+    yield from _unserved_sharding(run, refused)
+    parallelism = settings.get("parallelism_config") or {}
+    for name in ("cp_size", "sp_size", "tp_size"):
+        if isinstance(parallelism, dict) and (parallelism.get(name) or 1) > 1:
+            yield refused("parallelism_config", "Answers or layers would be cut between processes.", f"Drop `{name}`.")
 
 
-def _zero_stage(deepspeed: Any) -> int | None:
-    """The stage that a DeepSpeed config or its file names; None where it cannot be told."""
-    if isinstance(deepspeed, str) and Path(deepspeed).is_file():
+def _unserved_sharding(run: _Run, refused: Callable[[str, str, str], Finding]) -> Iterator[Finding]:
+    """Ways of sharing weights and sequences between processes that PACT does not know."""
+    settings = run.settings
+    unknown = "It is not known that the reference would be computed from whole weights."
+    fsdp = {k.removeprefix("fsdp_"): v for k, v in _block(settings.get("fsdp_config")).items()}
+    quantised = any(settings.get(key) for key in ("load_in_4bit", "load_in_8bit"))
+    if settings.get("fsdp") or fsdp:
+        key = "fsdp_config" if fsdp else "fsdp"
+        # What the hosts take if nothing is said.
+        version = settings.get("fsdp_version") or fsdp.get("version") or (1 if run.host == "axolotl" else 2)
+        if str(version) != "2":
+            yield refused(key, f"FSDP1 flattens the weights. {unknown}", "Set `fsdp_version: 2`.")
+        if fsdp.get("offload_params") or fsdp.get("cpu_offload") or "offload" in str(settings.get("fsdp")):
+            yield refused(key, f"It offloads weights to the CPU. {unknown}", "Leave them on the GPUs.")
+        if quantised:
+            yield refused(key, f"The model is quantised. {unknown}", "Use LoRA on a 16-bit model, or DDP.")
+    deepspeed = _block(settings.get("deepspeed"))
+    if _block(deepspeed.get("zero_optimization")).get("stage") == 3 and quantised:
+        yield refused("deepspeed", f"The model is quantised. {unknown}", "Use LoRA on a 16-bit model, or ZeRO-2.")
+    sizes = (deepspeed.get("sequence_parallel_size"), _block(deepspeed.get("tensor_parallel")).get("autotp_size"))
+    if any(isinstance(size, int) and size > 1 for size in sizes):
+        yield refused("deepspeed", "It cuts answers or layers between processes.", "Set its parallel sizes to 1.")
+
+
+def _block(settings: Any) -> Mapping[str, Any]:
+    """A block of settings, or of the JSON file that is named in its place; empty where there is none to be read."""
+    if isinstance(settings, str) and Path(settings).is_file():
         try:
-            deepspeed = json.loads(Path(deepspeed).read_text(encoding="utf-8"))
+            settings = json.loads(Path(settings).read_text(encoding="utf-8"))
         except ValueError:
-            return None
-    if not isinstance(deepspeed, dict):
-        return None
-    stage = deepspeed.get("zero_optimization", {}).get("stage")
-    return stage if isinstance(stage, int) else None
+            return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def _files(run: _Run) -> Iterator[Finding]:

@@ -22,6 +22,7 @@ from pact_plugins.building import forward_sequences
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.forward import batches_by_length
 from pact_plugins.model_support import underlying
+from pact_plugins.sharding import full_shape
 
 BYTES_PER_VALUE = 2
 """A log-probability is stored as float16."""
@@ -131,7 +132,7 @@ class ModelSize:
         head = base.get_output_embeddings().weight
         embedding = base.get_input_embeddings().weight
         multiplied = [p for p in model.parameters() if p is head or p is not embedding]
-        vocabulary, hidden = head.shape
+        vocabulary, hidden = full_shape(head)
         # The newer of two names of the same property.
         names = [n for n in ("is_activation_checkpointing", "is_gradient_checkpointing") if hasattr(type(base), n)]
         return cls(
@@ -168,7 +169,7 @@ class ModelSize:
 def _elements(parameter: Any) -> int:
     # bitsandbytes packs two 4-bit weights into one element.
     state = getattr(parameter, "quant_state", None)
-    return math.prod(state.shape) if state is not None else parameter.numel()
+    return math.prod(full_shape(parameter) if state is None else state.shape)
 
 
 @dataclass(frozen=True)

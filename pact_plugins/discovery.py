@@ -24,6 +24,7 @@ from pact_plugins.model_support import check_ids
 from pact_plugins.openings import is_refusal
 from pact_plugins.own_answers import Prompts
 from pact_plugins.safety_tokens import SafetyTokens, Stability
+from pact_plugins.sharding import full_shape
 
 VERSION = 2
 """Of the way tokens are found: a stored set found otherwise is found anew."""
@@ -151,7 +152,7 @@ def discover_against_base(
     show_progress: bool = True,
 ) -> SafetyTokens:
     """The tokens that `model` prefers in the shipped refusals over `base`, its model before alignment (the paper)."""
-    widths = [cast(Any, m).get_output_embeddings().weight.shape[0] for m in (model, base)]
+    widths = [full_shape(cast(Any, m).get_output_embeddings().weight)[0] for m in (model, base)]
     if widths[0] != widths[1]:
         raise PactError(
             expected=f"a base model with the aligned model's {widths[0]:,} output tokens",

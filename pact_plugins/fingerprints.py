@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PretrainedConfig
 
+from pact_plugins.sharding import full_shape, take_apart, whole
+
 _SAMPLES = 4096
 """Bytes of each parameter that are hashed in place; the rest enters through an exact checksum."""
 
@@ -49,11 +51,13 @@ def model_fingerprint(model: nn.Module) -> str:
 
     Every parameter enters with its name, shape, dtype, an exact sum of its bytes and a strided sample of them; beside
     them the model's config (rotary base, norms, ...) and the scale of each adapter. A LoRA pair whose B is zero adds
-    nothing to the function, and its random A would make every run a new model: left out.
+    nothing to the function, and its random A would make every run a new model: left out. Sharded weights are gathered
+    one by one, and have the fingerprint that they have whole.
     """
+    take_apart(model)
     parameters = dict(model.named_parameters())
     content = [
-        (_canonical(name), str(p.dtype), list(p.shape), *_checksums(p.detach()), _adapter_scale(name, model))
+        (_canonical(name), str(p.dtype), list(full_shape(p)), *_checksums(p), _adapter_scale(name, model))
         for name, p in parameters.items()
         if not _is_idle_lora(name, parameters)
     ]
@@ -108,21 +112,30 @@ def _is_idle_lora(name: str, parameters: dict[str, nn.Parameter]) -> bool:
     for a, b in (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")):
         if f".{a}." in name or f".{b}." in name:
             partner = parameters.get(name.replace(f".{a}.", f".{b}."))
-            return partner is not None and not bool(partner.detach().any())
+            if partner is None:
+                return False
+            with whole([partner]) as (values,):
+                return not bool(values.detach().any())
     return False
 
 
 def _canonical(name: str) -> str:
-    """A parameter's name without the wrappers that PEFT puts around an unchanged layer."""
+    """A parameter's name without the wrappers around an unchanged layer, PEFT's and those of checkpointing."""
+    name = name.replace("_checkpoint_wrapped_module.", "")
     return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
-def _checksums(values: Tensor) -> list[Any]:
+def _checksums(parameter: Tensor) -> list[Any]:
+    with whole([parameter]) as (values,):
+        return _checksums_of(values.detach())
+
+
+def _checksums_of(values: Tensor) -> list[Any]:
     """Of a tensor; of the tensors that one holds which is only a view of others, such as torchao's codes and scales."""
     if not is_traceable_wrapper_subclass(values):
         return list(_checksum(values))
     held = values.__tensor_flatten__()[0]
-    return [each for name in held for each in _checksums(getattr(values, name))]
+    return [each for name in held for each in _checksums_of(getattr(values, name))]
 
 
 def _checksum(values: Tensor) -> tuple[int, str]:

@@ -7,6 +7,8 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
+from torch.distributed.fsdp import CPUOffloadPolicy
+
 from pact_plugins import __version__
 from pact_plugins.answers import Document, split_documents
 from pact_plugins.chat_format import check_tokenizer
@@ -14,8 +16,9 @@ from pact_plugins.config import PactConfig
 from pact_plugins.cost import Data, ModelSize, Step
 from pact_plugins.dataset import read_documents
 from pact_plugins.errors import PactError
-from pact_plugins.model_support import check_supported
+from pact_plugins.model_support import check_supported, underlying
 from pact_plugins.probe import Probe
+from pact_plugins.sharding import is_cut, is_sharded
 
 _TRAINED = "_pact_has_trained"
 
@@ -37,21 +40,22 @@ def check_trainer(trainer: Any, config: PactConfig) -> None:
             "Its replicas run in threads that PACT cannot follow.",
             "Start the run with torchrun or `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU.",
         )
-    if sharded := _sharding(trainer):
+    if unserved := _unserved_sharding(trainer):
         refuse(
-            sharded,
-            "The reference would be computed from pieces of the weights.",
-            "Use DDP or DeepSpeed ZeRO-1 or ZeRO-2, which leave the weights whole.",
+            unserved,
+            "It is not known that the reference would be computed from whole weights.",
+            "Use DDP, FSDP2 (`fsdp_version: 2`) without offloading, or DeepSpeed ZeRO-1 to ZeRO-3.",
+        )
+    for name, consequence in _parallelism(trainer):
+        refuse(
+            name, consequence, "Set its size to 1: FSDP2 and DeepSpeed ZeRO-3 share weights and keep documents whole."
         )
     if config.anchors_per_step and trainer.accelerator.num_processes > 1 and _checkpoints_reentrantly(trainer):
         refuse(
             "reentrant gradient checkpointing in several processes together with `pact.anchors`",
-            "The anchors' own forward pass would mark each parameter as ready twice, and DDP would stop.",
+            "The anchors' own forward pass would mark each parameter as ready twice, and DDP and DeepSpeed would stop.",
             "Set `gradient_checkpointing_kwargs: {use_reentrant: false}`, or `pact.anchors: 0`.",
         )
-    parallelism = getattr(trainer.accelerator, "parallelism_config", None)
-    if parallelism is not None and (parallelism.cp_enabled or getattr(parallelism, "sp_enabled", False)):
-        refuse("context parallelism", "Answers would be cut between processes.", "Set the context-parallel size to 1.")
     other_loss = args.label_smoothing_factor > 0 or getattr(args, "loss_type", "nll") == "dft"
     if config.damps and (other_loss or getattr(trainer, "compute_loss_func", None) is not None):
         refuse(
@@ -102,13 +106,40 @@ def about_training(trainer: Any) -> dict[str, Any]:
     }
 
 
-def _sharding(trainer: Any) -> str | None:
-    """The name of an engine that keeps no process's weights whole, if one is at work."""
-    accelerator = trainer.accelerator
-    if getattr(accelerator, "is_fsdp_enabled", False):
-        return "FSDP"
-    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
-    return "DeepSpeed ZeRO-3" if plugin is not None and plugin.zero_stage == 3 else None
+def _unserved_sharding(trainer: Any) -> str | None:
+    """What shares the weights between processes in a way that PACT does not know, if anything does."""
+    state = trainer.accelerator.state
+    fsdp, deepspeed = getattr(state, "fsdp_plugin", None), getattr(state, "deepspeed_plugin", None)
+    if getattr(trainer, "is_fsdp_xla_enabled", False):
+        return "FSDP through XLA"
+    if fsdp is not None and fsdp.fsdp_version != 2:
+        return "FSDP1"
+    if fsdp is not None and isinstance(fsdp.cpu_offload, CPUOffloadPolicy):
+        return "FSDP2 that offloads weights to the CPU"
+    if (fsdp or (deepspeed and deepspeed.zero_stage == 3)) and getattr(trainer.model, "is_quantized", False):
+        return f"a quantised model under {'FSDP2' if fsdp else 'DeepSpeed ZeRO-3'}"
+    return None
+
+
+def _parallelism(trainer: Any) -> Iterator[tuple[str, str]]:
+    """What cuts documents or layers between processes, and why that cannot be served."""
+    cut_documents, cut_layers = "Answers would be cut between processes.", "The head would be cut between processes."
+    accelerator, model = trainer.accelerator, underlying(trainer.accelerator.unwrap_model(trainer.model))
+    if (config := getattr(accelerator, "parallelism_config", None)) is not None:
+        if config.cp_enabled:
+            yield "context parallelism (`parallelism_config`)", cut_documents
+        if getattr(config, "sp_enabled", False):
+            yield "sequence parallelism (`parallelism_config`)", cut_documents
+        if config.tp_enabled:
+            yield "tensor parallelism (`parallelism_config`)", cut_layers
+    if (getattr(model, "tp_size", None) or 1) > 1 or is_cut(model):
+        yield "a model whose layers are cut (`tp_plan`)", cut_layers
+    deepspeed = getattr(accelerator.state, "deepspeed_plugin", None)
+    settings = deepspeed.deepspeed_config if deepspeed is not None else {}
+    if settings.get("sequence_parallel_size", 1) > 1:
+        yield "DeepSpeed's sequence parallelism (`sequence_parallel_size`)", cut_documents
+    if settings.get("tensor_parallel", {}).get("autotp_size", 0) > 1:
+        yield "DeepSpeed's tensor parallelism (`autotp_size`)", cut_layers
 
 
 def _checkpoints_reentrantly(trainer: Any) -> bool:
@@ -144,8 +175,9 @@ def probe_flop(trainer: Any, size: ModelSize, probe: Probe | None) -> float:
     """FLOP of the drift probe in one process, for each optimiser step; 0 when it is off."""
     if probe is None:
         return 0.0
-    each = size.forward_flop(probe.tokens, probe.opening_tokens) / trainer.accelerator.num_processes
-    return each / probe.config.every
+    # With sharded weights every process goes through all prompts.
+    parts = 1 if is_sharded(trainer.model) else trainer.accelerator.num_processes
+    return size.forward_flop(probe.tokens, probe.opening_tokens) / parts / probe.config.every
 
 
 def _collatable(trainer: Any, row: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from torch import nn
 
 from pact_plugins.errors import PactError
+from pact_plugins.sharding import full_shape
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def check_supported(model: nn.Module) -> None:
             "Take `lm_head` out of the adapter's target modules, or train it whole (`modules_to_save`).",
         )
     head = trained_module(head)
-    if not isinstance(head, nn.Linear | nn.Embedding) or head.weight.ndim != 2:
+    if not isinstance(head, nn.Linear | nn.Embedding) or len(full_shape(head.weight)) != 2:
         refuse(
             f"a head of type {type(head).__name__} in {name}",
             "Its logits are no plain matrix product.",
@@ -100,7 +101,7 @@ def check_ids(model: nn.Module, sequences: Iterable[Sequence[int] | npt.NDArray[
     An embedding that is larger than the tokenizer is common, and a tokenizer that is larger than the embedding harmless
     as long as the tokens beyond it do not occur.
     """
-    vocabulary: int = underlying(model).get_input_embeddings().weight.shape[0]
+    vocabulary = full_shape(underlying(model).get_input_embeddings().weight)[0]
     for ids in sequences:
         least, most = (int(np.min(ids)), int(np.max(ids))) if len(ids) else (0, 0)
         if least < 0 or most >= vocabulary:

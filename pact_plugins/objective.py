@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -200,8 +200,9 @@ class PactObjective:
         targets = self.targets(inputs, device=device, damps=False)
         ids, mask = (to_device(inputs[name].numpy(), device) for name in ("input_ids", "attention_mask"))
         with self.watch(targets) as captured:
-            self.head.decode(ids, mask)
-        return self.terms(captured, targets)
+            connection = self.head.decode(ids, mask)
+        terms = self.terms(captured, targets)
+        return replace(terms, kl=terms.kl + connection)
 
     def conflicts(self, tokens: AnswerTokens, reference: Reference) -> npt.NDArray[np.float32]:
         """[N] conflict of each answer token with its reference (`loss.conflict`), computed on the host."""

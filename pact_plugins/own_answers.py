@@ -17,6 +17,7 @@ from pact_plugins.config import Language, PromptsConfig
 from pact_plugins.errors import PactError
 from pact_plugins.forward import evaluating, pad_left, progress
 from pact_plugins.model_support import check_ids
+from pact_plugins.sharding import generating
 
 Shipped = Literal["harmful", "harmless", "held_out_harmful", "held_out_harmless", "refusals", "compliances"]
 
@@ -183,6 +184,8 @@ def continuations(
         if temperature
         else {"do_sample": False}
     )
-    with evaluating(model):
-        output = cast(Any, model).generate(input_ids=ids, attention_mask=mask, max_new_tokens=length, **choice)
+    with evaluating(model), generating(model) as needed:
+        output = cast(Any, model).generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=length, **choice, **needed
+        )
     return output[:, ids.shape[1] :].tolist()

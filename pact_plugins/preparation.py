@@ -29,7 +29,8 @@ from pact_plugins.objective import PactObjective
 from pact_plugins.probe import Probe
 from pact_plugins.reference import FORMAT
 from pact_plugins.safety_tokens import SafetyTokens
-from pact_plugins.subset_head import SubsetHead
+from pact_plugins.sharding import full_shape
+from pact_plugins.subset_head import SubsetHead, hold_head
 
 SAMPLE = 256
 """Sequences that are kept for looking at the model again when training ends."""
@@ -91,11 +92,12 @@ def prepare(
     if probe is not None:
         check_ids(model, (d.input_ids for d in probe.documents), "a prompt of the probe")
     run = Evidence.load(resumed_from) if resumed_from else None
+    hold_head(model)
     with autocast():
         fingerprint = run.identity["model"] if run else model_fingerprint(model)
         tokens = run.tokens if run else find_tokens(config, model, tokenizer, fingerprint, show_progress)
         head = SubsetHead(model, list(tokens.ids))
-        tokens.check(tokenizer, head.base.get_output_embeddings().weight.shape[0])
+        tokens.check(tokenizer, full_shape(head.base.get_output_embeddings().weight)[0])
         head.check_parity()
         anchor_rows = find_anchors(
             config, model, tokenizer, fingerprint, resumed=run is not None, show_progress=show_progress

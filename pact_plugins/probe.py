@@ -14,6 +14,7 @@ from pact_plugins.answers import IGNORE_INDEX, Document
 from pact_plugins.config import ProbeConfig
 from pact_plugins.forward import batches_by_length, collate, evaluating, to_device
 from pact_plugins.own_answers import Shipped, answered, as_chats, shipped
+from pact_plugins.sharding import is_sharded
 from pact_plugins.subset_head import Request, SubsetHead
 
 OPENINGS = 6
@@ -93,8 +94,11 @@ class Probe:
         """[4] sums over every `parts`-th prompt from the one numbered `part`: to be added up over all parts.
 
         Margins of harmful prompts, number of those above 0, margins of harmless prompts, and number of each kind. To be
-        called in the autocast context of the trainer's own forward passes. No random number is drawn.
+        called in the autocast context of the trainer's own forward passes. No random number is drawn. Where weights are
+        sharded, every part is all prompts: processes have to make equally many forward passes.
         """
+        if is_sharded(head.model):
+            part, parts = 0, 1
         harmful, harmless = (self.margins(head, c[part::parts]) for c in (self._harmful, self._harmless))
         return torch.stack([harmful.sum(), (harmful > 0).sum(), harmless.sum(), torch.ones_like(harmful).sum()])
 

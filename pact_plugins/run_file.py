@@ -20,7 +20,9 @@ PLUGIN = "pact_plugins.axolotl.PactPlugin"
 UNSERVED = {
     "rl": "Preference and reinforcement trainers have no supervised answers to constrain.",
     "context_parallel_size": "Answers would be cut between processes.",
+    "sequence_parallel_degree": "Answers would be cut between processes.",
     "tensor_parallel_size": "The head would be cut between processes.",
+    "expert_parallel_size": "It was not tried whether the reference would be computed from whole weights.",
 }
 """Keys of either host that PACT cannot serve, unless they are off or 1, and why."""
 

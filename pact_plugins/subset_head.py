@@ -4,7 +4,8 @@ A forward hook on the decoder sees the last hidden state h; `h[answer tokens] @ 
 needs of the language-model head. Where the log-normaliser is wanted too, it is read off the log-probabilities of the
 labels, lse = z_label - log p_label, which nearly every host computes for its own loss; otherwise it is computed chunk
 by chunk. PACT itself never holds full-vocabulary logits. The work is done before the model's forward pass ends, because
-that is where sharded engines have the head's weight at hand.
+that is where FSDP2 has the head's weight at hand. In the backward pass nobody has: what it needs of a sharded weight is
+a copy.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pact_plugins.errors import PactError
 from pact_plugins.forward import evaluating
 from pact_plugins.model_support import check_supported, decoder_of, trained_module, underlying
+from pact_plugins.sharding import forward, full_shape, is_sharded, keep_whole, whole
 from pact_plugins.token_losses import TokenLosses
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -77,6 +80,20 @@ class Capture:
     from_host: bool = False
 
 
+def hold_head(model: nn.Module) -> None:
+    """Has ZeRO-3 keep the head whole during a forward pass; to be called before the first one (see `keep_whole`)."""
+    keep_whole(model, _head_parameters(underlying(model)))
+
+
+def _head_parameters(base: Any) -> list[Tensor]:
+    """Weight of the head, and bias if it has one."""
+    # Looked up at each call: PEFT and sharding engines exchange the module or its weight.
+    head = trained_module(base.get_output_embeddings())
+    # Not as attributes: within a forward pass that changes what ZeRO-3 gathers.
+    named = dict(head.named_parameters(recurse=False))
+    return [named[name] for name in ("weight", "bias") if name in named]
+
+
 class SubsetHead:
     """Computes subset logits during a forward pass of `model`.
 
@@ -98,6 +115,8 @@ class SubsetHead:
         self._captures: list[Capture] = []
         self._hidden: list[Tensor] | None = None
         self._token_losses = TokenLosses(self.base, self._reads_the_loss)
+        self._sharded = is_sharded(model)
+        hold_head(model)
         # Registered once and for good: torch.compile does not guard on hooks that come and go. On the outermost module:
         # adapters may call the `forward` of the one inside, which runs no hooks.
         self._hooks = [
@@ -186,14 +205,20 @@ class SubsetHead:
         `log_probs` [N] are log-probabilities of `request.label`, where the host has computed them.
         """
         rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, request.flat)
-        weight, bias = self._head()
-        if rows.shape[1] != weight.shape[-1]:
-            raise PactError(
-                expected=f"a head over the {rows.shape[1]} numbers of the decoder's last hidden state",
-                got=f"one over {weight.shape[-1]} in {type(self.base).__name__}",
-                consequence="Something transforms the hidden state before the head, and PACT would leave it out.",
-                remedy="Use a model whose head is a linear layer over the decoder's output.",
-            )
+        with self._head() as (weight, bias):
+            if rows.shape[1] != weight.shape[-1]:
+                raise PactError(
+                    expected=f"a head over the {rows.shape[1]} numbers of the decoder's last hidden state",
+                    got=f"one over {weight.shape[-1]} in {type(self.base).__name__}",
+                    consequence="Something transforms the hidden state before the head, and PACT would leave it out.",
+                    remedy="Use a model whose head is a linear layer over the decoder's output.",
+                )
+            return self._capture_rows(rows, request, log_probs, weight, bias)
+
+    def _capture_rows(
+        self, rows: Tensor, request: Request, log_probs: Tensor | None, weight: Tensor, bias: Tensor | None
+    ) -> Capture:
+        """The same from the hidden states [N, H] of the tokens alone, and the whole head."""
         if self.ids.device != weight.device:
             self.ids = self.ids.to(weight.device)
         subset_bias = None if bias is None else bias[self.ids]
@@ -221,13 +246,23 @@ class SubsetHead:
             normaliser = self._log_normaliser(rows, weight, bias)
         return normaliser - self._label_logits(rows, label, weight, bias)
 
-    def _head(self) -> tuple[Tensor, Tensor | None]:
-        # Looked up at each call: PEFT and sharding engines exchange the module or its weight.
-        head = trained_module(self.base.get_output_embeddings())
-        return head.weight, getattr(head, "bias", None)
+    @contextmanager
+    def _head(self) -> Generator[tuple[Tensor, Tensor | None]]:
+        """Weight and bias of the head, whole."""
+        parameters = _head_parameters(self.base)
+        if any(isinstance(p, DTensor) and p.requires_grad for p in parameters):
+            raise PactError(
+                expected="a trained head that FSDP2 keeps whole until the model's forward pass ends",
+                got=f"one that it has taken apart by then in {type(self.base).__name__}",
+                consequence="Gradients of the safety term would not reach it in full.",
+                remedy="Leave the head in the group of the outermost module, or in one with the last norm that has "
+                "`reshard_after_forward=False`: `fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP` does either.",
+            )
+        with whole(parameters) as (weight, *bias):
+            yield weight, bias[0] if bias else None
 
-    def _vocabulary(self, weight: Tensor) -> int:
-        """Number of logits that the model gives: some cut off those that only pad the head to a round size."""
+    def _vocabulary(self, rows: int) -> int:
+        """Number of logits that the model gives: some cut off those of a head's `rows` that only pad it to a round size."""
         unpadded = getattr(self.base.config.get_text_config(), "unpadded_vocab_size", None)
         return min(weight.shape[0], unpadded) if isinstance(unpadded, int) else weight.shape[0]
 
@@ -260,13 +295,15 @@ class SubsetHead:
 
     def _log_normaliser(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """[N] logsumexp over the vocabulary, chunk by chunk; the backward pass computes each chunk again."""
-        used = self._vocabulary(weight)
+        used = self._vocabulary(weight.shape[0])
         weight, bias = weight[:used], None if bias is None else bias[:used]
 
         def chunk_lse(chunk: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             return torch.logsumexp(self._logits(chunk, weight, bias), dim=-1)
 
         size = max(1, CHUNK_ELEMENTS // weight.shape[0])
+        if torch.is_grad_enabled() and self._sharded:
+            weight, bias = weight.clone(), None if bias is None else bias.clone()
         if not torch.is_grad_enabled():
             parts = [chunk_lse(chunk, weight, bias) for chunk in rows.split(size)]
         else:
@@ -276,9 +313,17 @@ class SubsetHead:
             ]
         return torch.cat(parts) if parts else rows.new_zeros(0, dtype=torch.float32)
 
-    def decode(self, input_ids: Tensor, attention_mask: Tensor) -> None:
-        """A forward pass of the decoder alone, both [B, L]: the head's full-vocabulary logits would be thrown away."""
+    def decode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """A forward pass over [B, L] of the decoder alone: the head's full-vocabulary logits would be thrown away.
+
+        Returns:
+            A zero that belongs into every loss on what was captured: where weights are sharded the whole model has to
+            run, and its engine gathers them again for a backward pass that goes through the model's own outputs.
+        """
+        if self._sharded:
+            return 0.0 * forward(self.model, input_ids, attention_mask).float().sum()
         decoder_of(self.base)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        return input_ids.new_zeros((), dtype=torch.float32)
 
     def check_parity(self, length: int = 8) -> None:
         """Compares logits and log-normalisers with the model's own on one short sequence, without labels and with them.
@@ -289,7 +334,8 @@ class SubsetHead:
         """
         device = next(self.model.parameters()).device
         # Any ids do; spread over the vocabulary, they make large and small logits.
-        vocabulary = min(self.base.get_input_embeddings().weight.shape[0], self._vocabulary(self._head()[0]))
+        heads = full_shape(_head_parameters(self.base)[0])[0]
+        vocabulary = min(full_shape(self.base.get_input_embeddings().weight)[0], self._vocabulary(heads))
         input_ids = torch.linspace(1, vocabulary - 1, length, device=device).long().unsqueeze(0)
         inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "use_cache": False}
         request = Request(torch.arange(length - 1, device=device), input_ids[0, 1:], normalise=True)

@@ -18,6 +18,7 @@ FLOW = [
     "errors",
     "config",
     "run_file",
+    "sharding",
     "fingerprints",
     "artefacts",
     "loading",

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from accelerate.parallelism_config import ParallelismConfig
 from datasets import Dataset
+from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import Trainer, TrainingArguments, default_data_collator
 
 from pact_plugins import PactCallback, PactConfig
@@ -62,8 +64,22 @@ def _accelerator(**state: Any) -> Callable[[Any], None]:
     return change
 
 
-def _deepspeed(stage: int) -> Callable[[Any], None]:
-    return _accelerator(state=SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=stage)))
+def _fsdp(**settings: Any) -> Callable[[Any], None]:
+    return _accelerator(state=SimpleNamespace(fsdp_plugin=SimpleNamespace(**settings)))
+
+
+def _deepspeed(**settings: Any) -> Callable[[Any], None]:
+    plugin = SimpleNamespace(zero_stage=3, deepspeed_config=settings)
+    return _accelerator(state=SimpleNamespace(deepspeed_plugin=plugin))
+
+
+def _quantised_zero3(trainer: Any) -> None:
+    _deepspeed()(trainer)
+    trainer.model.is_quantized = True
+
+
+def _parallelism(**sizes: int) -> Callable[[Any], None]:
+    return _accelerator(parallelism_config=ParallelismConfig(**sizes))
 
 
 def _gpus(trainer: Any) -> None:
@@ -157,12 +173,25 @@ INPUTS = [
         r"a streaming data set.*whole",
     ),
     BadInput("Several GPUs in one process", _bound(_gpus), r"DataParallel over 2 GPUs.*torchrun"),
-    BadInput("FSDP", _bound(_accelerator(is_fsdp_enabled=True)), r"; got FSDP.*Use DDP"),
-    BadInput("DeepSpeed ZeRO-3", _bound(_deepspeed(3)), r"; got DeepSpeed ZeRO-3.*Use DDP"),
+    BadInput("FSDP1", _bound(_fsdp(fsdp_version=1)), r"; got FSDP1\..*fsdp_version: 2"),
     BadInput(
-        "Context parallelism",
-        _bound(_accelerator(parallelism_config=SimpleNamespace(cp_enabled=True))),
-        r"; got context parallelism",
+        "FSDP2 that offloads weights",
+        _bound(_fsdp(fsdp_version=2, cpu_offload=CPUOffloadPolicy())),
+        r"; got FSDP2 that offloads weights.*without offloading",
+    ),
+    BadInput("A quantised model under ZeRO-3", _bound(_quantised_zero3), r"; got a quantised model under DeepSpeed"),
+    BadInput("Context parallelism", _bound(_parallelism(cp_size=2)), r"; got context parallelism"),
+    BadInput("Sequence parallelism", _bound(_parallelism(sp_size=2)), r"; got sequence parallelism"),
+    BadInput("Tensor parallelism", _bound(_parallelism(tp_size=2)), r"; got tensor parallelism"),
+    BadInput(
+        "DeepSpeed's sequence parallelism",
+        _bound(_deepspeed(sequence_parallel_size=2)),
+        r"; got DeepSpeed's sequence parallelism",
+    ),
+    BadInput(
+        "DeepSpeed's tensor parallelism",
+        _bound(_deepspeed(tensor_parallel={"autotp_size": 2})),
+        r"; got DeepSpeed's tensor parallelism",
     ),
     BadInput(
         "Anchors beside re-entrant checkpointing in several processes",

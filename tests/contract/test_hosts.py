@@ -263,7 +263,7 @@ def test_models_that_cannot_be_served_are_refused(tmp_path: Path) -> None:
 
 
 def test_settings_that_cannot_be_served_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prevents negative weights on labels, a reference of weight shards, and a crash in the first backward pass."""
+    """Prevents negative weights on labels, and a crash in the first backward pass."""
     trainer = trl_trainer(tiny.llama(), tmp_path)
     trainer.compute_loss_func = lambda *_a, **_k: None
     with pytest.raises(PactError, match="compute_loss_func"):
@@ -275,9 +275,6 @@ def test_settings_that_cannot_be_served_are_refused(tmp_path: Path, monkeypatch:
     trainer.args.gradient_checkpointing_kwargs = {"use_reentrant": True}
     with pytest.raises(PactError, match="use_reentrant: false"):
         PactCallback(trainer, config(tmp_path, anchors=2))
-    trainer.accelerator.is_fsdp_enabled = True
-    with pytest.raises(PactError, match="pieces of the weights"):
-        PactCallback(trainer, config(tmp_path))
 
 
 def test_a_removed_binding_does_not_prepare(tmp_path: Path) -> None:
