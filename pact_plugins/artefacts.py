@@ -120,7 +120,10 @@ def locked(path: Path, what: str, ranks: Ranks = ALONE, *, holds: bool = True) -
     def try_it() -> bool:
         nonlocal said
         try:
-            lock.acquire(timeout=_PATIENCE if said else 0, poll_interval=0.5)
+            if said:
+                lock.acquire(timeout=min(_PATIENCE, ranks.timeout / 2), poll_interval=0.5)
+            else:
+                lock.acquire(timeout=0)
         except Timeout:
             if not said:
                 logger.warning("PACT: another process is %s: waiting for it (%s).", what, lock.lock_file)

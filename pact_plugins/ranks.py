@@ -8,6 +8,7 @@ does not come is an error too, which names it.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
-    timeout: float = 0.0
+    timeout: float = math.inf
     group: Any = None
 
     @classmethod
