@@ -31,6 +31,15 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 """By name: what is trained, settings of the trainer, and settings of PACT, whose anchors are those of all processes."""
 
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    "uneven": {"num_train_epochs": 1, "max_steps": -1},
+    "dispatched": {"accelerator_config": {"dispatch_batches": True, "split_batches": True}},
+    "grouped": {"train_sampling_strategy": "group_by_length"},
+    "unanswered": {},
+}
+"""Ways to hand out data, by name."""
+
+
 class _Gradients(TrainerCallback):
     def __init__(self) -> None:
         self.steps: list[dict[str, torch.Tensor]] = []
@@ -103,3 +112,59 @@ def _axolotl(adapter: str, folder: Path, *, packing: bool = False, max_length: i
         tiny.tokenizer(), padding=True
     )
     return trainer
+
+
+def variants(folder: Path, host: str) -> dict[str, dict[str, Any]]:
+    """How 13 rows in each variant's way end: steps, parameters, and what was logged."""
+    return {name: _variant(folder / name, host, name) for name in VARIANTS}
+
+
+def _variant(folder: Path, host: str, name: str) -> dict[str, Any]:
+    make = trl_trainer if host == "trl" else axolotl_trainer
+    settings = {"per_device_train_batch_size": 2, "dataloader_drop_last": False, **VARIANTS[name]}
+    trainer = make(tiny.llama(), folder, tiny.conversations(13, 2), **settings)
+    trainer.add_callback(PactCallback(trainer, config(folder, anchors=2, conflict_threshold=0.0)))
+    if name == "unanswered" and os.environ["RANK"] == "1":
+        step = trainer.training_step
+
+        def unanswered(model: Any, inputs: dict[str, Any], *rest: Any) -> Any:
+            return step(model, {**inputs, "labels": torch.full_like(inputs["labels"], -100)}, *rest)
+
+        trainer.training_step = unanswered
+    trainer.train()
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return {
+        "steps": trainer.state.global_step,
+        "parameters": {n: p.detach().clone() for n, p in model.named_parameters()},
+        "logged": [entry for entry in trainer.state.log_history if "loss" in entry],
+    }
+
+
+def report(folder: Path, host: str) -> None:
+    """A run with questions before and after, and the probe."""
+    make = trl_trainer if host == "trl" else axolotl_trainer
+    # As many rows for each step in any number of ranks.
+    size = {"per_device_train_batch_size": 4 // int(os.environ["WORLD_SIZE"]), **IN_ORDER}
+    trainer = make(tiny.llama(), folder, tiny.conversations(16, 2), **size)
+    eval_ = {"limit": 12, "max_new_tokens": 8}
+    pact = config(folder, eval=eval_, probe={"every": 1, "prompts": 3}, safety_tokens="auto")
+    trainer.add_callback(PactCallback(trainer, pact))
+    trainer.train()
+
+
+def fails(folder: Path, what: str) -> None:
+    """A run that cannot end well, in one rank or in all of them."""
+    rank = int(os.environ["RANK"])
+    rows = 16 + (what == "other data" and rank == 1)
+    trainer = trl_trainer(tiny.llama(), folder, tiny.conversations(rows, 2), per_device_train_batch_size=2)
+    if what == "streaming":
+        trainer.train_dataset = trainer.train_dataset.to_iterable_dataset()
+    trainer.add_callback(PactCallback(trainer, config(folder)))
+    if what == "missing reference" and rank == 1:
+        step = trainer.training_step
+
+        def changed(model: Any, inputs: dict[str, Any], *rest: Any) -> Any:
+            return step(model, {**inputs, "input_ids": inputs["input_ids"].flip(1)}, *rest)
+
+        trainer.training_step = changed
+    trainer.train()
