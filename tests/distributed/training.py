@@ -143,8 +143,9 @@ def _variant(folder: Path, host: str, name: str) -> dict[str, Any]:
 def report(folder: Path, host: str) -> None:
     """A run with questions before and after, and the probe."""
     make = trl_trainer if host == "trl" else axolotl_trainer
-    # As many rows for each step in any number of ranks.
-    size = {"per_device_train_batch_size": 4 // int(os.environ["WORLD_SIZE"]), **IN_ORDER}
+    # The same micro-batches for each step in any number of ranks.
+    accumulation = 2 // int(os.environ["WORLD_SIZE"])
+    size = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": accumulation, **IN_ORDER}
     trainer = make(tiny.llama(), folder, tiny.conversations(16, 2), **size)
     eval_ = {"limit": 12, "max_new_tokens": 8}
     pact = config(folder, eval=eval_, probe={"every": 1, "prompts": 3}, safety_tokens="auto")
