@@ -188,7 +188,7 @@ def main() -> int:
     runs = []
     with tempfile.TemporaryDirectory() as name:
         if arguments.ranks:
-            number, rounds = (48, 1) if arguments.quick else (160, 3)
+            number, rounds = (96, 1) if arguments.quick else (224, 3)
             runs = measure_together(arguments.ranks, number, rounds, Path(name))
             print(json.dumps(runs), flush=True)
             threads = 1

@@ -98,8 +98,7 @@ def build(
         keys = [d.key for d in distinct]
         with CacheWriter(target, identity, keys, counts, len(head.ids), places) if writes else nullcontext() as writer:
             missing = ranks.exchange(writer.to_do() if writer else [], _WHAT)
-            # The longest first: ranks wait for each other after each pass, so those of one round should take as long.
-            to_do = sorted({n for of_rank in missing for n in of_rank}, key=lambda n: (-_size(batches[n]), n))
+            to_do = sorted({number for of_rank in missing for number in of_rank})
             done = len(batches) - len(to_do)
             what = f"PACT: computing the reference{', continued' if done else ''}"
             with evaluating(head.model):
@@ -178,11 +177,6 @@ def _answer_only_sequences(tokens: Sequence[AnswerTokens], reach: int, chat: Cha
             distinct.setdefault(ids.tobytes(), ForwardSequence(ids, columns)).wanted.append(place)
             skip += len(own)
     return list(distinct.values())
-
-
-def _size(batch: list[ForwardSequence]) -> int:
-    """Tokens of a forward pass, padding included."""
-    return len(batch) * max(len(s.ids) for s in batch)
 
 
 def _one_behind(batches: Iterable[list[ForwardSequence]], head: SubsetHead) -> Iterator[list[Halves]]:
