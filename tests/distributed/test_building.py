@@ -100,11 +100,11 @@ def test_a_failure_stops_every_rank(tmp_path: Path) -> None:
 def test_another_run_is_waited_for(tmp_path: Path, alone: tuple[dict[str, bytes], int]) -> None:
     """Prevents: ranks that take the first one for lost while it waits for another run's lock."""
     with artefacts.locked(tmp_path / NAME, "the other run"):
-        processes = start("building:build", tmp_path, timeout=3)
+        processes = start("building:build", tmp_path, timeout=5)
         assert processes[0].stderr is not None
         while "another process is computing this reference" not in (line := processes[0].stderr.readline()):
             assert line, "the process ended"
-        time.sleep(7)  # more than twice the time that ranks wait for each other
+        time.sleep(11)  # more than twice the time that ranks wait for each other
         assert [process.poll() for process in processes] == [None, None]
     assert [status for status, _, _ in ended(processes, limit=60)] == [0, 0]
     assert values(tmp_path) == alone[0]
