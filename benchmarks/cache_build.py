@@ -1,10 +1,13 @@
-"""What building the reference cache costs: `python -m benchmarks.cache_build --json FILE [--quick]`.
+"""What building the reference cache costs: `python -m benchmarks.cache_build --json FILE [--quick] [--ranks 1 2]`.
 
 Build and bare forward passes take turns over the same sequences: the documents up to their last answer token, and with
 the gate on the answers alone up to its reach. Bare means the decoder and the head's logits at every position, without
 gradients, in batches sorted by length, of the size that proved the fastest here. The model is a random-weight Llama
 (body of about 50M parameters). Beside wall-clock time stands the processor time of this process, which other work on
 the machine disturbs less (with one thread: `OMP_NUM_THREADS=1`).
+
+With `--ranks`, numbers of processes take turns instead, each process with one thread, at building the same cache
+together; starting them is not counted.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from benchmarks.step_cost import SAFETY_TOKENS, Case, model_of
 from pact_plugins.answers import Document
@@ -28,6 +33,7 @@ from pact_plugins.building import build
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.config import GateConfig
 from pact_plugins.forward import batches_by_length, evaluating, pad
+from pact_plugins.ranks import Ranks
 from pact_plugins.reference import FORMAT, ReferenceCache
 from pact_plugins.subset_head import SubsetHead
 
@@ -128,21 +134,72 @@ def measure(model: Any, number: int, gate: bool, pairs: int, folder: Path) -> di
     }
 
 
+def together(size: int, number: int, folder: Path) -> dict[str, Any]:
+    """One cache from `size` processes, without the gate: seconds by the clock, and the most of one processor."""
+    mp.spawn(_rank, (size, number, folder), nprocs=size)
+    cache = ReferenceCache(folder / "cache", None)
+    wall, processor = np.max([np.load(folder / f"{rank}.npy") for rank in range(size)], axis=0)
+    return {"seconds": wall, "processor_seconds": processor, "answer_tokens": cache.manifest["answer_tokens"]}
+
+
+def _rank(rank: int, size: int, number: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    if size > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
+    ranks = Ranks.of_run(timeout=600)
+    head = SubsetHead(model_of(Case("trl", "full", VOCABULARY)), list(range(8, 8 + SAFETY_TOKENS)))
+    documents = [document_of(*row) for row in conversations(number)]
+    identity: dict[str, Any] = {"format": FORMAT, "views": ["full"], "reach": 0}
+    build(folder / f"warm-{rank}", identity, documents[:4], head, ChatFormat(header=HEADER), show_progress=False)
+    ranks.exchange(None, "warming up")
+    started = clocks()
+    build(folder / "cache", identity, documents, head, ChatFormat(header=HEADER), ranks=ranks, show_progress=False)
+    np.save(folder / f"{rank}.npy", clocks() - started)
+    if size > 1:
+        dist.destroy_process_group()
+
+
+def measure_together(sizes: list[int], number: int, rounds: int, folder: Path) -> list[dict[str, Any]]:
+    """A run for each number of ranks: medians over the rounds, in each of which all of them take their turn."""
+    found: dict[int, list[dict[str, Any]]] = {size: [] for size in sizes}
+    for turn in range(rounds):
+        for size in sizes if turn % 2 == 0 else sizes[::-1]:
+            own = folder / f"{turn}-{size}"
+            own.mkdir()
+            found[size].append(together(size, number, own))
+    return [
+        {
+            "ranks": size,
+            **{key: round(statistics.median(run[key] for run in runs), 3) for key in ("seconds", "processor_seconds")},
+            "answer_tokens": runs[0]["answer_tokens"],
+            "rounds": rounds,
+        }
+        for size, runs in found.items()
+    ]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer documents and pairs")
-    parser.add_argument("--ranks", type=int, nargs="+", choices=[1], default=[1], help="processes that build together")
+    parser.add_argument("--ranks", type=int, nargs="+", help="numbers of processes that build together, on the CPU")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
-    number, pairs = (8, 3) if arguments.quick else (24, 7)
-    model = model_of(Case("trl", "full", VOCABULARY)).to(arguments.device)
     runs = []
     with tempfile.TemporaryDirectory() as name:
-        for gate in (False, True):
-            runs.append(measure(model, number, gate, pairs, Path(name)))
-            print(json.dumps(runs[-1]), flush=True)
-    content = {"runs": runs, "torch_threads": torch.get_num_threads(), "device": arguments.device}
+        if arguments.ranks:
+            number, rounds = (96, 1) if arguments.quick else (224, 3)
+            runs = measure_together(arguments.ranks, number, rounds, Path(name))
+            print(json.dumps(runs), flush=True)
+            threads = 1
+        else:
+            number, pairs = (8, 3) if arguments.quick else (24, 7)
+            model = model_of(Case("trl", "full", VOCABULARY)).to(arguments.device)
+            for gate in (False, True):
+                runs.append(measure(model, number, gate, pairs, Path(name)))
+                print(json.dumps(runs[-1]), flush=True)
+            threads = torch.get_num_threads()
+    content = {"runs": runs, "torch_threads": threads, "device": arguments.device}
     arguments.json.write_text(json.dumps(content, indent=1) + "\n")
     return 0
 

@@ -37,8 +37,15 @@ class Anchors:
 
     def batch(self, turn: int) -> dict[str, Tensor]:
         """Rows number `turn * per_step` and on, padded: `input_ids`, `attention_mask` and `labels`, on the host."""
+        return collate(self._rows(turn))
+
+    def tokens(self, turn: int) -> int:
+        """Answer tokens in the rows of this turn."""
+        return sum(int(document.supervised.sum()) for document in self._rows(turn))
+
+    def _rows(self, turn: int) -> list[Document]:
         first = turn * self.per_step
-        return collate([self.documents[i % len(self.documents)] for i in range(first, first + self.per_step)])
+        return [self.documents[i % len(self.documents)] for i in range(first, first + self.per_step)]
 
 
 def save(documents: Sequence[Document], path: Path) -> None:

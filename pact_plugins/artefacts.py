@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest
+from pact_plugins.ranks import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,9 @@ MAX_BYTES = 2**28
 """Of a file that `read` accepts: the largest is the log of a long run."""
 
 LOCK = ".lock"
+
+_PATIENCE = 10.0
+"""Seconds to try for a lock before the other ranks are told that it is still waited for."""
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
@@ -98,25 +102,59 @@ def lock_of(path: Path) -> Path:
 
 
 @contextmanager
-def locked(path: Path, what: str) -> Generator[None]:
-    """A block, which makes `path`, that one process at a time is in; the system frees the lock of a process that ends.
+def locked(path: Path, what: str, ranks: Ranks = ALONE, *, holds: bool = True) -> Generator[None]:
+    """A block, which makes `path`, that one run at a time is in; the system frees the lock of a process that ends.
 
     Args:
         path: what the block makes; the lock lies beside it and stays there.
         what: what the process in the block is doing, for those that wait.
+        ranks: of this run; all of them enter the block together.
+        holds: whether this rank is to hold the lock for those that share its disk.
 
     Raises:
         PactError: the folder cannot be written to.
     """
     lock = FileLock(lock_of(path))
-    with storing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    said = False
+
+    def try_it() -> bool:
+        nonlocal said
         try:
-            lock.acquire(timeout=0)
+            if said:
+                lock.acquire(timeout=min(_PATIENCE, ranks.timeout / 2), poll_interval=0.5)
+            else:
+                lock.acquire(timeout=0)
         except Timeout:
-            logger.warning("PACT: another process is %s: waiting for it (%s).", what, lock.lock_file)
-            lock.acquire(poll_interval=0.5)
+            if not said:
+                logger.warning("PACT: another process is %s: waiting for it (%s).", what, lock.lock_file)
+            said = True
+        return lock.is_locked
+
     try:
+        with storing(path.parent):
+            if holds:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            ranks.until_all(lambda: not holds or try_it(), what)
         yield
     finally:
         lock.release()
+
+
+def first_on_disk(folder: Path, ranks: Ranks) -> bool:
+    """Whether this is the first of the ranks that share the disk of `folder`, which may be on each node's own.
+
+    Raises:
+        PactError: the folder cannot be written to.
+    """
+    if ranks.size == 1:
+        return True
+    mark = folder / f"{uuid.uuid4().hex}.rank"
+    what = "looking for who shares a disk"
+    try:
+        with storing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        seen = [(folder / other).exists() for other in ranks.exchange(mark.name, what)]
+        return ranks.exchange(seen, what).index(seen) == ranks.rank
+    finally:
+        mark.unlink(missing_ok=True)

@@ -26,6 +26,7 @@ from pact_plugins.host_trainer import (
 )
 from pact_plugins.objective import PactObjective, Targets
 from pact_plugins.preparation import Preparation, begun, prepare, print_summary
+from pact_plugins.ranks import ALONE, Ranks
 from pact_plugins.recording import Recorder
 from pact_plugins.reporting import Reporting
 
@@ -62,6 +63,8 @@ class Binding:
         self.trainer, self.config = trainer, config
         self.preparation: Preparation | None = None
         self.recorder: Recorder | None = None
+        self.ranks = ALONE
+        """The processes of the run, once it is being prepared."""
         self.noted: dict[str, float] = {}
         """Metrics of others that join PACT's own at the next log entry."""
         self._reporting: Reporting | None = None
@@ -87,7 +90,12 @@ class Binding:
         From the second call on they are what they were, since by then the weights may be trained.
         """
         self._check_attached()
-        trainer = self.trainer
+        if self.preparation is None:
+            self.ranks = Ranks.of_run(self.trainer.args.ddp_timeout)
+        with self.ranks.together("the preparation of the run"):
+            return self._prepare(self.trainer)
+
+    def _prepare(self, trainer: Any) -> Preparation:
         resumed = trainer.state.global_step > 0
         started_from: StartedFrom = "checkpoint" if resumed else "trained" if self.preparation else "reference"
         if self.preparation is None:
@@ -100,13 +108,14 @@ class Binding:
                 self.config,
                 resumed_from=self.output_dir if resumed else None,
                 autocast=trainer.accelerator.autocast,
-                show_progress=trainer.is_world_process_zero(),
+                show_progress=self.ranks.is_first,
+                ranks=self.ranks,
             )
             about = {"versions": versions(trainer), "training": about_training(trainer)}
             self.recorder = Recorder(trainer, begun(self.preparation, **about))
-            self._reporting = Reporting(trainer, self.preparation)
-            if trainer.is_world_process_zero():
-                self._reporting.begin(resumed=resumed)
+            self._reporting = Reporting(trainer, self.preparation, self.ranks)
+            self._reporting.begin(resumed=resumed)
+            if self.ranks.is_first:
                 print_summary(self.preparation, overhead=self._overhead(self.preparation))
         self._recorder.begin(started_from)
         return self.preparation
@@ -146,7 +155,8 @@ class Binding:
     def report(self) -> Path | None:
         """Writes the report of a run that has ended, and gives its folder to the first process."""
         assert self._reporting is not None, "training has begun"
-        return self._reporting.end(self._recorder.evidence.trained_model)
+        with self.ranks.together("the report of the run"):
+            return self._reporting.end(self._recorder.evidence.trained_model)
 
     def _check_attached(self) -> None:
         if getattr(self.trainer, _ATTRIBUTE, None) is not self:
@@ -254,14 +264,19 @@ class Binding:
     ) -> Tensor:
         """weight * mean KL over this step's anchors, once per optimiser step whatever the accumulation."""
         accelerator = self.trainer.accelerator
-        turn = self.trainer.state.global_step * accelerator.num_processes + accelerator.process_index
+        processes = accelerator.num_processes
+        turn = self.trainer.state.global_step * processes + accelerator.process_index
         with accelerator.autocast():
             terms = objective.anchor_terms(anchors, turn, targets.full.device)
         self._recorder.add({"anchor_tokens": terms.count})
         self._add({"anchor_tokens": terms.count}, {"anchor_kl": terms.statistics["kl"]})
+        # Gradients are averaged over the processes: each divides by the mean of their tokens, so that the average is
+        # the mean over all tokens. Every process knows the others' turns.
+        first = turn - accelerator.process_index
+        tokens = sum(anchors.tokens(other) for other in range(first, first + processes)) / processes
         # Without a count of items, the trainer divides each micro-batch's loss by their number.
         divisor = self.trainer.current_gradient_accumulation_steps if num_items_in_batch is None else 1
-        return terms.total(self.config.weight) * (divisor / terms.count)
+        return terms.total(self.config.weight) * (divisor / tokens)
 
     def _add(self, counts: dict[str, int], statistics: dict[str, Tensor]) -> None:
         """Adds to the sums of the next log entry, without waiting for the device."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,14 @@ from pact_plugins.chat_format import ChatFormat
 from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest
 from pact_plugins.forward import batches_by_length, evaluating, pad, progress, to_device
+from pact_plugins.ranks import ALONE, Ranks
 from pact_plugins.reference import Halves, ReferenceCache, log_probabilities
 from pact_plugins.subset_head import Request, SubsetHead
+
+_WHAT = "computing this reference"
+
+_VISIBLE = 120.0
+"""Seconds until a new folder shows on every node: network file systems remember for a while that it was not there."""
 
 
 def open_or_build(
@@ -28,11 +36,15 @@ def open_or_build(
     documents: Sequence[Document],
     head: SubsetHead,
     chat: ChatFormat,
-    **how: Any,
+    *,
+    ranks: Ranks = ALONE,
+    show_progress: bool = True,
 ) -> tuple[ReferenceCache, bool]:
-    """The cache of this identity below `folder`, and whether this process built it (`how`: see `build`)."""
+    """The cache of this identity below `folder`, and whether this run built it (see `build`)."""
     target = folder / digest(identity)
-    built = not target.exists() and build(target, identity, documents, head, chat, **how)
+    there = all(ranks.exchange(target.exists(), _WHAT))
+    built = not there and build(target, identity, documents, head, chat, ranks=ranks, show_progress=show_progress)
+    _wait_until_visible(target)
     return ReferenceCache(target, identity), built
 
 
@@ -43,20 +55,26 @@ def build(
     head: SubsetHead,
     chat: ChatFormat,
     *,
+    ranks: Ranks = ALONE,
     show_progress: bool = True,
 ) -> bool:
     """Computes the reference of `documents` with `head`'s model as it is now, and stores it in the folder `target`.
 
     Call it in the autocast context of the trainer's own forward passes. Equal documents, and without the prompt equal
     answers, are computed once. The folder appears under its name only when it is whole; a build that was interrupted is
-    continued, and one that another process is at is waited for.
+    continued, and one that another run is at is waited for.
+
+    Each rank computes its part, in as many forward passes as every other rank. Of those that share a disk the first one
+    writes; none returns before the folder is whole.
 
     Args:
         identity: goes into the manifest; its `views` say what to compute, and its `reach` for how many tokens of each
             answer the view without the prompt is needed.
+        ranks: of this run, with the same weights and arguments but for `target`.
+        show_progress: whether there is a progress bar.
 
     Returns:
-        Whether it was built here: False if another process has done so meanwhile.
+        Whether it was built here: False if another run has done so meanwhile.
 
     Raises:
         PactError: the model gives logits that are not finite, or the cache cannot be written.
@@ -72,20 +90,34 @@ def build(
     work = forward_sequences(tokens, identity["views"], reach, chat)
     batches = [[work[i] for i in batch] for batch in batches_by_length([len(s.ids) for s in work])]
     places = [[place for sequence in batch for place in sequence.wanted] for batch in batches]
-    with artefacts.locked(target, "computing this reference"):
-        if target.exists():
+    writes = artefacts.first_on_disk(target.parent, ranks) and not target.exists()
+    with artefacts.locked(target, _WHAT, ranks, holds=writes):
+        writes = writes and not target.exists()
+        if not any(ranks.exchange(writes, _WHAT)):
             return False
-        with CacheWriter(target, identity, [d.key for d in distinct], counts, len(head.ids), places) as writer:
-            to_do = writer.to_do()
+        keys = [d.key for d in distinct]
+        with CacheWriter(target, identity, keys, counts, len(head.ids), places) if writes else nullcontext() as writer:
+            missing = ranks.exchange(writer.to_do() if writer else [], _WHAT)
+            to_do = sorted({number for of_rank in missing for number in of_rank})
             done = len(batches) - len(to_do)
             what = f"PACT: computing the reference{', continued' if done else ''}"
-            shown = progress(to_do, what, len(batches), show_progress, done=done)
             with evaluating(head.model):
-                for number, values in _one_behind(((n, batches[n]) for n in shown), head):
-                    copies = [part for s, part in zip(batches[number], values, strict=True) for _ in s.wanted]
-                    writer.store(number, copies)
-            writer.finish()
+                own = _one_behind((batches[number] for number in ranks.part(to_do)), head)
+                computed = ranks.merged(to_do, own, _WHAT)
+                for number, values in progress(computed, what, len(batches), show_progress, done=done):
+                    if writer:
+                        copies = [part for s, part in zip(batches[number], values, strict=True) for _ in s.wanted]
+                        writer.store(number, copies)
+            if writer:
+                writer.finish()
+        ranks.exchange(None, _WHAT)
     return True
+
+
+def _wait_until_visible(folder: Path) -> None:
+    deadline = time.monotonic() + _VISIBLE
+    while not folder.exists() and time.monotonic() < deadline:
+        time.sleep(0.5)
 
 
 @dataclass(frozen=True)
@@ -147,18 +179,16 @@ def _answer_only_sequences(tokens: Sequence[AnswerTokens], reach: int, chat: Cha
     return list(distinct.values())
 
 
-def _one_behind(
-    batches: Iterator[tuple[int, list[ForwardSequence]]], head: SubsetHead
-) -> Iterator[tuple[int, list[Halves]]]:
-    """Every numbered batch's [n, S] values, sequence by sequence; handed out while the next one is being computed."""
-    pending: tuple[int, list[ForwardSequence], Callable[[], Halves]] | None = None
-    for number, batch in batches:
-        started = number, batch, _to_host(_log_probabilities(head, batch))
+def _one_behind(batches: Iterable[list[ForwardSequence]], head: SubsetHead) -> Iterator[list[Halves]]:
+    """Every batch's [n, S] values, sequence by sequence; handed out while the next one is being computed."""
+    pending: tuple[list[ForwardSequence], Callable[[], Halves]] | None = None
+    for batch in batches:
+        started = batch, _to_host(_log_probabilities(head, batch))
         if pending is not None:
-            yield pending[0], _collected(*pending[1:])
+            yield _collected(*pending)
         pending = started
     if pending is not None:
-        yield pending[0], _collected(*pending[1:])
+        yield _collected(*pending)
 
 
 def _collected(batch: list[ForwardSequence], values: Callable[[], Halves]) -> list[Halves]:

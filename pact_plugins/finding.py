@@ -18,6 +18,7 @@ from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest, tokenizer_fingerprint
 from pact_plugins.loading import ACCESS, pretrained
 from pact_plugins.own_answers import Prompts
+from pact_plugins.ranks import ALONE, Ranks
 from pact_plugins.safety_tokens import SafetyTokens
 
 _VERSION = 2
@@ -69,18 +70,29 @@ def _tokens_file(config: PactConfig, tokenizer: Any, model_identity: str) -> Pat
 
 
 def find_tokens(
-    config: PactConfig, model: nn.Module, tokenizer: Any, model_identity: str, show_progress: bool = True
+    config: PactConfig,
+    model: nn.Module,
+    tokenizer: Any,
+    model_identity: str,
+    show_progress: bool = True,
+    ranks: Ranks = ALONE,
 ) -> SafetyTokens:
-    """The safety tokens that the config names, or finds; found ones are kept beside the reference caches."""
-    if (known := known_tokens(config, tokenizer, model_identity)) is not None:
+    """The safety tokens that the config names, or finds; found ones are kept beside the reference caches.
+
+    Those of the first rank, in every rank.
+    """
+    what = "finding the safety tokens"
+    if (known := ranks.first(lambda: known_tokens(config, tokenizer, model_identity), what)) is not None:
         return known
     stored = _tokens_file(config, tokenizer, model_identity)
-    with artefacts.locked(stored, "finding the safety tokens"):
-        if not stored.exists():
+    with artefacts.locked(stored, what, ranks, holds=ranks.is_first):
+        if not ranks.first(stored.exists, what):
+            # In every rank, for engines whose forward passes need all of them.
             tokens = _discover(config, model, tokenizer, show_progress)
-            with artefacts.storing(stored.parent):
-                replace(tokens, provenance={**tokens.provenance, _NAME: stored.stem}).save(stored)
-    return _changed(_load(stored), config, tokenizer)
+            if ranks.is_first:
+                with artefacts.storing(stored.parent):
+                    replace(tokens, provenance={**tokens.provenance, _NAME: stored.stem}).save(stored)
+        return ranks.first(lambda: _changed(_load(stored), config, tokenizer), what)
 
 
 def _discover(config: PactConfig, model: nn.Module, tokenizer: Any, show_progress: bool) -> SafetyTokens:
@@ -92,24 +104,32 @@ def _discover(config: PactConfig, model: nn.Module, tokenizer: Any, show_progres
 
 
 def find_anchors(
-    config: PactConfig, model: nn.Module, tokenizer: Any, model_identity: str, *, resumed: bool, show_progress: bool
+    config: PactConfig,
+    model: nn.Module,
+    tokenizer: Any,
+    model_identity: str,
+    *,
+    resumed: bool,
+    show_progress: bool,
+    ranks: Ranks = ALONE,
 ) -> list[Document]:
     """The anchors of this model, harmful and harmless in turn, written now or found; none if they are off.
 
-    Trained weights write none.
+    Those of the first rank, in every rank. Trained weights write none.
     """
     if not config.anchors_per_step:
         return []
     chats = _anchor_chats(config, tokenizer)
     stored = _anchors_file(config, tokenizer, model_identity, chats)
-    if not stored.exists() and not resumed:
-        what = "writing the anchors"
-        with artefacts.locked(stored, what):
-            if not stored.exists():
+    what = "writing the anchors"
+    if not resumed and not ranks.first(stored.exists, what):
+        with artefacts.locked(stored, what, ranks, holds=ranks.is_first):
+            if not ranks.first(stored.exists, what):
                 answers = own_answers.write_answers(model, tokenizer, chats, what, show_progress=show_progress)
-                with artefacts.storing(stored.parent):
-                    anchors.save(answers, stored)
-    return anchors.load(stored)
+                if ranks.is_first:
+                    with artefacts.storing(stored.parent):
+                        anchors.save(answers, stored)
+    return ranks.first(lambda: anchors.load(stored), what)
 
 
 def expected_anchors(config: PactConfig, tokenizer: Any, model_identity: str) -> tuple[list[Document], bool]:

@@ -27,6 +27,7 @@ from pact_plugins.fingerprints import digest, keys_fingerprint, model_fingerprin
 from pact_plugins.model_support import check_ids, check_lengths
 from pact_plugins.objective import PactObjective
 from pact_plugins.probe import Probe
+from pact_plugins.ranks import ALONE, Ranks
 from pact_plugins.reference import FORMAT
 from pact_plugins.safety_tokens import SafetyTokens
 from pact_plugins.sharding import full_shape
@@ -68,6 +69,7 @@ def prepare(
     resumed_from: Path | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     show_progress: bool = True,
+    ranks: Ranks = ALONE,
 ) -> Preparation:
     """Readies PACT for `model` as it is now, which becomes the reference.
 
@@ -80,6 +82,7 @@ def prepare(
             tokens of that run are used, and nothing is computed from the model.
         autocast: makes the context in which the trainer runs its forward passes.
         show_progress: whether to draw progress bars.
+        ranks: of the run, each with the same model and documents.
 
     Raises:
         PactError: the model, tokenizer, tokens, data or cache cannot be served.
@@ -91,24 +94,25 @@ def prepare(
     probe = Probe(tokenizer, config.active_probe) if config.active_probe else None
     if probe is not None:
         check_ids(model, (d.input_ids for d in probe.documents), "a prompt of the probe")
-    run = Evidence.load(resumed_from) if resumed_from else None
+    run = ranks.first(lambda: Evidence.load(resumed_from), "resuming") if resumed_from else None
     hold_head(model)
     with autocast():
         fingerprint = run.identity["model"] if run else model_fingerprint(model)
-        tokens = run.tokens if run else find_tokens(config, model, tokenizer, fingerprint, show_progress)
+        tokens = run.tokens if run else find_tokens(config, model, tokenizer, fingerprint, show_progress, ranks)
         head = SubsetHead(model, list(tokens.ids))
         tokens.check(tokenizer, full_shape(head.base.get_output_embeddings().weight)[0])
         head.check_parity()
         anchor_rows = find_anchors(
-            config, model, tokenizer, fingerprint, resumed=run is not None, show_progress=show_progress
+            config, model, tokenizer, fingerprint, resumed=run is not None, show_progress=show_progress, ranks=ranks
         )
         referenced = [*answered, *anchor_rows]
         identity = cache_identity(config, model, fingerprint, tokenizer, tokens, chat, referenced)
+        ranks.agree(identity, "what the reference is made for")
         if run:
             cache, built = run.cache(config, identity), False
         else:
             cache, built = open_or_build(
-                config.cache_folder, identity, referenced, head, chat, show_progress=show_progress
+                config.cache_folder, identity, referenced, head, chat, ranks=ranks, show_progress=show_progress
             )
     objective = PactObjective(
         config, tokens, chat, head, cache, Anchors(anchor_rows, config.anchors_per_step) if anchor_rows else None

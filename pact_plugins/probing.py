@@ -75,13 +75,11 @@ class Probing:
 
     def measure(self) -> Margins:
         """The margins now, the same in every process: each takes its part of the prompts."""
-        accelerator = self.trainer.accelerator
         assert self.binding.preparation is not None, "the binding is prepared"
-        with accelerator.autocast():
-            sums = self.probe.sums(
-                self.binding.preparation.objective.head, accelerator.process_index, accelerator.num_processes
-            )
-        return Margins.of(accelerator.reduce(sums, reduction="sum").tolist())
+        what, ranks = "measuring the drift", self.binding.ranks
+        with ranks.together(what), self.trainer.accelerator.autocast():
+            sums = self.probe.sums(self.binding.preparation.objective.head, ranks.rank, ranks.size)
+            return Margins.of([sum(parts) for parts in zip(*ranks.exchange(sums.tolist(), what), strict=True)])
 
     @property
     def _note(self) -> Path:

@@ -11,6 +11,7 @@ from pact_plugins.evidence import Evidence
 from pact_plugins.host_trainer import about_training
 from pact_plugins.preparation import Preparation
 from pact_plugins.profile import measure_profile, save_profiles
+from pact_plugins.ranks import Ranks
 from pact_plugins.report.write import make_report
 
 logger = logging.getLogger(__name__)
@@ -22,10 +23,11 @@ class Reporting:
     Args:
         trainer: the trainer, about to train.
         preparation: of its run.
+        ranks: the processes of the run, all of which answer and look; the first one writes.
     """
 
-    def __init__(self, trainer: Any, preparation: Preparation) -> None:
-        self.trainer, self.preparation = trainer, preparation
+    def __init__(self, trainer: Any, preparation: Preparation, ranks: Ranks) -> None:
+        self.trainer, self.preparation, self.ranks = trainer, preparation, ranks
         self._evaluation: RunEvaluation | None = None
 
     @property
@@ -37,14 +39,14 @@ class Reporting:
         return self.trainer.accelerator.unwrap_model(self.trainer.model)
 
     def begin(self, *, resumed: bool) -> None:
-        """Lets the model answer before its first step. To be called in the first process alone."""
+        """Lets the model answer before its first step."""
         trainer, config = self.trainer, self.preparation.objective.config.active_eval
         if config is None:
             return
         if getattr(trainer.processing_class, "chat_template", None) is None:
             logger.warning("PACT: without a chat template the model is not asked, and the report shows no behaviour.")
             return
-        self._evaluation = RunEvaluation(config, self._folder, trainer.processing_class)
+        self._evaluation = RunEvaluation(config, self._folder, trainer.processing_class, self.ranks)
         name, known = str(about_training(trainer)["model"]), self.preparation.identity["model"]
         with trainer.accelerator.autocast():
             self._evaluation.before(self._model, name, resumed=resumed, fingerprint=known)
@@ -52,26 +54,24 @@ class Reporting:
     def end(self, trained_model: str | None) -> Path | None:
         """Keeps what was logged, looks at the trained model, lets it answer as well, and writes the report.
 
-        Every process makes the same forward passes; the first one writes, and is given the report's folder.
+        The first process is given the report's folder.
 
         Args:
             trained_model: fingerprint of the model as it is now.
         """
         trainer, objective = self.trainer, self.preparation.objective
-        writes = trainer.is_world_process_zero()
-        if writes:
+        if self.ranks.is_first:
             Evidence.save_history(trainer.state.log_history, self._folder)
         looked_at = {"training answers": self.preparation.sample}
         if objective.anchors is not None:
             looked_at["anchors"] = [*objective.anchors.documents]
         with trainer.accelerator.autocast():
             profiles = {what: measure_profile(objective, documents) for what, documents in looked_at.items()}
-            if not writes:
-                return None
-            save_profiles(profiles, self._folder)
+            if self.ranks.is_first:
+                save_profiles(profiles, self._folder)
             if self._evaluation is not None:
                 about = about_training(trainer)
                 self._evaluation.after(
                     self._model, str(about["model"]), adapter=about["adapter"], fingerprint=trained_model
                 )
-        return make_report(self._folder)
+        return make_report(self._folder) if self.ranks.is_first else None

@@ -262,9 +262,9 @@ class SubsetHead:
             yield weight, bias[0] if bias else None
 
     def _vocabulary(self, rows: int) -> int:
-        """Number of logits that the model gives: some cut off those of a head's `rows` that only pad it to a round size."""
+        """Number of logits that the model gives: some cut off those of rows that only pad the head to a round size."""
         unpadded = getattr(self.base.config.get_text_config(), "unpadded_vocab_size", None)
-        return min(weight.shape[0], unpadded) if isinstance(unpadded, int) else weight.shape[0]
+        return min(rows, unpadded) if isinstance(unpadded, int) else rows
 
     def _label_logits(self, rows: Tensor, label: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """[N] logits, float32, of one label for each of [N, H] hidden states."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -128,9 +128,10 @@ def test_the_progress_bar_begins_where_the_build_does(
     """Prevents: a bar that promises hours which are over, or ends before its end."""
     shown: list[tuple[int, str, int, int]] = []
 
-    def progress(items: list[int], what: str, total: int, show: bool, *, done: int) -> list[int]:
-        shown.append((len(items), what, total, done))
-        return items
+    def progress(items: Iterable[Any], what: str, total: int, show: bool, *, done: int) -> list[Any]:
+        listed = list(items)
+        shown.append((len(listed), what, total, done))
+        return listed
 
     monkeypatch.setattr(building, "progress", progress)
     made(interrupted.with_name("c"), head, ROWS)

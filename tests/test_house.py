@@ -16,6 +16,7 @@ PACKAGE = Path(pact_plugins.__file__).parent
 
 FLOW = [
     "errors",
+    "ranks",
     "config",
     "run_file",
     "sharding",

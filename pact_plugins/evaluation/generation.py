@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pact_plugins.evaluation.prompts import PromptSet
 from pact_plugins.fingerprints import digest, model_fingerprint, tokenizer_fingerprint
 from pact_plugins.forward import batches_by_length, progress
 from pact_plugins.own_answers import as_chats, up_to_end
+from pact_plugins.ranks import ALONE, Ranks
 
 TOKENS_PER_BATCH = 16384
 """Tokens of one batch, prompts and answers at their longest: 2 GiB of keys and values in an 8B Llama."""
@@ -84,12 +86,14 @@ def generate(
     generation: Generation,
     path: Path,
     *,
+    ranks: Ranks = ALONE,
     show_progress: bool = True,
 ) -> list[Answer]:
     """The answers of a model to all prompts, in their order, of which those in `path` are read and not asked again.
 
     Batches depend on the prompts alone, and each is sampled from its own seed: the file of a run that was stopped and
-    started again is the file of a run that was not.
+    started again is the file of a run that was not. Each rank asks a part of them, and is given all answers; the first
+    one reads and writes the file.
 
     Args:
         engine: the model, as something that answers.
@@ -98,6 +102,7 @@ def generate(
         sets: what to ask.
         generation: how to decode.
         path: a JSONL file, made or continued: an object an answer, in the order of the batches.
+        ranks: of the run, each with the same model and prompts.
         show_progress: whether there is a progress bar.
 
     Raises:
@@ -107,25 +112,32 @@ def generate(
     chats = as_chats(tokenizer, [a.prompt for a in asked], "ask the model", remedy="Set the model's own chat template.")
     batches = batches_by_length([len(chat) + generation.max_new_tokens for chat in chats], TOKENS_PER_BATCH)
     order = [i for batch in batches for i in batch]
-    known = _read(path, [asked[i] for i in order])
-    answers = dict(zip(order, known, strict=False))
-    path.parent.mkdir(parents=True, exist_ok=True)
     what = f"PACT: asking {speaker.adapter or speaker.model}"
-    with path.open("ab") as file:
-        for number, batch in enumerate(progress(batches, what, len(batches), show_progress)):
-            missing = [i for i in batch if i not in answers]
-            if not missing:
-                continue
-            # The whole batch even where a part is there: its width enters into each answer's rounding.
-            # One number from two: batches must not repeat each other's random numbers, nor those of the next seed.
-            seed = int(digest([generation.seed, number])[:15], 16)
-            for i, tokens in zip(batch, engine.answer([chats[i] for i in batch], seed), strict=True):
-                kept = up_to_end(tokens, engine.ends)
-                response = tokenizer.decode(kept, skip_special_tokens=True)
-                answers.setdefault(i, replace(asked[i], response=response, ended=bool(engine.ends & set(kept[-1:]))))
-            file.write(b"".join(_line(answers[i]) for i in missing))
-            file.flush()
-            os.fsync(file.fileno())
+    known = ranks.first(lambda: _read(path, [asked[i] for i in order]), what)
+    answers = dict(zip(order, known, strict=False))
+    to_ask = [number for number, batch in enumerate(batches) if not all(i in answers for i in batch)]
+
+    def responses(number: int) -> list[tuple[str, bool]]:
+        # The whole batch even where a part is there: its width enters into each answer's rounding.
+        # One number from two: batches must not repeat each other's random numbers, nor those of the next seed.
+        seed = int(digest([generation.seed, number])[:15], 16)
+        written = engine.answer([chats[i] for i in batches[number]], seed)
+        kept = [up_to_end(tokens, engine.ends) for tokens in written]
+        return [(tokenizer.decode(ids, skip_special_tokens=True), bool(engine.ends & set(ids[-1:]))) for ids in kept]
+
+    if ranks.is_first:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") if ranks.is_first else nullcontext() as file:
+        asking = ranks.merged(to_ask, map(responses, ranks.part(to_ask)), what)
+        done = len(batches) - len(to_ask)
+        for number, found in progress(asking, what, len(batches), show_progress, done=done):
+            missing = [i for i in batches[number] if i not in answers]
+            for i, (response, has_ended) in zip(batches[number], found, strict=True):
+                answers.setdefault(i, replace(asked[i], response=response, ended=has_ended))
+            if file is not None:
+                file.write(b"".join(_line(answers[i]) for i in missing))
+                file.flush()
+                os.fsync(file.fileno())
     return [answers[i] for i in range(len(asked))]
 
 

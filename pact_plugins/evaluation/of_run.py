@@ -14,13 +14,16 @@ from pact_plugins.evaluation.engines import Engine, Generation, transformers_eng
 from pact_plugins.evaluation.generation import Answer, Speaker, first_speaker, generate
 from pact_plugins.evaluation.measure import Run
 from pact_plugins.evaluation.run import Evaluation, conclude, prompt_sets_of
+from pact_plugins.ranks import ALONE, Ranks
 
 FOLDER = "pact_evaluation"
 """In a run's output folder."""
 
+_WHAT = "asking the model"
+
 
 class RunEvaluation:
-    """Asks the model of one run twice.
+    """Asks the model of one run twice; each process of the run asks it a part of the prompts.
 
     Its files are those of `pact eval --out OUTPUT_DIR/pact_evaluation`.
 
@@ -28,14 +31,16 @@ class RunEvaluation:
         config: prompts, judges and lengths.
         output_dir: of the run.
         tokenizer: of the model, with a chat template.
+        ranks: the processes of the run, of which the first one judges and writes.
 
     Raises:
         PactError: a prompt set or judge cannot be used.
     """
 
-    def __init__(self, config: EvalConfig, output_dir: Path, tokenizer: Any) -> None:
+    def __init__(self, config: EvalConfig, output_dir: Path, tokenizer: Any, ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
         self.sets = prompt_sets_of(config.prompts, config.limit)
-        self.judges = [judges.load(name) for name in dict.fromkeys(config.judges)]
+        self.judges = [judges.load(name) for name in dict.fromkeys(config.judges)] if ranks.is_first else []
         self.generation = Generation(config.max_new_tokens)
         self.output_dir, self.folder, self.tokenizer = output_dir, output_dir / FOLDER, tokenizer
         self._before: list[Answer] | None = None
@@ -59,13 +64,14 @@ class RunEvaluation:
             show_progress: whether there is a progress bar.
         """
         path = self.folder / "against.jsonl"
-        if resumed and not path.exists():
+        if resumed and not self.ranks.first(path.exists, _WHAT):
             return
         if resumed:
-            speaker, engine = first_speaker(path), Engine(_too_late, set())
+            speaker, engine = self.ranks.first(lambda: first_speaker(path), _WHAT), Engine(_too_late, set())
         else:
-            for name_of_file in ("against.jsonl", "answers.jsonl", "verdicts.jsonl", "evaluation.json"):
-                (self.folder / name_of_file).unlink(missing_ok=True)
+            if self.ranks.is_first:
+                for name_of_file in ("against.jsonl", "answers.jsonl", "verdicts.jsonl", "evaluation.json"):
+                    (self.folder / name_of_file).unlink(missing_ok=True)
             speaker = Speaker.of(name, None, model, self.tokenizer, fingerprint=fingerprint)
             engine = transformers_engine(model, self.tokenizer, self.generation)
         self._before = self._ask(engine, speaker, path, show_progress)
@@ -78,8 +84,8 @@ class RunEvaluation:
         adapter: bool,
         fingerprint: str | None = None,
         show_progress: bool = True,
-    ) -> Evaluation:
-        """Asks the trained model, and writes what has changed.
+    ) -> Evaluation | None:
+        """Asks the trained model; the first process writes what has changed, and is given it.
 
         Args:
             model: after its last step.
@@ -92,14 +98,18 @@ class RunEvaluation:
         who = (name, place) if adapter else (place, None)
         speaker = Speaker.of(*who, model, self.tokenizer, fingerprint=fingerprint)
         path = self.folder / "answers.jsonl"
-        path.unlink(missing_ok=True)
+        if self.ranks.is_first:
+            path.unlink(missing_ok=True)
         engine = transformers_engine(model, self.tokenizer, self.generation)
         answers: dict[Run, list[Answer]] = {"against": self._before} if self._before is not None else {}
         answers["model"] = self._ask(engine, speaker, path, show_progress)
-        return conclude(answers, self.sets, self.judges, self.folder)
+        return conclude(answers, self.sets, self.judges, self.folder) if self.ranks.is_first else None
 
     def _ask(self, engine: Engine, speaker: Speaker, path: Path, show_progress: bool) -> list[Answer]:
-        return generate(engine, self.tokenizer, speaker, self.sets, self.generation, path, show_progress=show_progress)
+        shown = show_progress and self.ranks.is_first
+        return generate(
+            engine, self.tokenizer, speaker, self.sets, self.generation, path, ranks=self.ranks, show_progress=shown
+        )
 
 
 def _too_late(chats: list[list[int]], seed: int) -> NoReturn:
