@@ -16,7 +16,7 @@ from pact_plugins.chat_format import ChatFormat
 from pact_plugins.dataset import read_documents
 from tests.rows import CHAT, PAD, Row, conversation, padded
 
-TINY_CHAT = ChatFormat(header=(8, 9), end=1)
+TINY_CHAT = ChatFormat(header=(8, 9), ends=(1,))
 """Its tokens are among the few that documents are drawn from, so that headers and ends turn up everywhere."""
 
 TOKENS = st.integers(0, 12)
@@ -87,7 +87,8 @@ def test_answer_tokens_stand_where_they_say(drawn: tuple[list[Row], dict[str, An
     assert tokens.counts.sum() == len(tokens)
     for answer in range(int(tokens.answer.max(initial=-1)) + 1):
         mine = tokens.answer == answer
-        assert tokens.position[mine].tolist() == list(range(int(mine.sum())))
+        columns = tokens.column[mine]
+        assert tokens.position[mine].tolist() == (columns - columns[0]).tolist()
 
 
 def _document(row: Row) -> Document:
