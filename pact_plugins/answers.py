@@ -15,6 +15,7 @@ what looks at the first tokens of an answer looks past it. Its tokens are answer
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -83,7 +84,7 @@ class Document:
         for start, stop in runs:
             begin = 0 if start == 1 else start  # a document's first token is never supervised
             inside = [t for t in turns if begin <= t.opening and t.start < stop]
-            around = [t for t in turns if t.opening < begin < t.stop]
+            around = [t for t in turns if t.opening < begin < t.stop and t.start < stop]
             if inside and not chat.ends and len(inside) + len(around) > 1:
                 raise _no_end()
             for turn in (*around, *inside):
@@ -94,18 +95,18 @@ class Document:
 
     def _turns(self, chat: ChatFormat) -> list[_Turn]:
         """The assistant turns, in order. An opening's text inside a turn opens none."""
-        opened = sorted(
-            (place, place + len(o)) for o in chat.openings or (chat.header,) for place in find(self.input_ids, o)
-        )
+        openings = chat.openings or (chat.header,)
+        opened = sorted((place, place + len(ids)) for ids in openings for place in find(self.input_ids, ids))
+        if not opened:
+            return []
+        stops = [int(i) + 1 for i in np.flatnonzero(np.isin(self.input_ids, chat.ends))]
+        if not chat.ends:
+            stops = sorted([*find(self.input_ids, chat.user), *(place for place, _ in opened)])
         turns: list[_Turn] = []
-        for number, (place, start) in enumerate(opened):
-            if turns and place < turns[-1].stop:
-                continue
-            ends = np.flatnonzero(np.isin(self.input_ids[start:], chat.ends))
-            stop = start + int(ends[0]) + 1 if len(ends) else len(self.input_ids)
-            if not chat.ends:
-                stop = next((later for later, _ in opened[number + 1 :] if later >= start), stop)
-            turns.append(_Turn(place, start, stop))
+        for place, start in opened:
+            if not turns or place >= turns[-1].stop:
+                later = bisect_right(stops, start)
+                turns.append(_Turn(place, start, stops[later] if later < len(stops) else len(self.input_ids)))
         return turns
 
     def _answer(self, turn: _Turn, start: int, stop: int, chat: ChatFormat) -> Answer:

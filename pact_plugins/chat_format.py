@@ -163,8 +163,13 @@ class _Probe:
                 f"opens rendered answers otherwise than its generation prompt, {self.tokenizer.decode(list(header))!r}"
             )
             opening = gaps[0][len(_common(gaps[0], closing)) :]
+        # Turns that call a tool may go on otherwise from an earlier token.
+        calling, after_tools, tool_ends = self.tool_turns(starter)
+        shorter = _common(gaps[0], calling)
+        if calling and not find(calling, opening) and shorter and not find(boundary, shorter):
+            opening = shorter
+        openings = opening, *([] if find(after_tools, opening) else [self.from_last_special(after_tools)])
         ends = self.ends(tail, boundary, starter)
-        after_tools, tool_ends = self.tool_turns(opening, starter)
         leads = {gap[place + len(opening) :] for gap in (*gaps, *headers, *thoughts) for place in find(gap, opening)}
         history = ()
         if not longer.startswith(last):
@@ -179,7 +184,7 @@ class _Probe:
             )
         return ChatFormat(
             header=header,
-            openings=tuple(o for o in (opening, *after_tools) if o),
+            openings=tuple(ids for ids in openings if ids),
             leads=tuple(sorted(lead for lead in leads if lead)),
             ends=tuple(sorted({*ends, *tool_ends})),
             user=self.user_opening(start, boundary, closing, starter),
@@ -232,23 +237,22 @@ class _Probe:
         firsts = ([i for i in ids if i in self.special][:1] for ids in (tail, boundary))
         return [i for first in firsts for i in first]
 
-    def tool_turns(self, opening: Ids, starter: int | None) -> tuple[list[Ids], list[int]]:
-        """What opens a turn after a tool's result, if it is not `opening`, and what ends a turn that calls a tool."""
+    def tool_turns(self, starter: int | None) -> tuple[Ids, Ids, Iterable[int]]:
+        """What stands before a tool's call, what between its result and the answer, and what ends the call's turn."""
         function = {"name": "pact", "arguments": {"text": _CALL}}
-        call = {
-            **_message("assistant", ""),
-            "tool_calls": [{"type": "function", "id": "pact00000", "function": function}],
-        }
+        calls = [{"type": "function", "id": "pact00000", "function": function}]
+        asked = [_message("user", _USER), {**_message("assistant", ""), "tool_calls": calls}]
         result = {**_message("tool", _RESULT), "name": "pact", "tool_call_id": "pact00000"}
-        asked = [_message("user", _USER), call]
         last, whole = self.text_if(asked), self.text_if([*asked, result, _message("assistant", _ANSWER)])
-        if not -1 < whole.find(_CALL) < whole.find(_RESULT) < whole.find(_ANSWER):
-            return [], []
-        gap = self.between(whole, _RESULT, _ANSWER)
+        if not -1 < whole.find(_USER) < whole.find(_CALL) < whole.find(_RESULT) < whole.find(_ANSWER):
+            return (), (), ()
         tail = self.between(last, _CALL) if _CALL in last else ()
-        # What precedes the last special token may name the call.
-        after = gap[max((n for n, i in enumerate(gap) if i in self.special), default=0) :]
-        return [after] * (not find(gap, opening)), list(self.ends(tail, self.between(whole, _CALL, _RESULT), starter))
+        ends = self.ends(tail, self.between(whole, _CALL, _RESULT), starter)
+        return self.between(whole, _USER, _CALL), self.between(whole, _RESULT, _ANSWER), ends
+
+    def from_last_special(self, ids: Ids) -> Ids:
+        """What precedes it after a tool's result may name the call."""
+        return ids[max((place for place, i in enumerate(ids) if i in self.special), default=0) :]
 
     def user_opening(self, start: Ids, boundary: Ids, closing: Ids, starter: int | None) -> Ids:
         """What stands before a user's message, first or later, without the end of the turn before."""

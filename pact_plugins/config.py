@@ -65,7 +65,7 @@ class GateConfig(_Block):
         default=None,
         description="What the reference without the prompt keeps before each answer: the `header` that the chat "
         "template puts there; `bos`, the first token of the sequence, before it; `bos+system`, everything before the "
-        "first user turn. Default: `header`, which is the only one of `paper`.",
+        "first user turn. Default: `bos` for `confidence`, `header` for `paper`, which has no other.",
     )
 
     @property
@@ -235,7 +235,8 @@ class PactConfig(_Block):
         if not on:
             return None
         gate = self.gate if isinstance(self.gate, GateConfig) else GateConfig()
-        return gate.model_copy(update={"prefix": gate.prefix or "header"})
+        default = "header" if self.objective == "paper" else "bos"
+        return gate.model_copy(update={"prefix": gate.prefix or default})
 
     @property
     def gate_reach(self) -> int:
