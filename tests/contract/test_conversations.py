@@ -88,9 +88,13 @@ def axolotl_batches(folder: Path, chats: list[list[dict[str, Any]]], **settings:
         field_messages="messages",
         roles={role: [role] for role in ("system", "user", "assistant", "tool")},
     )
-    strategy = ChatTemplateStrategy(
-        prompter, tokenizer, **{"train_on_inputs": False, "sequence_len": 512, "train_on_eos": "turn", **settings}
-    )
+    default = {
+        "train_on_inputs": False,
+        "sequence_len": 512,
+        "train_on_eos": "turn",
+        "roles_to_train": ["assistant"],
+    }
+    strategy = ChatTemplateStrategy(prompter, tokenizer, **{**default, **settings})
     rows = [strategy.tokenize_prompt({"messages": chat}) for chat in chats]
     rows = [{k: row[k] for k in ("input_ids", "attention_mask", "labels")} for row in rows]
     return [DataCollatorForSeq2Seq(tokenizer)(rows)]
@@ -105,7 +109,8 @@ AXOLOTL = {
     "all ends": ({"train_on_eos": "all"}, {}, TURNS),
     "no ends": ({"train_on_eos": "none"}, {}, ANSWERS),
     "trained": ({"roles_to_train": []}, {"train": True}, TURNS),
-    "untrained": ({"roles_to_train": ["assistant"]}, {"train": False}, []),
+    "untrained": ({}, {"train": False}, []),
+    "ends alone": ({"roles_to_train": [], "train_on_eos": "all"}, {}, [END] * len(ANSWERS)),
 }
 
 
@@ -117,7 +122,7 @@ def test_axolotl_conversations(name: str, tmp_path: Path) -> None:
     batches = axolotl_batches(tmp_path, messages(**of_assistant), **settings)
     assert held(batches) == sorted(expected)
     total = sum(map(len, expected)) - (len(END) - 1) * sum(text.endswith(END) for text in expected)
-    more = name in ("inputs too", "both roles", "users alone", "all ends")
+    more = name in ("inputs too", "both roles", "users alone", "all ends", "ends alone")
     assert (supervised(batches) > total) is more
 
 
