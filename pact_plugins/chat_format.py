@@ -151,14 +151,15 @@ class _Probe:
         header = self.ids(opened, len(closed), len(opened)) if opened.startswith(closed) else ()
         if not header:
             header = gaps[0][len(_common(gaps[0], closing)) :]
-            notes.append(
-                "adds no generation prompt after a user's turn: taken for an answer's header is "
-                f"{self.tokenizer.decode(list(header))!r}, what it writes between a user's message and an answer"
-            )
+            if header:
+                notes.append(
+                    "adds no generation prompt after a user's turn: taken for an answer's header is "
+                    f"{self.tokenizer.decode(list(header))!r}, what it writes between a user's message and an answer"
+                )
         headers = [header, *self.headers_without_thoughts(closed)]
         thoughts = self.thoughts()
         opening = header[: min(_longest(header, gap) for gap in (*gaps, *headers, *thoughts))]
-        if not opening:
+        if header and not opening:
             notes.append(
                 f"opens rendered answers otherwise than its generation prompt, {self.tokenizer.decode(list(header))!r}"
             )
