@@ -5,11 +5,17 @@ All of it runs on the host, on copies of the batch's integer tensors.
 Words: a *document* is one training sequence, alone in a padded row or one of several in a packed row. An *answer* is
 the supervised part of one assistant turn. An *answer token* is a supervised token of an answer; the hidden state that
 predicts it stands one column to its left.
+
+Position 0 of an answer is the first of the turn's own words, thoughts or answer. What the template writes before them
+may be supervised too (an opening `<think>`, an empty thinking block, a channel's name): the model hardly chooses it, so
+what looks at the first tokens of an answer looks past it. Its tokens are answer tokens like others, at positions below
+0. Where thoughts are trained on, position 0 is their first word; where they are masked, that of what follows them.
 """
 
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pact_plugins.chat_format import ChatFormat
+from pact_plugins.chat_format import ChatFormat, Ids, find
 from pact_plugins.errors import PactError
 
 Ints = npt.NDArray[np.int64]
@@ -54,29 +60,97 @@ class Document:
         content = self.input_ids.tobytes() + np.packbits(self.supervised).tobytes()
         return hashlib.blake2b(content, digest_size=16).digest()
 
-    def answers(self, chat: ChatFormat) -> list[tuple[int, int]]:
-        """[start, stop) of every answer, in order.
+    def answers(self, chat: ChatFormat) -> list[Answer]:
+        """Every answer, in order.
 
-        A run of supervised tokens after unsupervised ones is an answer. Where labels alone do not separate turns
-        (training on inputs), answers are what follows a header of the chat template, up to the end of the turn.
+        Assistant turns are what follows an opening of the chat template, up to an end. The labels say what is trained
+        on. A run of supervised tokens that begins inside an assistant turn, or inside its opening, and holds no other
+        opening, belongs to that turn as a whole. Of a run with whole openings (training on inputs), only what lies
+        inside turns is answers, and of other runs (a user's turn, the ends of its turns) nothing. A document without
+        an opening was not made by the template: there each run after unsupervised tokens is an answer.
 
         Raises:
-            PactError: turns have to be located by the header, and the template has none.
+            PactError: answers have to be told from other turns that are trained on, and the template has no header, or
+                no token that ends a turn.
         """
-        answers: list[tuple[int, int]] = []
-        for start, stop in _runs(self.supervised):
-            headers = _find(self.input_ids[start:stop], chat.header)
-            if start > 1 and not headers:
-                answers.append((start, stop))
-                continue
-            header = chat.require_header("tell the answers from the prompts, since both are trained on")
-            for offset in _find(self.input_ids[:stop], header):
-                first = offset + len(header)
-                # A header's text inside an answer opens none.
-                if start <= first < stop and not (answers and first < answers[-1][1]):
-                    ends = np.flatnonzero(self.input_ids[first:stop] == chat.end)
-                    answers.append((first, first + int(ends[0]) + 1 if len(ends) else stop))
-        return answers
+        turns = self._turns(chat)
+        runs = _runs(self.supervised)
+        if not turns:
+            for start, _ in runs:
+                if start <= 1:
+                    chat.require_header("tell the answers from the prompts, since both are trained on")
+            return [Answer(start, stop, start, chat.header) for start, stop in runs if start > 1]
+        owned: dict[int, tuple[int, int]] = {}
+        for start, stop in runs:
+            begin = 0 if start == 1 else start  # a document's first token is never supervised
+            inside = [t for t in turns if begin <= t.opening and t.start < stop]
+            around = [t for t in turns if t.opening < begin < t.stop and t.start < stop]
+            if inside and not chat.ends and len(inside) + len(around) > 1:
+                raise _no_end()
+            for turn in (*around, *inside):
+                first = turn.start if turn in inside else start
+                last = min(turn.stop, stop) if inside else stop
+                owned[turn.opening] = owned.get(turn.opening, (first, 0))[0], last
+        return [self._answer(turn, *owned[turn.opening], chat) for turn in turns if turn.opening in owned]
+
+    def _turns(self, chat: ChatFormat) -> list[_Turn]:
+        """The assistant turns, in order. An opening's text inside a turn opens none."""
+        openings = chat.openings or (chat.header,)
+        opened = sorted((place, place + len(ids)) for ids in openings for place in find(self.input_ids, ids))
+        if not opened:
+            return []
+        stops = [int(i) + 1 for i in np.flatnonzero(np.isin(self.input_ids, chat.ends))]
+        if not chat.ends:
+            stops = sorted([*find(self.input_ids, chat.user), *(place for place, _ in opened)])
+        turns: list[_Turn] = []
+        for place, start in opened:
+            if not turns or place >= turns[-1].stop:
+                later = bisect_right(stops, start)
+                turns.append(_Turn(place, start, stops[later] if later < len(stops) else len(self.input_ids)))
+        return turns
+
+    def _answer(self, turn: _Turn, start: int, stop: int, chat: ChatFormat) -> Answer:
+        own = tuple(self.input_ids[turn.start : turn.stop].tolist())
+        words = turn.start + max((len(lead) for lead in chat.leads if own[: len(lead)] == lead), default=0)
+        # A row may go on after the opening otherwise than the header does.
+        header = tuple(self.input_ids[turn.opening : start].tolist()) if start <= words else chat.header
+        return Answer(start, stop, max(start, words), header)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The supervised part of one assistant turn.
+
+    Attributes:
+        start, stop: from its first supervised token to after its last. Some between them may be unsupervised.
+        words: where position 0 is: the first supervised token that is no part of the turn's lead.
+        header: ids that stand before it where its prompt is removed: from the turn's opening to `start`, if only the
+            lead stands between them; else the header of the generation prompt.
+    """
+
+    start: int
+    stop: int
+    words: int
+    header: Ids
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """Where an assistant turn's opening begins, where the turn itself does, and where it stops."""
+
+    opening: int
+    start: int
+    stop: int
+
+
+def _no_end() -> PactError:
+    return PactError(
+        expected="a chat template that ends each answer with a special token, since prompts are trained on too",
+        got="several answers in a sequence, and a template without such an end",
+        consequence="PACT could not tell where an answer stops and the next prompt begins.",
+        remedy="Train on the answers alone (TRL: `assistant_only_loss: true`; Axolotl: `train_on_inputs: false`), or "
+        "let the template end each answer with the tokenizer's end-of-sequence token.",
+    )
 
 
 @dataclass(frozen=True)
@@ -88,7 +162,7 @@ class AnswerTokens:
         counts: [D] number of answer tokens of each.
         row, column: [N] batch coordinates of the hidden state that predicts each token.
         label: [N] id of each token.
-        position: [N] index of each token in its own answer, 0 at the first.
+        position: [N] index of each token in its own answer, 0 at the first of its words (see the module).
         answer: [N] number of the answer it belongs to, counted through the batch.
     """
 
@@ -115,18 +189,18 @@ class AnswerTokens:
         parts: list[tuple[Ints, ...]] = []
         for document in documents:
             count = 0
-            for start, stop in document.answers(chat):
-                column = np.arange(start, stop, dtype=np.int64)
+            for answer in document.answers(chat):
+                column = answer.start + np.flatnonzero(document.supervised[answer.start : answer.stop])
                 parts.append(
                     (
-                        np.full(stop - start, document.row, np.int64),
+                        np.full(len(column), document.row, np.int64),
                         column + document.start - 1,
-                        document.input_ids[start:stop],
-                        column - start,
-                        np.full(stop - start, len(parts), np.int64),
+                        document.input_ids[column],
+                        column - answer.words,
+                        np.full(len(column), len(parts), np.int64),
                     )
                 )
-                count += stop - start
+                count += len(column)
             if count:
                 kept.append(document)
                 counts.append(count)
@@ -231,11 +305,3 @@ def _runs(mask: Bools) -> list[tuple[int, int]]:
     framed[1:-1] = mask
     edges = (framed[1:] != framed[:-1]).nonzero()[0].tolist()
     return list(zip(edges[::2], edges[1::2], strict=True))
-
-
-def _find(values: Ints, pattern: tuple[int, ...]) -> list[int]:
-    """Every offset at which `pattern` occurs in `values`; none for an empty pattern."""
-    if not pattern or len(values) < len(pattern):
-        return []
-    starts = (values[: len(values) - len(pattern) + 1] == pattern[0]).nonzero()[0]
-    return [int(i) for i in starts if tuple(values[i : i + len(pattern)].tolist()) == pattern]

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pact_plugins import artefacts
-from pact_plugins.answers import AnswerTokens, Document
-from pact_plugins.chat_format import ChatFormat
+from pact_plugins.answers import Answer, AnswerTokens, Document
 from pact_plugins.config import PactConfig
 from pact_plugins.forward import progress
 from pact_plugins.host_trainer import training_documents
@@ -111,14 +112,13 @@ def audit(trainer: Any, config: PactConfig, *, threshold: float | None = None) -
         sequences += len(rows) * bool(conflicts)
         answers += len(rows) * len(conflicts)
         supervised += len(rows) * int(document.supervised.sum())
-        for number, ((start, stop), conflict) in enumerate(
-            zip(document.answers(objective.chat), conflicts, strict=True)
-        ):
+        for number, (answer, conflict) in enumerate(zip(document.answers(objective.chat), conflicts, strict=True)):
+            tokens = int(document.supervised[answer.start : answer.stop].sum())
             taken = conflict if config.damps and conflict > config.conflict_threshold else 0.0
-            damped += len(rows) * taken * (stop - start)
+            damped += len(rows) * taken * tokens
             if conflict > threshold:
-                texts = _texts(tokenizer, objective.chat, document, start, stop)
-                listed.append(ConflictingAnswer(rows, number, conflict, 1 - taken, stop - start, *texts))
+                texts = _texts(tokenizer, document, answer)
+                listed.append(ConflictingAnswer(rows, number, conflict, 1 - taken, tokens, *texts))
     return Audit(
         sequences=sequences,
         answers=answers,
@@ -135,13 +135,15 @@ def _conflicts(objective: PactObjective, document: Document) -> list[float]:
     """The conflict of each answer of a document; none for one without an answer."""
     tokens = AnswerTokens.of([document], objective.chat)
     conflicts = objective.conflicts(tokens, objective.cache.look_up(tokens))
-    return conflicts[tokens.position == 0].tolist()
+    return conflicts[np.unique(tokens.answer, return_index=True)[1]].tolist()
 
 
-def _texts(tokenizer: Any, chat: ChatFormat, document: Document, start: int, stop: int) -> tuple[str, str, str]:
-    """First token, prompt and text of the answer [start, stop) of a document."""
-    before, own = document.input_ids[:start].tolist(), document.input_ids[start:stop].tolist()
-    if chat.header and tuple(before[-len(chat.header) :]) == chat.header:
-        before = before[: -len(chat.header)]
+def _texts(tokenizer: Any, document: Document, answer: Answer) -> tuple[str, str, str]:
+    """First token, prompt and text of an answer."""
+    before = document.input_ids[: answer.start].tolist()
+    own = document.input_ids[answer.start : answer.stop].tolist()
+    if answer.header and tuple(before[-len(answer.header) :]) == answer.header:
+        before = before[: -len(answer.header)]
     prompt, text = (tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in (before, own))
-    return tokenizer.decode(own[:1]), prompt, text
+    words = document.input_ids[answer.words : answer.words + 1].tolist()
+    return tokenizer.decode(words), prompt, text

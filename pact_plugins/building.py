@@ -163,18 +163,23 @@ def _full_sequences(tokens: Sequence[AnswerTokens]) -> Iterator[ForwardSequence]
 
 
 def _answer_only_sequences(tokens: Sequence[AnswerTokens], reach: int, chat: ChatFormat) -> list[ForwardSequence]:
-    header = np.asarray(chat.require_header("build the reference without the prompt"), np.int64)
+    chat.require_header("build the reference without the prompt")
     distinct: dict[bytes, ForwardSequence] = {}
     for i, t in enumerate(tokens):
-        within, skip = t.position < reach, 0
-        for answer in range(int(t.answer[-1]) + 1):
-            own = t.label[within & (t.answer == answer)]
+        document, skip = t.documents[0], 0
+        kept = chat.before(document.input_ids)
+        reached = t.column[t.position < reach] + 1 - document.start
+        for answer in document.answers(chat):
+            own = reached[(reached >= answer.start) & (reached < answer.stop)]
             if not len(own):
                 continue
-            ids = np.concatenate([header, own[:-1]])
-            columns = np.arange(len(own), dtype=np.int64) + len(header) - 1
+            before = np.asarray([*kept, *answer.header], np.int64)
+            ids = np.concatenate([before, document.input_ids[answer.start : own[-1]]])
+            columns = own - answer.start + len(before) - 1
             place = Place("answer_only", i, skip, len(own))
-            distinct.setdefault(ids.tobytes(), ForwardSequence(ids, columns)).wanted.append(place)
+            # Which tokens are supervised can differ between equal answers.
+            key = ids.tobytes() + b"|" + columns.tobytes()
+            distinct.setdefault(key, ForwardSequence(ids, columns)).wanted.append(place)
             skip += len(own)
     return list(distinct.values())
 

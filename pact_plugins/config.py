@@ -25,6 +25,7 @@ from pact_plugins.errors import PactError
 Objective = Literal["paper", "confidence"]
 Conflict = Literal["damp", "keep"]
 Language = Literal["en", "ar", "de", "es", "fr", "hi", "it", "ja", "pt", "ru", "zh"]
+Prefix = Literal["header", "bos", "bos+system"]
 
 NEGLIGIBLE_GATE = 1e-4
 """A gate below this moves the mixture of the two references by less than their storage does: a log-probability between
@@ -61,6 +62,12 @@ class GateConfig(_Block):
     hold: int = Field(default=8, ge=0, description="Answer tokens (N) before the gate starts to fade.")
     decay: float = Field(default=8.0, gt=0, description="Answer tokens (tau) in which the gate fades by a factor e.")
     boost: float = Field(default=1.0, ge=0, le=1, description="Upper bound of the gate.")
+    prefix: Prefix | None = Field(
+        default=None,
+        description="What the reference without the prompt keeps before each answer: the `header` that the chat "
+        "template puts there; `bos`, the first token of the sequence, before it; `bos+system`, everything before the "
+        "first user turn. Default: `bos` for `confidence`, `header` for `paper`, which has no other.",
+    )
 
     @property
     def reach(self) -> int:
@@ -226,6 +233,16 @@ class PactConfig(_Block):
                 raise ValueError(f"no `{key}`: it would be ignored, because {why}. Remove it")
         return self
 
+    @model_validator(mode="after")
+    def _paper_has_the_header_alone(self) -> PactConfig:
+        prefix = self.gate.prefix if isinstance(self.gate, GateConfig) else None
+        if self.objective == "paper" and prefix not in (None, "header"):
+            raise ValueError(
+                f"no `gate.prefix: {prefix}` under `objective: paper`, whose reference without the prompt keeps the "
+                "header alone. Remove it, or use `objective: confidence`"
+            )
+        return self
+
     @property
     def damps(self) -> bool:
         """Whether conflicting answers are damped (`conflict`, with its default resolved)."""
@@ -246,15 +263,22 @@ class PactConfig(_Block):
     @property
     def active_gate(self) -> GateConfig | None:
         """The gate's settings, or None when it is off (`gate`, with its default resolved)."""
-        if isinstance(self.gate, GateConfig):
-            return self.gate
-        on = self.objective == "paper" if self.gate is None else self.gate
-        return GateConfig() if on else None
+        on = self.objective == "paper" if self.gate is None else bool(self.gate)
+        if not on:
+            return None
+        gate = self.gate if isinstance(self.gate, GateConfig) else GateConfig()
+        default = "header" if self.objective == "paper" else "bos"
+        return gate.model_copy(update={"prefix": gate.prefix or default})
 
     @property
     def gate_reach(self) -> int:
         """Answer tokens, from the first, at which the gate matters; 0 when it is off."""
         return self.active_gate.reach if self.active_gate else 0
+
+    @property
+    def answer_prefix(self) -> Prefix:
+        """What the reference without the prompt keeps before each answer (`gate.prefix`, with its default resolved)."""
+        return (self.active_gate and self.active_gate.prefix) or "header"
 
     def resolved(self) -> dict[str, Any]:
         """All settings as JSON knows them, with the defaults that depend on the objective filled in."""

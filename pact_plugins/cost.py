@@ -65,12 +65,12 @@ class Data:
 
 def count_answer_tokens(document: Document, chat: ChatFormat) -> int:
     """Answer tokens of one sequence."""
-    return sum(stop - start for start, stop in document.answers(chat))
+    return len(AnswerTokens.of([document], chat))
 
 
 def count_reached_tokens(document: Document, chat: ChatFormat, reach: int) -> int:
     """Answer tokens of one sequence among the first `reach` of their answer: those of the view without the prompt."""
-    return sum(min(stop - start, reach) for start, stop in document.answers(chat))
+    return int((AnswerTokens.of([document], chat).position < reach).sum()) if reach else 0
 
 
 def cache_bytes(answer_tokens: int, reached_tokens: int, safety_tokens: int) -> int:

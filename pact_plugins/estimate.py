@@ -49,7 +49,7 @@ def estimate(trainer: Any, config: PactConfig) -> Estimate:
         PactError: PACT cannot serve the run.
     """
     model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
-    chat, reach = ChatFormat.from_tokenizer(tokenizer), config.gate_reach
+    chat, reach = ChatFormat.from_tokenizer(tokenizer, config.answer_prefix), config.gate_reach
     answered, data = find_answers(list(training_documents(trainer)), chat, config)
     with trainer.accelerator.autocast():
         fingerprint = model_fingerprint(model)

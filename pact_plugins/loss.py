@@ -159,7 +159,7 @@ def conflict(full: Tensor, positive: Tensor, position: Tensor, answer: Tensor, l
     Args:
         full: [N, S] log-probabilities of the reference with its full context.
         positive: [K] indices of S+ within S.
-        position: [N] index of each token in its own answer, 0 at the first.
+        position: [N] index of each token in its own answer; those below 0 are passed over.
         answer: [N] number of the answer that each token belongs to, counted from 0.
         label_in_s: [N] boolean, True where the row's own token is in S+.
 
@@ -168,10 +168,10 @@ def conflict(full: Tensor, positive: Tensor, position: Tensor, answer: Tensor, l
     """
     with torch.no_grad():
         # One place a token is enough for its answers, and their number need not be asked of the device.
-        leaves = torch.where(label_in_s, OPENING, position).clamp(max=OPENING)
+        leaves = torch.where(label_in_s | (position < 0), OPENING, position).clamp(max=OPENING)
         first = torch.full_like(leaves, OPENING).scatter_reduce_(0, answer, leaves, "amin")
         log_mass = full[:, positive].logsumexp(-1).clamp(max=0)
-        until = torch.where(position <= first[answer], log_mass, 0.0)
+        until = torch.where((position >= 0) & (position <= first[answer]), log_mass, 0.0)
         led = torch.zeros_like(until).index_add_(0, answer, until).exp()
         return torch.where(first < OPENING, led, 0.0)[answer]
 

@@ -32,7 +32,7 @@ class Targets:
     Attributes:
         request: what the subset head has to compute.
         full, answer_only: [N, S] reference log-probabilities.
-        position: [N] index of each answer token in its answer.
+        position: [N] index of each answer token in its answer, below 0 before the answer's own words.
         conflict: [M] conflict of each token whose cross-entropy is damped (`request.labelled`).
         documents: number of documents looked up.
         supervised: number of tokens that the batch's cross-entropy is the mean of.
@@ -99,7 +99,7 @@ class PactObjective:
     ) -> None:
         self.config, self.tokens, self.chat, self.head, self.cache = config, tokens, chat, head, cache
         self.anchors = anchors
-        self._gate = config.active_gate.model_dump() if config.active_gate else None
+        self._gate = config.active_gate.model_dump(exclude={"prefix"}) if config.active_gate else None
         self._weights = torch.tensor(tokens.weights)
         self._positive = self._positive_on_host = torch.tensor(tokens.positive)
         self._positive_ids = np.asarray([tokens.ids[i] for i in tokens.positive])

@@ -149,10 +149,12 @@ def write_answers(
 
 
 def end_tokens(model: nn.Module, tokenizer: Any) -> set[int]:
-    """Ids of the tokens that end an answer: that of the chat template, and those of the generation config."""
+    """Ids of the tokens that end an answer: those of the chat template, the tokenizer and the generation config."""
     config = cast(Any, model).generation_config
     stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    return {end for end in (ChatFormat.from_tokenizer(tokenizer).end, *stops) if end is not None}
+    return {
+        end for end in (*ChatFormat.from_tokenizer(tokenizer).ends, tokenizer.eos_token_id, *stops) if end is not None
+    }
 
 
 def up_to_end(answer: Sequence[int], ends: set[int]) -> list[int]:

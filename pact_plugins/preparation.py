@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -32,6 +33,8 @@ from pact_plugins.reference import FORMAT
 from pact_plugins.safety_tokens import SafetyTokens
 from pact_plugins.sharding import full_shape
 from pact_plugins.subset_head import SubsetHead, hold_head
+
+_LOG = logging.getLogger(__name__)
 
 SAMPLE = 256
 """Sequences that are kept for looking at the model again when training ends."""
@@ -87,7 +90,7 @@ def prepare(
     Raises:
         PactError: the model, tokenizer, tokens, data or cache cannot be served.
     """
-    chat = ChatFormat.from_tokenizer(tokenizer)
+    chat = ChatFormat.from_tokenizer(tokenizer, config.answer_prefix)
     answered, data = find_answers(documents, chat, config)
     check_ids(model, (d.input_ids for d in documents), "the training set")
     check_lengths(model, [len(d.input_ids) for d in documents])
@@ -129,6 +132,9 @@ def find_answers(documents: Sequence[Document], chat: ChatFormat, config: PactCo
     """
     if config.active_gate is not None:
         chat.require_header("build the reference without the prompt, which the gate needs (`pact.gate`)")
+    several = chat.history and any(len(d.answers(chat)) > 1 for d in documents)
+    for note in (*chat.notes, *(chat.history if several else ())):
+        _LOG.warning("PACT: the chat template %s.", note)
     counts = [count_answer_tokens(d, chat) for d in documents]
     answered = [d for d, count in zip(documents, counts, strict=True) if count]
     if not answered:
@@ -158,8 +164,7 @@ def cache_identity(
         "safety_tokens": digest(tokens.ids),
         "views": views(config),
         "reach": config.gate_reach,
-        "header": list(chat.header),
-        "end": chat.end,
+        "chat": chat.fingerprint(),
         "precision": _autocast_dtype(model),
         "data": keys_fingerprint(d.key for d in documents),
     }

@@ -68,7 +68,7 @@ def measure_profile(objective: PactObjective, documents: Sequence[Document]) -> 
             masses = objective.held_mass(student), objective.held_mass(targets.full)
             values = torch.stack([torch.ones_like(divergence), *masses, divergence]).double().cpu()
             position = targets.position.cpu()
-            early = position < POSITIONS
+            early = (position >= 0) & (position < POSITIONS)
             sums.index_add_(1, position[early], values[:, early])
     kept = sums[:, sums[0] > 0].numpy()
     model, reference, kl = (tuple(np.round(row, 9).tolist()) for row in kept[1:] / kept[0])

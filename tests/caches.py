@@ -50,7 +50,8 @@ def expected(model: nn.Module, row: Row) -> tuple[np.ndarray, np.ndarray]:
     """Both views of a row's answer tokens, one forward pass for each answer."""
     (document,) = documents([row])
     full, answer_only = [], []
-    for start, stop in document.answers(CHAT):
+    for answer in document.answers(CHAT):
+        start, stop = answer.start, answer.stop
         full.append(live(model, row[0])[start - 1 : stop - 1])
         alone_ids = [*CHAT.header, *row[0][start : stop - 1]]
         answer_only.append(live(model, alone_ids)[len(CHAT.header) - 1 :])

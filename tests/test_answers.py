@@ -105,4 +105,55 @@ def test_header_text_inside_an_answer_opens_none() -> None:
     header, end = (50, 51), 1
     ids = np.asarray([0, *header, 60, *header, 61, end, 70, *header, 62, end])
     document = Document(ids, np.arange(len(ids)) > 0)
-    assert document.answers(ChatFormat(header, end)) == [(3, 8), (11, 13)]
+    assert [(a.start, a.stop) for a in document.answers(ChatFormat(header, ends=(end,)))] == [(3, 8), (11, 13)]
+
+
+OPENING, LEAD, THINK, END = (50, 51), (52, 53), 52, 1
+THINKER = ChatFormat((*OPENING, THINK), openings=(OPENING,), leads=((THINK,), LEAD), ends=(END,))
+
+
+@pytest.mark.parametrize("supervised_from", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("lead", [(), (THINK,), LEAD])
+def test_position_0_is_the_first_of_an_answers_own_words(lead: tuple[int, ...], supervised_from: int) -> None:
+    """Prevents an empty thinking block from being taken for what the model chose to open its answer with."""
+    ids = np.asarray([0, 7, *OPENING, *lead, 60, 61, 62, END])
+    start, words = 2 + supervised_from, 4 + len(lead)
+    document = Document(ids, np.arange(len(ids)) >= start)
+    (answer,) = document.answers(THINKER)
+    # The whole opening is a header even if it is trained on; a part of it is trained on as the answer is.
+    first = 4 if supervised_from == 0 else start
+    assert (answer.start, answer.stop, answer.words) == (first, len(ids), max(first, words))
+    if first <= words:
+        assert answer.header == tuple(ids[2:first])
+    else:
+        assert answer.header == THINKER.header
+    tokens = AnswerTokens.of([document], THINKER)
+    assert tokens.position.tolist() == [i - answer.words for i in range(first, len(ids))]
+
+
+def test_a_turn_with_a_gap_is_one_answer() -> None:
+    """Prevents a second start in the middle of a turn of which a part is not trained on."""
+    ids = np.asarray([0, 7, *OPENING, 60, 61, 62, 63, END, 7, *OPENING, 64, END])
+    supervised = np.isin(ids, [60, 62, 63, 64, END])
+    tokens = AnswerTokens.of([Document(ids, supervised)], THINKER)
+    assert tokens.label.tolist() == [60, 62, 63, END, 64, END]
+    assert tokens.position.tolist() == [0, 2, 3, 4, 0, 1]
+    assert tokens.answer.tolist() == [0, 0, 0, 0, 1, 1]
+
+
+def test_turns_without_an_end_stop_at_the_next_one() -> None:
+    """Prevents user turns that are taken for answers where no token ends an answer."""
+    chat = ChatFormat(OPENING, user=(54,))
+    ids = np.asarray([0, 54, 7, *OPENING, 60, 54, 7, *OPENING, 61])
+    users = Document(ids, ids == 7)
+    assert users.answers(chat) == []
+    answers = Document(ids, np.isin(ids, [60, 61]))
+    assert [(a.start, a.stop) for a in answers.answers(chat)] == [(5, 6), (10, 11)]
+    with pytest.raises(PactError, match="ends each answer"):
+        Document(ids, np.arange(len(ids)) > 0).answers(chat)
+
+
+def test_an_opening_at_the_very_start_opens_a_turn() -> None:
+    """Prevents a whole conversation from being taken for an answer that began before its first token."""
+    ids = np.asarray([*OPENING, 60, END, 7, 8])
+    assert [(a.start, a.stop) for a in Document(ids, np.arange(6) > 0).answers(THINKER)] == [(2, 4)]

@@ -16,7 +16,7 @@ from pact_plugins.chat_format import ChatFormat
 from pact_plugins.dataset import read_documents
 from tests.rows import CHAT, PAD, Row, conversation, padded
 
-TINY_CHAT = ChatFormat(header=(8, 9), end=1)
+TINY_CHAT = ChatFormat(header=(8, 9), ends=(1,))
 """Its tokens are among the few that documents are drawn from, so that headers and ends turn up everywhere."""
 
 TOKENS = st.integers(0, 12)
@@ -87,7 +87,53 @@ def test_answer_tokens_stand_where_they_say(drawn: tuple[list[Row], dict[str, An
     assert tokens.counts.sum() == len(tokens)
     for answer in range(int(tokens.answer.max(initial=-1)) + 1):
         mine = tokens.answer == answer
-        assert tokens.position[mine].tolist() == list(range(int(mine.sum())))
+        assert len(set((tokens.column - tokens.position)[mine].tolist())) == 1
+        assert tokens.position[mine][0] <= 0
+
+
+OPENING, LEAD, END, USER = (50, 51), (52, 53), 54, (55,)
+CHATTING = ChatFormat((*OPENING, *LEAD), openings=(OPENING,), leads=(LEAD,), ends=(END,), user=USER)
+
+
+@st.composite
+def trained_conversations(draw: st.DrawFn) -> tuple[Row, list[int]]:
+    """A conversation under one of the masks of the hosts, and where its supervised assistant tokens stand."""
+    mask = draw(st.sampled_from(["everything", "assistants", "both roles", "all ends", "users", "parts"]))
+    pieces: list[tuple[int, bool, bool]] = [(0, False, False)]  # id, supervised, the assistant's
+    words = st.lists(TOKENS, min_size=1, max_size=4)
+    for role in draw(st.lists(st.sampled_from(["user", "tool", "assistant"]), min_size=1, max_size=7)):
+        own = role == "assistant"
+        trained = draw(st.booleans())  # `train` of the message, its weight
+        content = {
+            "everything": True,
+            "assistants": own and trained,
+            "both roles": trained,
+            "all ends": own and trained,
+            "users": not own,
+            "parts": own and trained,
+        }[mask]
+        ends = mask in ("everything", "all ends") or content
+        opening = OPENING if own else (*USER, 56) if role == "tool" else USER
+        pieces += [(i, mask == "everything", False) for i in opening]
+        pieces += [(i, content, True) for i in (LEAD if own and draw(st.booleans()) else ())]
+        for i in draw(words):
+            pieces.append((i, content and not (mask == "parts" and draw(st.booleans())), own))
+        pieces += [(END, ends, own), (57, mask == "everything" or (own and content), own and mask != "everything")]
+    ids = [i for i, _, _ in pieces]
+    labels = [i if supervised else IGNORE_INDEX for i, supervised, _ in pieces]
+    return (ids, labels), [n for n, (_, supervised, own) in enumerate(pieces) if supervised and own]
+
+
+@given(trained_conversations())
+def test_constrained_are_exactly_the_supervised_assistant_tokens(drawn: tuple[Row, list[int]]) -> None:
+    """Prevents user turns, tool results and untrained messages from being held, and answers from being missed."""
+    row, expected = drawn
+    tokens = AnswerTokens.of(split_documents({"input_ids": [row[0]], "labels": [row[1]]}), CHATTING)
+    if any(i == OPENING[0] for i in row[0]):
+        assert (tokens.column + 1).tolist() == expected
+    starts = [place + 2 for place, i in enumerate(row[0]) if i == OPENING[0]]
+    held = [sum(start <= place for start in starts) for place in expected]
+    assert len(set(held)) == len(set(tokens.answer.tolist())) or not starts
 
 
 def _document(row: Row) -> Document:

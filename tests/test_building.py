@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pact_plugins import building
+from pact_plugins.answers import AnswerTokens, Document
 from pact_plugins.building import build, open_or_build
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.errors import PactError
@@ -222,3 +223,31 @@ def test_the_answer_only_view_needs_a_header(head: SubsetHead, rows: list[Row], 
     """Prevents: an answer-only context without the header, whose first position has no hidden state."""
     with pytest.raises(PactError, match="reference without the prompt"):
         build(tmp_path / "c", IDENTITY, documents(rows), head, ChatFormat(), show_progress=False)
+
+
+@pytest.mark.parametrize(("prefix", "kept"), [("header", 0), ("bos", 1), ("bos+system", None)])
+def test_what_stands_before_an_answer_without_its_prompt(prefix: Any, kept: int | None) -> None:
+    """Prevents: an answer-only context with parts of the prompt in it, or without what the settings keep."""
+    tokenizer = tiny.tokenizer()
+    chat = ChatFormat.from_tokenizer(tokenizer, prefix)
+    turns = [("system", "be kind"), ("user", "one"), ("assistant", "first"), ("user", "two"), ("assistant", "second")]
+    ids = tokenizer.apply_chat_template([{"role": r, "content": c} for r, c in turns], return_dict=False)
+    (document,) = documents([(ids, ids)])
+    sequences = building.forward_sequences([AnswerTokens.of([document], chat)], ["answer_only"], 100, chat)
+    before = tokenizer.decode(ids[:kept] if kept is not None else ids[: ids.index(chat.user[0])])
+    header = tokenizer.decode(list(chat.header))
+    assert [tokenizer.decode(s.ids) for s in sequences] == [before + header + text for text in ("first", "second")]
+    for sequence, text in zip(sequences, ("first", "second"), strict=True):
+        assert sequence.columns.tolist() == list(range(len(sequence.ids) - len(text) - 1, len(sequence.ids)))
+
+
+def test_a_gap_and_a_lead_keep_their_places_without_the_prompt() -> None:
+    """Prevents: the reference of another token where a part of an answer, or its thinking block, is trained on too."""
+    chat = ChatFormat((50, 51), openings=((50,),), leads=((51,),), ends=(1,))
+    ids = np.asarray([0, 7, 50, 51, 60, 61, 62, 1])
+    document = Document(ids, np.isin(ids, [51, 60, 62, 1]))
+    tokens = AnswerTokens.of([document], chat)
+    assert tokens.position.tolist() == [-1, 0, 2, 3]
+    (sequence,) = building.forward_sequences([tokens], ["answer_only"], 3, chat)
+    assert sequence.ids.tolist() == [50, 51, 60, 61]
+    assert sequence.columns.tolist() == [0, 1, 3]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
-from transformers import PreTrainedTokenizerFast
 
 from pact_plugins.answers import AnswerTokens
 from pact_plugins.chat_format import ChatFormat, render
 from pact_plugins.errors import PactError
 from tests import tiny
 from tests.rows import conversation, documents
+from tests.templates import tokenizer_with
 
 CHATML = (
     "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
@@ -28,51 +29,125 @@ PREFIX_CHANGES = (
 RAISES = "{{ raise_exception('roles must alternate') }}"
 
 
-def with_template(template: str | None) -> PreTrainedTokenizerFast:
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=tiny.tokenizer().backend_tokenizer, eos_token="<|end|>", bos_token="<s>"
-    )
-    tokenizer.chat_template = template  # type: ignore[assignment]
-    return tokenizer
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST]{{ m['content'] }}[/INST]"
+    "{% elif m['role'] == 'system' %}[SYS]{{ m['content'] }}[/SYS]"
+    "{% else %}{{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+FOLDED = (
+    "{{ bos_token }}{% set ns = namespace(first='') %}{% for m in messages %}"
+    "{% if m['role'] == 'system' %}{% set ns.first = m['content'] + '\n' %}"
+    "{% else %}<|{{ m['role'] }}|>{{ ns.first if m['role'] == 'user' }}{{ m['content'] }}{{ eos_token }}"
+    "{% set ns.first = '' %}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+THINKING = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>"
+    "{% if m['role'] == 'assistant' and loop.last %}<think>{{ m['reasoning_content'] or '' }}</think>{% endif %}"
+    "{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{{ '<think></think>' if enable_thinking is false }}{% endif %}"
+)
+LEAVES_OUT = "{% for m in messages %}<|{{ m['role'] }}|>{% for part in [] %}{{ part }}{% endfor %}{% endfor %}"
+USER, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}
+
+
+def test_a_template_with_everything() -> None:
+    """Prevents: a header with parts of the prompt in it, which would turn up in every answer-only context."""
+    tokenizer = tokenizer_with(tiny.TEMPLATE)
+    found = ChatFormat.from_tokenizer(tokenizer)
+    assert tokenizer.decode(list(found.header)) == "<|assistant|>\n"
+    assert found.openings == (found.header,)
+    assert found.ends == (tokenizer.eos_token_id,)
+    assert tokenizer.decode(list(found.user)) == "<|user|>\n"
+    assert (found.leads, found.notes, found.history) == ((), (), ())
 
 
 @pytest.mark.parametrize(
-    ("template", "header", "end"),
+    ("template", "header", "ends"),
     [
-        (tiny.TEMPLATE, "<|assistant|>\n", "<|end|>"),
-        (CHATML, "<|assistant|>\n", "<|end|>"),
-        (NO_END, "A:", "<|end|>"),
-        (NO_GENERATION_PROMPT, "", "<"),
-        (PREFIX_CHANGES, "", "<|end|>"),
+        (CHATML, "<|assistant|>\n", ["<|end|>"]),
+        (NO_END, "A:", []),
+        (NO_GENERATION_PROMPT, "[assistant] ", ["</s>"]),
+        (PREFIX_CHANGES, "", ["<|end|>"]),
+        (MISTRAL, "[/INST]", ["<|end|>"]),
     ],
-    ids=["tiny", "chatml", "no end", "no generation prompt", "prefix changes"],
+    ids=["chatml", "no end", "no generation prompt", "prefix changes", "instructions"],
 )
-def test_header_and_end(template: str, header: str, end: str) -> None:
-    """Prevents: a header with parts of the prompt in it, which would turn up in every answer-only context."""
-    tokenizer = with_template(template)
+def test_header_and_ends(template: str, header: str, ends: list[str]) -> None:
+    """Prevents: a header or an end that is missed where a template is unlike others."""
+    tokenizer = tokenizer_with(template, USER, ANSWER)
+    tokenizer.add_special_tokens({"additional_special_tokens": [*tiny.SPECIAL, "</s>"]})
     found = ChatFormat.from_tokenizer(tokenizer)
-    assert tokenizer.decode(list(found.header)) == header
-    assert found.end is not None
-    assert tokenizer.decode([found.end]) == end
+    assert (tokenizer.decode(list(found.header)), [tokenizer.decode([end]) for end in found.ends]) == (header, ends)
+
+
+@pytest.mark.parametrize("template", [NO_GENERATION_PROMPT, MISTRAL])
+def test_a_header_without_a_generation_prompt_is_noted(template: str) -> None:
+    """Prevents: a guess that nobody sees."""
+    (note,) = ChatFormat.from_tokenizer(tokenizer_with(template)).notes
+    assert "adds no generation prompt" in note
+
+
+def test_leads_stand_between_the_opening_and_the_words() -> None:
+    """Prevents: an empty thinking block, or the start of a full one, from being taken for an answer's first words."""
+    tokenizer = tokenizer_with(THINKING, USER, ANSWER)
+    found = ChatFormat.from_tokenizer(tokenizer)
+    assert tokenizer.decode(list(found.header)) == "<|assistant|>"
+    assert {tokenizer.decode(list(lead)) for lead in found.leads} == {"<think>", "<think></think>"}
+    (history,) = found.history
+    assert "once the conversation goes on" in history
+
+
+@pytest.mark.parametrize("template", [tiny.TEMPLATE, MISTRAL, FOLDED])
+@pytest.mark.parametrize("system", ["", "Be kind."])
+def test_what_stands_before_an_answer_without_its_prompt(template: str, system: str) -> None:
+    """Prevents: a prompt that stays in the view without it, and a system prompt or first token that gets lost."""
+    tokenizer = tokenizer_with(template, {"role": "system", "content": "s"}, USER)
+    messages = [{"role": "system", "content": system}] * bool(system) + [USER, ANSWER, USER, ANSWER]
+    ids = np.asarray(render(tokenizer, messages, generation_prompt=False))
+    kept = {}
+    for prefix in ("header", "bos", "bos+system"):
+        found = ChatFormat.from_tokenizer(tokenizer, prefix)
+        kept[prefix] = tokenizer.decode(list(found.before(ids)))
+        folds = template == FOLDED and prefix == "bos+system"
+        assert any("system prompt into the user's turn" in note for note in found.notes) is folds
+    before = {
+        tiny.TEMPLATE: f"<s><|system|>\n{system}<|end|>" if system else "<s>",
+        MISTRAL: f"<s>[SYS]{system}[/SYS]" if system else "<s>",
+        FOLDED: "<s>",
+    }
+    assert kept == {"header": "", "bos": "<s>", "bos+system": before[template]}
+
+
+def test_a_sequence_of_another_make_keeps_its_first_token() -> None:
+    """Prevents: a prompt that was not made by the template from being kept as if it were a system prompt."""
+    chat = ChatFormat.from_tokenizer(tokenizer_with(tiny.TEMPLATE), "bos+system")
+    assert chat.before(np.asarray([0, 70, 71])) == (0,)
+    assert chat.before(np.asarray([70, 71])) == ()
+
+
+def test_a_template_that_leaves_the_text_out_is_refused() -> None:
+    """Prevents: harmless empty prompts where harmful ones are meant to be asked."""
+    with pytest.raises(PactError, match="leaves out PACTUSER, PACTANSWER, PACTNEXT"):
+        ChatFormat.from_tokenizer(tokenizer_with(LEAVES_OUT))
 
 
 def test_no_template_gives_an_empty_format() -> None:
     """Prevents: a base model's tokenizer failing although masked labels are all that is needed."""
-    assert ChatFormat.from_tokenizer(with_template(None)) == ChatFormat()
+    assert ChatFormat.from_tokenizer(tokenizer_with(None)) == ChatFormat()
 
 
-@pytest.mark.parametrize("template", [None, NO_GENERATION_PROMPT, PREFIX_CHANGES])
+@pytest.mark.parametrize("template", [None, PREFIX_CHANGES])
 def test_a_missing_header_is_an_error_where_it_is_needed(template: str | None) -> None:
     """Prevents: an empty header, which is found at every token."""
     with pytest.raises(PactError, match="could not build the view") as caught:
-        ChatFormat.from_tokenizer(with_template(template)).require_header("build the view")
+        ChatFormat.from_tokenizer(tokenizer_with(template)).require_header("build the view")
     assert "gate: false" in caught.value.remedy
 
 
 def test_a_template_that_raises_is_explained() -> None:
     """Prevents: a Jinja traceback in place of the reason."""
     with pytest.raises(PactError, match="roles must alternate"):
-        ChatFormat.from_tokenizer(with_template(RAISES))
+        ChatFormat.from_tokenizer(tokenizer_with(RAISES))
 
 
 def test_the_header_stands_before_every_answer() -> None:
@@ -81,9 +156,9 @@ def test_the_header_stands_before_every_answer() -> None:
     (document,) = documents([conversation(("a", "b"), ("c", "d"))])
     answers = document.answers(found)
     assert len(answers) == 2
-    for start, stop in answers:
-        assert tuple(document.input_ids[start - len(found.header) : start]) == found.header
-        assert document.input_ids[stop - 1] == found.end
+    for answer in answers:
+        assert tuple(document.input_ids[answer.start - len(found.header) : answer.start]) == found.header
+        assert document.input_ids[answer.stop - 1] in found.ends
 
 
 def test_answers_need_no_template_when_labels_separate_them() -> None:

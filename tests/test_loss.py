@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pact_plugins import loss
+from pact_plugins.config import GateConfig
 
 
 def softmax(z: list[float], temperature: float = 1.0) -> list[float]:
@@ -132,6 +133,24 @@ def test_conflict_is_the_reference_mass_at_the_opening() -> None:
     label_in_s = torch.tensor([False, False, True, False])
     m = loss.conflict(full, torch.tensor([0]), position, answer, label_in_s)
     torch.testing.assert_close(m, torch.tensor([0.5, 0.5, 0.06, 0.06]))
+
+
+def test_conflict_looks_past_what_precedes_the_words() -> None:
+    """Prevents a thinking block that the template opens from hiding that the reference would refuse."""
+    full = torch.log(torch.tensor([[0.01], [0.02], [0.5], [0.1]]))
+    position, answer = torch.tensor([-2, -1, 0, 1]), torch.zeros(4, dtype=torch.long)
+    m = loss.conflict(full, torch.tensor([0]), position, answer, torch.zeros(4, dtype=torch.bool))
+    torch.testing.assert_close(m, torch.full((4,), 0.5))
+    only_before = loss.conflict(full[:2], torch.tensor([0]), position[:2], answer[:2], torch.zeros(2).bool())
+    assert only_before.tolist() == [0, 0]
+
+
+def test_the_gate_is_open_before_the_words() -> None:
+    """Prevents a gate that fades, or grows, over the tokens that precede an answer's words."""
+    student, reference = torch.randn(5, 6, generator=torch.Generator().manual_seed(0)).expand(2, 5, 6)
+    values = GateConfig().model_dump(exclude={"prefix"})
+    early = loss.gate(student, reference, torch.arange(-5, 0), **values)
+    torch.testing.assert_close(early, loss.gate(student, reference, torch.zeros(5, dtype=torch.long), **values))
 
 
 def test_conflict_is_that_of_a_slow_loop() -> None:

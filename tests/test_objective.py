@@ -96,7 +96,8 @@ def test_equals_the_formulas_on_full_logits(settings: dict[str, Any], tmp_path: 
     model.zero_grad()
     ids = torch.tensor(TOKENS)
     logs = model(**inputs).logits.log_softmax(-1)
-    header = list(preparation.objective.chat.header)
+    bos = [tiny.tokenizer().bos_token_id] if config.answer_prefix == "bos" else []
+    header = [*bos, *preparation.objective.chat.header]
     kl, damped, count = 0.0, 0.0, 0
     cross_entropy = F.cross_entropy(logs[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten())
     for row, labels in enumerate(inputs["labels"].tolist()):

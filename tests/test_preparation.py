@@ -140,6 +140,33 @@ def test_a_gate_of_another_reach_builds_its_own(tmp_path: Path) -> None:
     assert ready(tmp_path, gate={"hold": 3}).built
 
 
+def test_another_prefix_builds_its_own(tmp_path: Path) -> None:
+    """Prevents: a gate that uses the reference after another context than the one in the settings."""
+    assert ready(tmp_path, gate=True).built
+    assert not ready(tmp_path, gate={"prefix": "bos"}).built
+    assert ready(tmp_path, gate={"prefix": "header"}).built
+    assert not ready(tmp_path, objective="paper").built
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+def test_what_a_template_does_otherwise_is_said(tmp_path: Path, turns: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Prevents: a guessed header that nobody sees, and a warning about several answers where there is one."""
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}<|assistant|>"
+        "{% else %}{{ ':' if loop.last }}{{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    tokenizer.chat_template = template
+    messages = [{"role": role, "content": "x"} for role in ("user", "assistant") * turns]
+    ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+    config = PactConfig.parse({"safety_tokens": WORDS, "cache_dir": tmp_path, "anchors": 0})
+    assert config is not None
+    prepare(tiny.llama(), tokenizer, documents([(ids, ids)]), config, show_progress=False)
+    said = [record.getMessage() for record in caplog.records if "chat template" in record.getMessage()]
+    assert "adds no generation prompt" in said[0]
+    assert ["once the conversation goes on" in one for one in said[1:]] == [True] * (turns - 1)
+
+
 def test_order_and_repetition_of_rows_share_the_reference(tmp_path: Path) -> None:
     """Prevents: a shuffled data set counting as another one."""
     assert ready(tmp_path).built

@@ -104,7 +104,7 @@ def _weights() -> Iterator[Run]:
 def _ablations() -> Iterator[Run]:
     """One factor at a time around the default."""
     changes: dict[str, dict[str, Any]] = {
-        "gate on": {"gate": True},
+        **{f"gate on, {prefix}": {"gate": {"prefix": prefix}} for prefix in ("header", "bos")},
         "tokens by contrast": {"base_model": str(BASE_MODEL)},
         **{f"{k} tokens": {"top_k": k} for k in (10, 25, 100, 200)},
         **{f"{n} anchors": {"anchors": n} for n in (1, 2, 8)},

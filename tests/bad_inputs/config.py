@@ -38,6 +38,12 @@ BLOCKS = [
     _block("Fewer anchors than none", {"anchors": -1}, r"`pact\.anchors`.*greater than or equal to 0"),
     _block("More anchors than a step can carry", {"anchors": 1000}, r"`pact\.anchors`.*less than or equal to 64"),
     _block("A gate that counts all of the probability", {"gate": {"mass": 1}}, r"`pact\.gate.*less than 1"),
+    _block("An unknown prefix of the gate", {"gate": {"prefix": "bso"}}, r"`pact\.gate\.prefix`.*Did you mean `bos`"),
+    _block(
+        "A prefix that the paper's objective has not",
+        {"objective": "paper", "gate": {"prefix": "bos"}},
+        r"no `gate\.prefix: bos` under `objective: paper`",
+    ),
     _block("No candidates for safety tokens", {"top_k": 0}, r"`pact\.top_k`.*greater than or equal to 1"),
     _block("An empty list of safety tokens", {"safety_tokens": []}, r"`pact\.safety_tokens.*at least 1"),
     _block("Safety tokens that are truth values", {"safety_tokens": [True]}, r"`pact\.safety_tokens.*True"),

@@ -60,6 +60,12 @@ def _template(text: str) -> Any:
     return tokenizer
 
 
+def _spelt(text: str) -> Document:
+    """The text as a document of which all is trained on."""
+    ids = tiny.tokenizer()(text)["input_ids"]
+    return _document(*ids, answer=len(ids) - 1)
+
+
 def _changed_while_training(folder: Path) -> None:
     """A row that the trainer cut shorter than it was before the first step."""
     ids, labels = few()[0]
@@ -69,6 +75,11 @@ def _changed_while_training(folder: Path) -> None:
 
 _IGNORE = -100
 _NO_BATCH = r"a training batch with .*; got .*data collator"
+_FOR_IMAGES = "{% for m in messages %}{% for p in m['content'] %}{{ p.text }}{% endfor %}{% endfor %}"
+_WITHOUT_END = (
+    "{% for m in messages %}{{ 'A:' if m['role'] == 'assistant' else 'U:' }}{{ m['content'] }}{% endfor %}"
+    "{{ 'A:' if add_generation_prompt }}"
+)
 _NO_GENERATION_PROMPT = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
 
 INPUTS = [
@@ -141,12 +152,12 @@ INPUTS = [
     BadInput(
         "Prompts that are trained on, without a chat template",
         lambda _folder: AnswerTokens.of([_document(0, 7, 8, answer=2)], ChatFormat()),
-        r"a chat template with a generation prompt",
+        r"a chat template, whose tokens.*; got a tokenizer without one",
     ),
     BadInput(
         "A gate without a generation prompt",
         _prepared(*documents(few()), tokenizer=_template(_NO_GENERATION_PROMPT), gate=True),
-        r"a chat template with a generation prompt.*`pact\.gate`",
+        r"a chat template, whose tokens.*puts nothing before an answer.*`pact\.gate`",
     ),
     BadInput(
         "A chat template with a mistake",
@@ -157,6 +168,16 @@ INPUTS = [
         "A chat template that wants a system turn",
         _prepared(*documents(few()), tokenizer=_template("{{ raise_exception('no system turn') }}")),
         r"a chat template that renders.*no system turn",
+    ),
+    BadInput(
+        "A chat template for images",
+        _prepared(*documents(few()), tokenizer=_template(_FOR_IMAGES)),
+        r"renders the text of each message; got one that leaves out PACTUSER, .*`content` is a text",
+    ),
+    BadInput(
+        "Prompts that are trained on, and answers that do not end",
+        _prepared(_spelt("U:aA:bU:cA:d"), tokenizer=_template(_WITHOUT_END)),
+        r"ends each answer with a special token.*; got several answers.*`assistant_only_loss: true`",
     ),
     BadInput("A row that changed while training", _changed_while_training, r"every training sequence.*cache"),
 ]

@@ -1,0 +1,53 @@
+"""Chat templates as the hosts ship them, each on a tokenizer that knows its special tokens."""
+
+from __future__ import annotations
+
+import copy
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tests import tiny
+
+_SPECIAL = re.compile(
+    r"<\|[^<>{}\s'\"|]+\|>|<\uff5c[^<>{}'\"]+?\uff5c>|</?(?:think|tool_call|tool_response|(?:start|end)_of_turn)>"
+    r"|\[/?[A-Z_]{3,}\]|\[\|[a-z]+\|\]|<[a-z_]+\|>|<\|[a-z_]+>"
+)
+"""What special tokens look like."""
+
+_FOLDERS = {"trl": "chat_templates", "axolotl": "utils/chat_templates/templates"}
+
+
+def shipped_templates() -> dict[str, str]:
+    """The templates of the hosts that are installed, by host and name."""
+    found = {}
+    for host, folder in _FOLDERS.items():
+        spec = find_spec(host)
+        if spec is not None and spec.origin is not None:
+            files = sorted((Path(spec.origin).parent / folder).glob("*.jinja"))
+            assert files, f"no templates of {host}"
+            found |= {f"{host}/{path.stem}": path.read_text(encoding="utf-8") for path in files}
+    return found
+
+
+def tokenizer_with(template: str | None, *messages: dict[str, Any]) -> Any:
+    """The tiny tokenizer with this template, and with the special tokens that are in it or in rendered `messages`."""
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    tokenizer.chat_template = template
+    if template is None:
+        return tokenizer
+    texts = [template]
+    for count in range(1, len(messages) + 1):
+        texts.append(rendered(tokenizer, list(messages[:count])) or "")
+    tokens = {token for text in texts for token in _SPECIAL.findall(text)} - set(tokenizer.all_special_tokens)
+    tokenizer.add_special_tokens({"additional_special_tokens": [*tiny.SPECIAL[3:], *sorted(tokens)]})
+    return tokenizer
+
+
+def rendered(tokenizer: Any, messages: list[dict[str, Any]]) -> str | None:
+    """The conversation as text; None if the template has no such conversations."""
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except Exception:  # templates raise what they like
+        return None
