@@ -25,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pact_plugins.chat_format import ChatFormat, Ids, find
+from pact_plugins.chat_format import ChatFormat
+from pact_plugins.chat_template import Ids, find
 from pact_plugins.errors import PactError
 
 Ints = npt.NDArray[np.int64]

@@ -21,6 +21,7 @@ FLOW = [
     "fingerprints",
     "artefacts",
     "loading",
+    "chat_template",
     "chat_format",
     "answers",
     "dataset",
