@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pact_plugins.answers import Document
+from pact_plugins.answers import AnswerTokens, Document
 from pact_plugins.chat_format import ChatFormat
+from pact_plugins.chat_template import find
 from pact_plugins.errors import PactError
 from tests.templates import rendered, shipped_templates, tokenizer_with
 
@@ -101,6 +102,27 @@ def test_answers_alone_are_constrained_as_they_are(name: str) -> None:
     assert places(masked, chat) == np.flatnonzero(masked.supervised).tolist()
     assert len(masked.answers(chat)) == 3
     assert all(a.words == a.start for a in masked.answers(chat))
+
+
+@pytest.mark.parametrize("thoughts", [False, True])
+@pytest.mark.parametrize("name", [name for name in SERVED if "generation %}" in TEMPLATES[name]])
+def test_the_templates_own_masks_are_respected(name: str, thoughts: bool) -> None:
+    """Prevents thinking blocks that are trained on from being left out, or from standing at position 0."""
+    thinking = dict.fromkeys(("reasoning_content", "thinking"), "Tthought.") if thoughts else {}
+    messages = [*CHAT[:-1], {**CHAT[-1], **thinking}]
+    tokenizer, chat, text = prepared(name, messages)
+    row = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    supervised = np.asarray(row["assistant_masks"], bool)
+    supervised[0] = False
+    found = Document(np.asarray(row["input_ids"], np.int64), supervised)
+    held = places(found, chat)
+    headers = {place + i for ids in chat.openings for place in find(found.input_ids, ids) for i in range(len(ids))}
+    assert set(held) <= set(np.flatnonzero(supervised).tolist()) <= {*held, *headers}
+    tokens = AnswerTokens.of([found], chat)
+    first = [tokenizer.decode(found.input_ids[c + 1 : c + 4]) for c in tokens.column[tokens.position == 0]]
+    expected = ["Aon", "Atw", "Tth" if "Tthought" in text else "Ath"]
+    # The channels of thoughts and of answers are turns of their own.
+    assert first in (expected, [*expected, "Ath"])
 
 
 @pytest.mark.parametrize("name", SERVED)
