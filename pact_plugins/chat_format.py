@@ -61,6 +61,8 @@ class ChatFormat:
         ends: ids that close a turn: after a last answer, before a user's turn, after a tool call. Of several special
             tokens the last that is no part of the next turn. Empty if the template adds no special token.
         user: ids that open a user's turn.
+        exact: whether each opening, the user's too, holds a special token. Others may be split into tokens otherwise
+            beside other words, and are not always found.
         bos: id of the tokenizer's first token of a sequence.
         prefix: what stands before an answer whose prompt is removed (`before`).
         notes: what the user should know of the template.
@@ -72,6 +74,7 @@ class ChatFormat:
     leads: tuple[Ids, ...] = ()
     ends: Ids = ()
     user: Ids = ()
+    exact: bool = False
     bos: int | None = None
     prefix: Prefix = "header"
     notes: tuple[str, ...] = field(default=(), compare=False)
@@ -182,12 +185,15 @@ def _found(probe: TemplateProbe, prefix: Prefix) -> ChatFormat:
         notes.append(
             "writes the system prompt into the user's turn: `gate.prefix: bos+system` keeps no more than `bos` does"
         )
+    openings = tuple(ids for ids in openings if ids)
+    opens_user = probe.user_opening(start, boundary, closing, starter)
     return ChatFormat(
         header=header,
-        openings=tuple(ids for ids in openings if ids),
+        openings=openings,
         leads=tuple(sorted(lead for lead in leads if lead)),
         ends=tuple(sorted({*ends, *tool_ends})),
-        user=probe.user_opening(start, boundary, closing, starter),
+        user=opens_user,
+        exact=all(probe.special.intersection(ids) for ids in (*openings, opens_user)),
         bos=probe.tokenizer.bos_token_id,
         prefix=prefix,
         notes=tuple(notes),
