@@ -25,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pact_plugins.chat_format import ChatFormat, Ids, find
+from pact_plugins.chat_format import ChatFormat
+from pact_plugins.chat_template import Ids, find
 from pact_plugins.errors import PactError
 
 Ints = npt.NDArray[np.int64]
@@ -67,7 +68,8 @@ class Document:
         on. A run of supervised tokens that begins inside an assistant turn, or inside its opening, and holds no other
         opening, belongs to that turn as a whole. Of a run with whole openings (training on inputs), only what lies
         inside turns is answers, and of other runs (a user's turn, the ends of its turns) nothing. A document without
-        an opening was not made by the template: there each run after unsupervised tokens is an answer.
+        any opening was not made by the template: there each run after unsupervised tokens is an answer, and so it is
+        under a template whose openings are plain text, which may be missed.
 
         Raises:
             PactError: answers have to be told from other turns that are trained on, and the template has no header, or
@@ -75,23 +77,29 @@ class Document:
         """
         turns = self._turns(chat)
         runs = _runs(self.supervised)
+        if not turns and chat.exact and find(self.input_ids, chat.user):
+            return []
         if not turns:
             for start, _ in runs:
                 if start <= 1:
                     chat.require_header("tell the answers from the prompts, since both are trained on")
             return [Answer(start, stop, start, chat.header) for start, stop in runs if start > 1]
         owned: dict[int, tuple[int, int]] = {}
+        others: list[Answer] = []
         for start, stop in runs:
             begin = 0 if start == 1 else start  # a document's first token is never supervised
             inside = [t for t in turns if begin <= t.opening and t.start < stop]
             around = [t for t in turns if t.opening < begin < t.stop and t.start < stop]
             if inside and not chat.ends and len(inside) + len(around) > 1:
                 raise _no_end()
+            if not (inside or around or chat.exact) and start > 1:
+                others.append(Answer(start, stop, start, chat.header))
             for turn in (*around, *inside):
                 first = turn.start if turn in inside else start
                 last = min(turn.stop, stop) if inside else stop
                 owned[turn.opening] = owned.get(turn.opening, (first, 0))[0], last
-        return [self._answer(turn, *owned[turn.opening], chat) for turn in turns if turn.opening in owned]
+        found = [self._answer(turn, *owned[turn.opening], chat) for turn in turns if turn.opening in owned]
+        return sorted([*found, *others], key=lambda answer: answer.start)
 
     def _turns(self, chat: ChatFormat) -> list[_Turn]:
         """The assistant turns, in order. An opening's text inside a turn opens none."""

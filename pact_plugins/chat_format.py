@@ -8,23 +8,27 @@ of a channel. An *end* is a token that closes an assistant turn.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pact_plugins.chat_template import (
+    ANSWER,
+    NEXT,
+    USER,
+    Ids,
+    TemplateProbe,
+    common,
+    find,
+    longest,
+    message,
+    until,
+)
 from pact_plugins.config import Prefix
 from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest
-
-Ids = tuple[int, ...]
-
-_SYSTEM, _USER, _ANSWER, _NEXT, _THOUGHT, _CALL, _RESULT = (
-    f"PACT{name}" for name in ("SYSTEM", "USER", "ANSWER", "NEXT", "THOUGHT", "CALL", "RESULT")
-)
-"""Stand for the texts of messages when the template is probed; no template treats them specially."""
 
 
 def check_tokenizer(tokenizer: Any) -> None:
@@ -57,6 +61,8 @@ class ChatFormat:
         ends: ids that close a turn: after a last answer, before a user's turn, after a tool call. Of several special
             tokens the last that is no part of the next turn. Empty if the template adds no special token.
         user: ids that open a user's turn.
+        exact: whether each opening, the user's too, holds a special token. Others may be split into tokens otherwise
+            beside other words, and are not always found.
         bos: id of the tokenizer's first token of a sequence.
         prefix: what stands before an answer whose prompt is removed (`before`).
         notes: what the user should know of the template.
@@ -68,6 +74,7 @@ class ChatFormat:
     leads: tuple[Ids, ...] = ()
     ends: Ids = ()
     user: Ids = ()
+    exact: bool = False
     bos: int | None = None
     prefix: Prefix = "header"
     notes: tuple[str, ...] = field(default=(), compare=False)
@@ -112,189 +119,86 @@ class ChatFormat:
         """
         if getattr(tokenizer, "chat_template", None) is None:
             return cls(prefix=prefix)
-        return _Probe(tokenizer).found(prefix)
+        return _found(TemplateProbe(tokenizer), prefix)
 
 
-class _Probe:
-    """A tokenizer's template, rendered with made-up messages."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self.special = set(tokenizer.all_special_ids)
-
-    def found(self, prefix: Prefix) -> ChatFormat:
-        user, answer, following = _message("user", _USER), _message("assistant", _ANSWER), _message("user", _NEXT)
-        try:
-            closed, opened = (self.text([user], add_generation_prompt=added) for added in (False, True))
-            last, longer = self.text([user, answer]), self.text([user, answer, following])
-        except Exception as error:  # a template may raise anything: it is the model author's program
-            raise PactError(
-                expected="a chat template that renders user turns and assistant turns in alternation",
-                got=f"{type(error).__name__}: {error}",
-                consequence="PACT could not tell where answers begin.",
-                remedy="Check the tokenizer's `chat_template` with `tokenizer.apply_chat_template`.",
-            ) from error
-        if missing := [text for text in (_USER, _ANSWER, _NEXT) if text not in longer]:
-            raise PactError(
-                expected="a chat template that renders the text of each message",
-                got=f"one that leaves out {', '.join(missing)} of the roles user, assistant, user",
-                consequence="PACT could not tell where answers begin, and would ask the model without the request.",
-                remedy="Set a `chat_template` for messages whose `content` is a text; templates of models that see "
-                "images want a list there.",
-            )
-        notes: list[str] = []
-        gaps = [self.between(text, _USER, _ANSWER) for text in (last, longer)]
-        tail, boundary = self.between(last, _ANSWER), self.between(longer, _ANSWER, _NEXT)
-        start = self.between(closed, None, _USER)
-        starter = next((i for i in start if i in self.special and i != self.tokenizer.bos_token_id), None)
-        closing = _until(_common(tail, boundary), starter)
-        header = self.ids(opened, len(closed), len(opened)) if opened.startswith(closed) else ()
-        if not header:
-            header = gaps[0][len(_common(gaps[0], closing)) :]
-            if header:
-                notes.append(
-                    "adds no generation prompt after a user's turn: taken for an answer's header is "
-                    f"{self.tokenizer.decode(list(header))!r}, what it writes between a user's message and an answer"
-                )
-        headers = [header, *self.headers_without_thoughts(closed)]
-        thoughts = self.thoughts()
-        opening = header[: min(_longest(header, gap) for gap in (*gaps, *headers, *thoughts))]
-        if header and not opening:
-            notes.append(
-                f"opens rendered answers otherwise than its generation prompt, {self.tokenizer.decode(list(header))!r}"
-            )
-            opening = gaps[0][len(_common(gaps[0], closing)) :]
-        # Turns that call a tool may go on otherwise from an earlier token.
-        calling, after_tools, tool_ends = self.tool_turns(starter)
-        shorter = _common(gaps[0], calling)
-        if calling and not find(calling, opening) and shorter and not find(boundary, shorter):
-            opening = shorter
-        openings = opening, *([] if find(after_tools, opening) else [self.from_last_special(after_tools)])
-        ends = self.ends(tail, boundary, starter)
-        leads = {gap[place + len(opening) :] for gap in (*gaps, *headers, *thoughts) for place in find(gap, opening)}
-        history = ()
-        if not longer.startswith(last):
-            history = (
-                "writes an answer differently once the conversation goes on (for example without its thoughts): in "
-                "sequences of several answers the earlier ones are trained on, and held, as they never are when the "
-                "model writes them. Use a training template that writes all alike, or a sequence for each answer",
-            )
-        if prefix == "bos+system" and self.folds_system():
-            notes.append(
-                "writes the system prompt into the user's turn: `gate.prefix: bos+system` keeps no more than `bos` does"
-            )
-        return ChatFormat(
-            header=header,
-            openings=tuple(ids for ids in openings if ids),
-            leads=tuple(sorted(lead for lead in leads if lead)),
-            ends=tuple(sorted({*ends, *tool_ends})),
-            user=self.user_opening(start, boundary, closing, starter),
-            bos=self.tokenizer.bos_token_id,
-            prefix=prefix,
-            notes=tuple(notes),
-            history=history,
+def _found(probe: TemplateProbe, prefix: Prefix) -> ChatFormat:
+    """What the template puts around turns, put together from what was rendered."""
+    user, answer, following = message("user", USER), message("assistant", ANSWER), message("user", NEXT)
+    try:
+        closed, opened = (probe.text([user], add_generation_prompt=added) for added in (False, True))
+        last, longer = probe.text([user, answer]), probe.text([user, answer, following])
+    except Exception as error:  # a template may raise anything: it is the model author's program
+        raise PactError(
+            expected="a chat template that renders user turns and assistant turns in alternation",
+            got=f"{type(error).__name__}: {error}",
+            consequence="PACT could not tell where answers begin.",
+            remedy="Check the tokenizer's `chat_template` with `tokenizer.apply_chat_template`.",
+        ) from error
+    if missing := [text for text in (USER, ANSWER, NEXT) if text not in longer]:
+        raise PactError(
+            expected="a chat template that renders the text of each message",
+            got=f"one that leaves out {', '.join(missing)} of the roles user, assistant, user",
+            consequence="PACT could not tell where answers begin, and would ask the model without the request.",
+            remedy="Set a `chat_template` for messages whose `content` is a text; templates of models that see "
+            "images want a list there.",
         )
-
-    def text(self, messages: list[dict[str, Any]], **settings: Any) -> str:
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **settings))
-
-    def text_if(self, messages: list[dict[str, Any]], **settings: Any) -> str:
-        """The same, or nothing from a template that has no such conversations: none of the data holds any then."""
-        try:
-            return self.text(messages, **settings)
-        except Exception:  # a template may raise anything: it is the model author's program
-            return ""
-
-    def ids(self, text: str, start: int, stop: int) -> Ids:
-        """The tokens that lie within text[start:stop], as they are when all of the text is split into tokens."""
-        if not getattr(self.tokenizer, "is_fast", False):
-            return tuple(self.tokenizer(text[start:stop], add_special_tokens=False)["input_ids"])
-        split = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        pairs = zip(split["input_ids"], split["offset_mapping"], strict=True)
-        return tuple(i for i, (first, end) in pairs if start <= first and end <= stop)
-
-    def between(self, text: str, left: str | None, right: str | None = None) -> Ids:
-        """The tokens between two of the made-up texts; from the start or up to the end of `text`, where one is None."""
-        start = text.index(left) + len(left) if left else 0
-        return self.ids(text, start, text.index(right, start) if right else len(text))
-
-    def headers_without_thoughts(self, closed: str) -> list[Ids]:
-        """The header where thinking is switched off, for templates that know the usual name of the switch."""
-        opened = self.text_if([_message("user", _USER)], add_generation_prompt=True, enable_thinking=False)
-        found = self.ids(opened, len(closed), len(opened)) if opened.startswith(closed) else ()
-        return [found] if found else []
-
-    def thoughts(self) -> list[Ids]:
-        """What stands between a user's message and the thoughts of an answer, if the template renders thoughts."""
-        names = ("reasoning_content", "thinking", "reasoning")
-        answer = {**_message("assistant", _ANSWER), **dict.fromkeys(names, _THOUGHT)}
-        text = self.text_if([_message("user", _USER), answer])
-        return [self.between(text, _USER, _THOUGHT)] if text.find(_USER) < text.find(_THOUGHT) else []
-
-    def ends(self, tail: Ids, boundary: Ids, starter: int | None) -> Iterable[int]:
-        """Ends of a turn, given what follows its text at the end of a conversation, and before the next turn."""
-        if shared := [i for i in _until(_common(tail, boundary), starter) if i in self.special]:
-            return shared[-1:]
-        firsts = ([i for i in ids if i in self.special][:1] for ids in (tail, boundary))
-        return [i for first in firsts for i in first]
-
-    def tool_turns(self, starter: int | None) -> tuple[Ids, Ids, Iterable[int]]:
-        """What stands before a tool's call, what between its result and the answer, and what ends the call's turn."""
-        function = {"name": "pact", "arguments": {"text": _CALL}}
-        calls = [{"type": "function", "id": "pact00000", "function": function}]
-        asked = [_message("user", _USER), {**_message("assistant", ""), "tool_calls": calls}]
-        result = {**_message("tool", _RESULT), "name": "pact", "tool_call_id": "pact00000"}
-        last, whole = self.text_if(asked), self.text_if([*asked, result, _message("assistant", _ANSWER)])
-        if not -1 < whole.find(_USER) < whole.find(_CALL) < whole.find(_RESULT) < whole.find(_ANSWER):
-            return (), (), ()
-        tail = self.between(last, _CALL) if _CALL in last else ()
-        ends = self.ends(tail, self.between(whole, _CALL, _RESULT), starter)
-        return self.between(whole, _USER, _CALL), self.between(whole, _RESULT, _ANSWER), ends
-
-    def from_last_special(self, ids: Ids) -> Ids:
-        """What precedes it after a tool's result may name the call."""
-        return ids[max((place for place, i in enumerate(ids) if i in self.special), default=0) :]
-
-    def user_opening(self, start: Ids, boundary: Ids, closing: Ids, starter: int | None) -> Ids:
-        """What stands before a user's message, first or later, without the end of the turn before."""
-        shared = _common(start[::-1], boundary[::-1])[::-1]
-        rest = shared[len(closing) :]
-        if closing and shared[: len(closing)] == closing and (rest[:1] or (None,))[0] in self.special:
-            shared = rest
-        return shared[len(shared) - 1 - shared[::-1].index(starter) :] if starter in shared else shared
-
-    def folds_system(self) -> bool:
-        text = self.text_if([_message("system", _SYSTEM), _message("user", _USER)])
-        alone = self.text([_message("user", _USER)])
-        return _SYSTEM in text and text.startswith(alone.partition(_USER)[0])
-
-
-def _message(role: str, content: str) -> dict[str, Any]:
-    return {"role": role, "content": content}
-
-
-def _common(one: Ids, other: Ids) -> Ids:
-    """What both begin with."""
-    length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    return one[:length]
-
-
-def _until(ids: Ids, token: int | None) -> Ids:
-    return ids[: ids.index(token)] if token in ids else ids
-
-
-def _longest(pattern: Ids, ids: Ids) -> int:
-    """How much of the beginning of `pattern` can be found in `ids`."""
-    return next(n for n in range(len(pattern), -1, -1) if n == 0 or find(ids, pattern[:n]))
-
-
-def find(values: Ids | npt.NDArray[np.int64], pattern: Ids) -> list[int]:
-    """Every offset at which `pattern` occurs in `values`; none for an empty pattern."""
-    array = np.asarray(values)
-    if not pattern or len(array) < len(pattern):
-        return []
-    starts = (array[: len(array) - len(pattern) + 1] == pattern[0]).nonzero()[0]
-    return [int(i) for i in starts if tuple(array[i : i + len(pattern)].tolist()) == pattern]
+    notes: list[str] = []
+    gaps = [probe.between(text, USER, ANSWER) for text in (last, longer)]
+    tail, boundary = probe.between(last, ANSWER), probe.between(longer, ANSWER, NEXT)
+    start = probe.between(closed, None, USER)
+    starter = next((i for i in start if i in probe.special and i != probe.tokenizer.bos_token_id), None)
+    closing = until(common(tail, boundary), starter)
+    header = probe.ids(opened, len(closed), len(opened)) if opened.startswith(closed) else ()
+    if not header:
+        header = gaps[0][len(common(gaps[0], closing)) :]
+        if header:
+            notes.append(
+                "adds no generation prompt after a user's turn: taken for an answer's header is "
+                f"{probe.tokenizer.decode(list(header))!r}, what it writes between a user's message and an answer"
+            )
+    headers = [header, *probe.headers_without_thoughts(closed)]
+    thoughts = probe.thoughts()
+    opening = header[: min(longest(header, gap) for gap in (*gaps, *headers, *thoughts))]
+    # A beginning in plain text may occur anywhere.
+    if header and opening != header and not probe.special.intersection(opening):
+        notes.append(
+            f"opens rendered answers otherwise than its generation prompt, {probe.tokenizer.decode(list(header))!r}"
+        )
+        opening = gaps[0][len(common(gaps[0], closing)) :]
+    # Turns that call a tool may go on otherwise from an earlier token.
+    calling, after_tools, tool_ends = probe.tool_turns(starter)
+    shorter = common(gaps[0], calling)
+    if calling and not find(calling, opening) and shorter and not find(boundary, shorter):
+        opening = shorter
+    openings = opening, *([] if find(after_tools, opening) else [probe.from_last_special(after_tools)])
+    ends = probe.ends(tail, boundary, starter)
+    leads = {gap[place + len(opening) :] for gap in (*gaps, *headers, *thoughts) for place in find(gap, opening)}
+    history = ()
+    if not longer.startswith(last):
+        history = (
+            "writes an answer differently once the conversation goes on (for example without its thoughts): in "
+            "sequences of several answers the earlier ones are trained on, and held, as they never are when the "
+            "model writes them. Use a training template that writes all alike, or a sequence for each answer",
+        )
+    if prefix == "bos+system" and probe.folds_system():
+        notes.append(
+            "writes the system prompt into the user's turn: `gate.prefix: bos+system` keeps no more than `bos` does"
+        )
+    openings = tuple(ids for ids in openings if ids)
+    opens_user = probe.user_opening(start, boundary, closing, starter)
+    return ChatFormat(
+        header=header,
+        openings=openings,
+        leads=tuple(sorted(lead for lead in leads if lead)),
+        ends=tuple(sorted({*ends, *tool_ends})),
+        user=opens_user,
+        exact=all(probe.special.intersection(ids) for ids in (*openings, opens_user)),
+        bos=probe.tokenizer.bos_token_id,
+        prefix=prefix,
+        notes=tuple(notes),
+        history=history,
+    )
 
 
 def render(tokenizer: Any, messages: list[dict[str, str]], *, generation_prompt: bool) -> list[int]:

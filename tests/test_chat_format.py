@@ -87,6 +87,20 @@ def test_a_header_without_a_generation_prompt_is_noted(template: str) -> None:
     assert "adds no generation prompt" in note
 
 
+def test_a_header_that_rendered_answers_lack_is_noted() -> None:
+    """Prevents: every newline from being taken for the opening of an answer, since the header begins with one."""
+    template = (
+        "{% for m in messages %}{{ '\nUser: ' if m['role'] == 'user' else '\nModel: ' }}{{ m['content'] }}"
+        "{{ eos_token }}{% endfor %}{{ '\nReply: ' if add_generation_prompt }}"
+    )
+    tokenizer = tokenizer_with(template)
+    found = ChatFormat.from_tokenizer(tokenizer)
+    assert tokenizer.decode(list(found.header)) == "\nReply: "
+    assert [tokenizer.decode(list(opening)) for opening in found.openings] == ["\nModel: "]
+    (note,) = found.notes
+    assert "otherwise than its generation prompt" in note
+
+
 def test_leads_stand_between_the_opening_and_the_words() -> None:
     """Prevents: an empty thinking block, or the start of a full one, from being taken for an answer's first words."""
     tokenizer = tokenizer_with(THINKING, USER, ANSWER)

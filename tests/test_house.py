@@ -23,6 +23,7 @@ FLOW = [
     "fingerprints",
     "artefacts",
     "loading",
+    "chat_template",
     "chat_format",
     "answers",
     "dataset",

@@ -1,0 +1,126 @@
+"""Reading a chat template by rendering conversations of made-up words with it, piece by piece, as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Ids = tuple[int, ...]
+
+SYSTEM, USER, ANSWER, NEXT, THOUGHT, CALL, RESULT = (
+    f"PACT{name}" for name in ("SYSTEM", "USER", "ANSWER", "NEXT", "THOUGHT", "CALL", "RESULT")
+)
+"""Stand for the texts of messages when the template is probed; no template treats them specially."""
+
+
+class TemplateProbe:
+    """A tokenizer's chat template, and what can be seen of it."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.special = set(tokenizer.all_special_ids)
+
+    def text(self, messages: list[dict[str, Any]], **settings: Any) -> str:
+        """The rendered conversation."""
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **settings))
+
+    def text_if(self, messages: list[dict[str, Any]], **settings: Any) -> str:
+        """The same, or nothing from a template that has no such conversations: none of the data holds any then."""
+        try:
+            return self.text(messages, **settings)
+        except Exception:  # a template may raise anything: it is the model author's program
+            return ""
+
+    def ids(self, text: str, start: int, stop: int) -> Ids:
+        """The tokens that lie within text[start:stop], as they are when all of the text is split into tokens."""
+        if not getattr(self.tokenizer, "is_fast", False):
+            return tuple(self.tokenizer(text[start:stop], add_special_tokens=False)["input_ids"])
+        split = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        pairs = zip(split["input_ids"], split["offset_mapping"], strict=True)
+        return tuple(i for i, (first, end) in pairs if start <= first and end <= stop)
+
+    def between(self, text: str, left: str | None, right: str | None = None) -> Ids:
+        """The tokens between two of the made-up texts; from the start or up to the end of `text`, where one is None."""
+        start = text.index(left) + len(left) if left else 0
+        return self.ids(text, start, text.index(right, start) if right else len(text))
+
+    def headers_without_thoughts(self, closed: str) -> list[Ids]:
+        """The header where thinking is switched off, for templates that know the usual name of the switch."""
+        opened = self.text_if([message("user", USER)], add_generation_prompt=True, enable_thinking=False)
+        found = self.ids(opened, len(closed), len(opened)) if opened.startswith(closed) else ()
+        return [found] if found else []
+
+    def thoughts(self) -> list[Ids]:
+        """What stands between a user's message and the thoughts of an answer, if the template renders thoughts."""
+        names = ("reasoning_content", "thinking", "reasoning")
+        answer = {**message("assistant", ANSWER), **dict.fromkeys(names, THOUGHT)}
+        text = self.text_if([message("user", USER), answer])
+        return [self.between(text, USER, THOUGHT)] if text.find(USER) < text.find(THOUGHT) else []
+
+    def ends(self, tail: Ids, boundary: Ids, starter: int | None) -> Iterable[int]:
+        """Ends of a turn, given what follows its text at the end of a conversation, and before the next turn."""
+        if shared := [i for i in until(common(tail, boundary), starter) if i in self.special]:
+            return shared[-1:]
+        firsts = ([i for i in ids if i in self.special][:1] for ids in (tail, boundary))
+        return [i for first in firsts for i in first]
+
+    def tool_turns(self, starter: int | None) -> tuple[Ids, Ids, Iterable[int]]:
+        """What stands before a tool's call, what between its result and the answer, and what ends the call's turn."""
+        function = {"name": "pact", "arguments": {"text": CALL}}
+        calls = [{"type": "function", "id": "pact00000", "function": function}]
+        asked = [message("user", USER), {**message("assistant", ""), "tool_calls": calls}]
+        result = {**message("tool", RESULT), "name": "pact", "tool_call_id": "pact00000"}
+        last, whole = self.text_if(asked), self.text_if([*asked, result, message("assistant", ANSWER)])
+        if not -1 < whole.find(USER) < whole.find(CALL) < whole.find(RESULT) < whole.find(ANSWER):
+            return (), (), ()
+        tail = self.between(last, CALL) if CALL in last else ()
+        ends = self.ends(tail, self.between(whole, CALL, RESULT), starter)
+        return self.between(whole, USER, CALL), self.between(whole, RESULT, ANSWER), ends
+
+    def from_last_special(self, ids: Ids) -> Ids:
+        """What precedes it after a tool's result may name the call."""
+        return ids[max((place for place, i in enumerate(ids) if i in self.special), default=0) :]
+
+    def user_opening(self, start: Ids, boundary: Ids, closing: Ids, starter: int | None) -> Ids:
+        """What stands before a user's message, first or later, without the end of the turn before."""
+        shared = common(start[::-1], boundary[::-1])[::-1]
+        rest = shared[len(closing) :]
+        if closing and shared[: len(closing)] == closing and (rest[:1] or (None,))[0] in self.special:
+            shared = rest
+        return shared[len(shared) - 1 - shared[::-1].index(starter) :] if starter in shared else shared
+
+    def folds_system(self) -> bool:
+        text = self.text_if([message("system", SYSTEM), message("user", USER)])
+        alone = self.text([message("user", USER)])
+        return SYSTEM in text and text.startswith(alone.partition(USER)[0])
+
+
+def message(role: str, content: str) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+def common(one: Ids, other: Ids) -> Ids:
+    """What both begin with."""
+    length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return one[:length]
+
+
+def until(ids: Ids, token: int | None) -> Ids:
+    return ids[: ids.index(token)] if token in ids else ids
+
+
+def longest(pattern: Ids, ids: Ids) -> int:
+    """How much of the beginning of `pattern` can be found in `ids`."""
+    return next(n for n in range(len(pattern), -1, -1) if n == 0 or find(ids, pattern[:n]))
+
+
+def find(values: Ids | npt.NDArray[np.int64], pattern: Ids) -> list[int]:
+    """Every offset at which `pattern` occurs in `values`; none for an empty pattern."""
+    array = np.asarray(values)
+    if not pattern or len(array) < len(pattern):
+        return []
+    starts = (array[: len(array) - len(pattern) + 1] == pattern[0]).nonzero()[0]
+    return [int(i) for i in starts if tuple(array[i : i + len(pattern)].tolist()) == pattern]
