@@ -24,7 +24,7 @@ ROWS: list[Document] = [answered([10, 11], [12]), answered([20], [21, 22, 23]), 
 @pytest.fixture(autouse=True)
 def short_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few prompts and short answers, so that writing the anchors takes no time."""
-    monkeypatch.setattr(own_answers, "shipped", lambda name: [f"{name} {i}" for i in range(3)])
+    monkeypatch.setattr(own_answers, "shipped", lambda name, _language="en": [f"{name} {i}" for i in range(3)])
     monkeypatch.setattr(own_answers, "MAX_ANSWER_TOKENS", 6)
 
 

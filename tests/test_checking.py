@@ -81,25 +81,9 @@ def test_a_missing_host_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_off_is_said_and_not_refused(tmp_path: Path) -> None:
     """Prevents checks of PACT's needs on a run that does without, and silence about it."""
-    found = checked(tmp_path, TRL | {"pact": False, "streaming": True, "fsdp": "full_shard"})
+    found = checked(tmp_path, TRL | {"pact": False, "streaming": True, "rl": "dpo"})
     assert found.sound
     assert "off" in found.will["PACT"]
-
-
-@pytest.mark.parametrize(
-    ("settings", "key"),
-    [
-        ({"fsdp": "full_shard"}, "fsdp"),
-        ({"deepspeed": {"zero_optimization": {"stage": 3}}}, "deepspeed"),
-        ({"deepspeed": "zero3.json"}, "deepspeed"),
-    ],
-)
-def test_sharded_weights_are_refused(settings: dict[str, Any], key: str, tmp_path: Path) -> None:
-    """Prevents a run that stops only once its model is loaded."""
-    if settings["deepspeed" if "deepspeed" in settings else "fsdp"] == "zero3.json":
-        settings = {"deepspeed": str(tmp_path / "zero3.json")}
-        (tmp_path / "zero3.json").write_text(json.dumps({"zero_optimization": {"stage": 3}}))
-    assert [finding.key for finding in checked(tmp_path, TRL | settings).errors] == [key]
 
 
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
         "harmless": [f"good {i} {'y' * (11 - i)}" for i in range(11)],
         "refusals": ["No.", "I cannot."],
     }
-    monkeypatch.setattr(own_answers, "shipped", lambda name, language="en": lines[name])
+    monkeypatch.setattr(own_answers, "shipped", lambda name, _language="en": lines[name])
 
 
 def assert_valid(tokens: SafetyTokens, top_k: int) -> None:

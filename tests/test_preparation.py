@@ -40,7 +40,7 @@ PARITY = [(1, 8), (1, 8), (2, 8)]
 def short_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few prompts, so that finding the tokens takes no time."""
     lines = {"harmful": ["bad", "worse"], "harmless": ["good", "better"], "refusals": ["No."]}
-    monkeypatch.setattr(own_answers, "shipped", lambda name: lines[name])
+    monkeypatch.setattr(own_answers, "shipped", lambda name, _language="en": lines[name])
 
 
 def ready(tmp_path: Path, model: Any = None, docs: list[Document] | None = None, **settings: Any) -> Preparation:
@@ -307,7 +307,7 @@ def test_found_tokens_depend_on_how_they_were_found(tmp_path: Path, monkeypatch:
     assert found(base_model=base) == contrast
     assert loads == [base]
     found("another model")
-    monkeypatch.setattr(own_answers, "shipped", lambda name: [f"another {name}"])
+    monkeypatch.setattr(own_answers, "shipped", lambda name, _language="en": [f"another {name}"])
     found()
     assert len(list((tmp_path / "cache").glob("tokens-*.json"))) == 5
 

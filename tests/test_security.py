@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import pact_plugins
-from pact_plugins import config
+from pact_plugins import run_file
 
 PACKAGE = Path(pact_plugins.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -86,7 +86,7 @@ def test_the_check_sees_each(source: str) -> None:
 
 def test_run_files_make_no_objects() -> None:
     """Prevents a YAML file from making any object of Python's."""
-    assert issubclass(config._KeysOnce, yaml.SafeLoader)
+    assert issubclass(run_file._KeysOnce, yaml.SafeLoader)
 
 
 def test_templates_escape_by_themselves() -> None:

@@ -45,7 +45,7 @@ def _loss(data: dict[str, Tensor]) -> Iterator[tuple[str, float, float]]:
     student_logits = data["student_logits"].clone().requires_grad_()
     ids = data["v_dir"].nonzero().flatten()
     chat = ChatFormat(tuple(data["header_ids"].tolist()))
-    tokens = AnswerTokens.of(split_documents(data), chat)
+    tokens = AnswerTokens.of(split_documents({"input_ids": data["input_ids"], "labels": data["labels"]}), chat)
     row, column = torch.from_numpy(tokens.row), torch.from_numpy(tokens.column)
     position = torch.from_numpy(tokens.position)
     student = student_logits[row, column][:, ids]
