@@ -34,7 +34,7 @@ from pact_plugins.safety_tokens import SafetyTokens
 from pact_plugins.sharding import full_shape
 from pact_plugins.subset_head import SubsetHead, hold_head
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 SAMPLE = 256
 """Sequences that are kept for looking at the model again when training ends."""
@@ -134,7 +134,7 @@ def find_answers(documents: Sequence[Document], chat: ChatFormat, config: PactCo
         chat.require_header("build the reference without the prompt, which the gate needs (`pact.gate`)")
     several = chat.history and any(len(d.answers(chat)) > 1 for d in documents)
     for note in (*chat.notes, *(chat.history if several else ())):
-        _LOG.warning("PACT: the chat template %s.", note)
+        logger.warning("PACT: the chat template %s.", note)
     counts = [count_answer_tokens(d, chat) for d in documents]
     answered = [d for d, count in zip(documents, counts, strict=True) if count]
     if not answered:
