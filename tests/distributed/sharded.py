@@ -24,6 +24,7 @@ from pact_plugins.forward import collate
 from pact_plugins.preparation import Preparation, prepare
 from pact_plugins.probe import Probe
 from pact_plugins.profile import measure_profile
+from pact_plugins.ranks import ALONE, Ranks
 from pact_plugins.sharding import take_apart, whole
 from tests import tiny
 
@@ -32,6 +33,7 @@ Engine = Callable[[nn.Module, Any], tuple[Callable[..., Any], Callable[[Tensor],
 
 WORLD = 2
 STEPS = 3
+TIMEOUT = 90.0
 CONFIG: dict[str, Any] = {"anchors": 1, "eval": False, "top_k": 20, "probe": {"prompts": 2}, "weight": 2.0}
 
 
@@ -152,7 +154,7 @@ def train(
 
     Args:
         case: the model.
-        folder: for the caches; one of each process's own.
+        folder: for the caches, which the processes share.
         engine: shares it.
         rank: of this process.
     """
@@ -160,7 +162,7 @@ def train(
     shipped = own_answers.shipped
     with (
         patch.object(own_answers, "MAX_ANSWER_TOKENS", 4),
-        patch.object(own_answers, "shipped", lambda name: shipped(name)[:8]),
+        patch.object(own_answers, "shipped", lambda name, language="en": shipped(name, language)[:8]),
     ):
         return _train(case, folder, engine, rank)
 
@@ -172,7 +174,8 @@ def _train(case: Case, folder: Path, engine: Engine, rank: int) -> Result:
     docs = documents()
     # Anchors beside re-entrant checkpointing are refused where several processes train.
     settings = {**CONFIG, "anchors": 0} if case.checkpointing == "reentrant" else CONFIG
-    preparation = prepare(model, tiny.tokenizer(), docs, PactConfig(cache_dir=folder, **settings), show_progress=False)
+    config, ranks = PactConfig(cache_dir=folder, **settings), Ranks.of_run(TIMEOUT) if case.layout else ALONE
+    preparation = prepare(model, tiny.tokenizer(), docs, config, show_progress=False, ranks=ranks)
     objective = preparation.objective
     losses = []
     for number in range(STEPS):

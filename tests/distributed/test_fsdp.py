@@ -65,7 +65,7 @@ def run_all(cases: list[Case], folder: Path, rank: int) -> list[Result | str]:
     results: list[Result | str] = []
     for i, case in enumerate(cases):
         try:
-            results.append(train(case, folder / f"cache-{rank}-{i}", sharded, rank))
+            results.append(train(case, folder / f"cache-{i}", sharded, rank))
         except PactError as error:
             results.append(str(error))
     return results
@@ -116,7 +116,7 @@ def trl_run(layout: str | None, folder: Path, rank: int) -> tuple[list[dict[str,
         trainer.accelerator.prepare_model = lambda prepared, **_: prepared
     logged = Logged()
     trainer.add_callback(logged)
-    trainer.add_callback(PactCallback(trainer, hosts.config(folder / f"cache-{rank}")))
+    trainer.add_callback(PactCallback(trainer, hosts.config(folder / "cache")))
     trainer.train()
     evidence = Evidence.load(folder / f"run-{rank}" / "out") if rank == 0 else None
     assert evidence is None or evidence.parts[-1].ended == "finished"

@@ -60,7 +60,7 @@ def run_all(cases: list[Case], folder: Path, rank: int) -> list[Result | str]:
     results: list[Result | str] = []
     for i, case in enumerate(cases):
         try:
-            results.append(train(case, folder / f"cache-{rank}-{i}", sharded, rank))
+            results.append(train(case, folder / f"cache-{i}", sharded, rank))
         except PactError as error:
             results.append(str(error))
     return results
@@ -94,7 +94,7 @@ def trl_run(stage: int | None, folder: Path, rank: int) -> tuple[list[dict[str, 
     )
     logged = Logged()
     trainer.add_callback(logged)
-    trainer.add_callback(PactCallback(trainer, hosts.config(folder / f"cache-{rank}")))
+    trainer.add_callback(PactCallback(trainer, hosts.config(folder / "cache")))
     trainer.train()
     return logged.steps, whole_weights(trainer.accelerator.unwrap_model(trainer.model))
 
