@@ -61,6 +61,7 @@ FLOW = [
     "callback",
     "before_training",
     "requirements",
+    "run_checks",
     "checking",
     "check_table",
     "tokens_table",
