@@ -1,0 +1,24 @@
+"""Settings of the documentation site: `make docs` builds it, and fails on any warning."""
+
+from pact_plugins import __version__
+
+project = "pact-plugins"
+author = "the authors of pact-plugins"
+release = __version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+nitpicky = True
+# Only this package's own names have pages here.
+nitpick_ignore_regex = [("py:.*", r"(?!pact_plugins\.).*")]
+
+myst_heading_anchors = 4
+highlight_language = "none"
+
+default_role = "code"
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+napoleon_numpy_docstring = False
+
+html_theme = "furo"
+html_title = "pact-plugins"
