@@ -3,7 +3,6 @@
 from pact_plugins import __version__
 
 project = "pact-plugins"
-author = "the authors of pact-plugins"
 release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
@@ -18,7 +17,11 @@ highlight_language = "none"
 default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 
 html_theme = "furo"
-html_title = "pact-plugins"
+html_title = project
+html_show_copyright = False
+pygments_style = "friendly"
