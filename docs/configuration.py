@@ -76,6 +76,8 @@ def _values(schema: dict[str, Any]) -> str:
         return "a block"
     if schema["type"] == "array":
         items = schema["items"].get("anyOf", [schema["items"]])
+        if "enum" in items[0]:
+            return f"a list out of {_values(items[0])}"
         return f"a list of {' and '.join(f'{_values(item)}s' for item in items)}"
     words = {"boolean": "`true` or `false`", "integer": "integer", "number": "number", "string": "text"}
     bounds = {

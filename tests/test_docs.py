@@ -150,18 +150,16 @@ def _commands(page: Path) -> Iterator[list[str]]:
     """Commands of this project on a page, as lists of words."""
     shown = "\n".join(b.text for b in _blocks(page) if b.language in ("", "bash", "text")).replace("\\\n", " ")
     for line in [*shown.splitlines(), *_inline(page)]:
-        found = re.search(r"(?:^|--no-python |\$\(|[\w-]+ -m )(?=(?:pact|axolotl pact-train|make|python -m) )", line)
+        found = re.search(r"(?:^|--no-python |\$\()(?=(?:pact|axolotl pact-train|make|python -m) )", line)
         if found:
             yield line[found.end() :].partition(" #")[0].partition(")")[0].split()
 
 
-ALL_COMMANDS = [(page, words) for page in HELD for words in _commands(page)]
+COMMANDS = [pytest.param(words, id=f"{page.name}: {' '.join(words)}") for page in HELD for words in _commands(page)]
 
 
-@pytest.mark.parametrize(
-    ("page", "words"), ALL_COMMANDS, ids=[f"{page.name}: {' '.join(words)}" for page, words in ALL_COMMANDS]
-)
-def test_commands_exist(page: Path, words: list[str]) -> None:
+@pytest.mark.parametrize("words", COMMANDS)
+def test_commands_exist(words: list[str]) -> None:
     """Prevents a command, an option, a target or a module that a reader types in vain."""
     program, *rest = words
     options = {word.partition("=")[0] for word in rest if word.startswith("--")}
@@ -191,10 +189,18 @@ def _is_package(name: str) -> bool:
 
 def test_commands_are_found() -> None:
     """Prevents a search that finds nothing, and then nothing wrong."""
-    programs = [words[0] for _, words in ALL_COMMANDS]
+    programs = [words[0] for page in HELD for words in _commands(page)]
     assert programs.count("pact") > 40
     assert {"make", "python", "axolotl"} <= {*programs}
     assert sum(1 for page in HELD for _ in _settings(page)) > 10
+
+
+def test_extras_exist() -> None:
+    """Prevents an installation that silently leaves out what a page asks for: pip only warns of an unknown extra."""
+    shown = [e for page in PAGES for e in re.findall(r'(?:pact-plugins|"\.)\[([\w,-]+)\]', _text(page))]
+    assert len(shown) > 2
+    for extra in ",".join(shown).split(","):
+        assert re.search(rf"^{extra} = \[", _text(ROOT / "pyproject.toml"), re.MULTILINE), extra
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
