@@ -4,7 +4,7 @@ export HF_HUB_OFFLINE = 1
 export AXOLOTL_DO_NOT_TRACK = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test lint bench golden clean
+.PHONY: demo test lint bench golden docs clean
 
 demo: .venv/ready
 	.venv/bin/pact demo --out demo-report
@@ -29,9 +29,16 @@ bench: .venv/ready
 golden: .venv/ready
 	.venv/bin/python -m tests.golden tests/golden
 
+docs: .venv/docs-ready
+	.venv/bin/sphinx-build --fail-on-warning --keep-going --fresh-env docs docs/_build
+
 .venv/ready: pyproject.toml requirements/trl.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --constraint requirements/trl.txt --editable ".[dev]"
+	touch $@
+
+.venv/docs-ready: .venv/ready
+	.venv/bin/pip install --quiet --constraint requirements/trl.txt --editable ".[docs]"
 	touch $@
 
 .venv-axolotl/ready: pyproject.toml requirements/axolotl.txt
@@ -44,4 +51,4 @@ golden: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-axolotl .deepspeed demo-report
+	rm -rf .venv .venv-axolotl .deepspeed demo-report docs/_build

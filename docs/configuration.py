@@ -14,7 +14,7 @@ from pact_plugins.config import EvalConfig, GateConfig, PactConfig, ProbeConfig,
 
 PAGE = Path(__file__).with_name("configuration.md")
 
-_BLOCKS: dict[str, type[BaseModel]] = {
+BLOCKS: dict[str, type[BaseModel]] = {
     "pact": PactConfig,
     "pact.gate": GateConfig,
     "pact.prompts": PromptsConfig,
@@ -50,7 +50,7 @@ This page is made from the schema: `python -m docs.configuration`.
 def page() -> str:
     """The reference of every key, in Markdown."""
     parts = [_HEAD]
-    for name, block in _BLOCKS.items():
+    for name, block in BLOCKS.items():
         doc = (block.__doc__ or "").strip().splitlines()[0]
         parts += [f"## `{name}`", f"\n{doc}\n", "| key | values | default | what it does |", "|---|---|---|---|"]
         parts += [*_rows(block), ""]
@@ -76,6 +76,8 @@ def _values(schema: dict[str, Any]) -> str:
         return "a block"
     if schema["type"] == "array":
         items = schema["items"].get("anyOf", [schema["items"]])
+        if "enum" in items[0]:
+            return f"a list out of {_values(items[0])}"
         return f"a list of {' and '.join(f'{_values(item)}s' for item in items)}"
     words = {"boolean": "`true` or `false`", "integer": "integer", "number": "number", "string": "text"}
     bounds = {

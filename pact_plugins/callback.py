@@ -23,18 +23,20 @@ class PactCallback(TrainerCallback):
     Making the callback checks the trainer and wraps its loss; when training begins, the safety tokens and the
     reference are found. The trainer's logger receives, averaged over the logging interval:
 
-    | metric | meaning |
-    |---|---|
-    | `pact/kl` | divergence from the reference, per answer token, before the weight |
-    | `pact/gate` | mean gate, if it is on |
-    | `pact/safety_mass` | the model's probability on the held tokens (only `confidence` computes it) |
-    | `pact/reference_mass` | the reference's probability on them |
-    | `pact/damped` | share of cross-entropy's weight that was taken away |
-    | `pact/answer_tokens` | answer tokens constrained |
-    | `pact/cache_hits` | sequences whose reference was looked up |
-    | `pact/probe_harmful`, `pact/probe_harmless` | margin towards refusing, in nats, of held-out prompts (`probe`) |
-    | `pact/probe_refusing` | share of the harmful ones with a margin above 0 |
-    | `pact/anchor_kl`, `pact/anchor_tokens` | the same divergence on the anchors, and their number, if they are on |
+    ===========================================  =======================================================================
+    metric                                       meaning
+    ===========================================  =======================================================================
+    `pact/kl`                                    divergence from the reference, per answer token, before the weight
+    `pact/gate`                                  mean gate, if it is on
+    `pact/safety_mass`                           the model's probability on the held tokens (`confidence` alone)
+    `pact/reference_mass`                        the reference's probability on them
+    `pact/damped`                                share of cross-entropy's weight that was taken away
+    `pact/answer_tokens`                         answer tokens constrained
+    `pact/cache_hits`                            sequences whose reference was looked up
+    `pact/probe_harmful`, `pact/probe_harmless`  margin towards refusing, in nats, of held-out prompts (`probe`)
+    `pact/probe_refusing`                        share of the harmful ones with a margin above 0
+    `pact/anchor_kl`, `pact/anchor_tokens`       the same divergence on the anchors, and their number, if they are on
+    ===========================================  =======================================================================
 
     OUTPUT_DIR/pact_evidence.json says what the steps were held to (see `evidence.Evidence`), and is brought up to date
     whenever weights are saved. When training ends, a report is left in `OUTPUT_DIR/pact_report`.

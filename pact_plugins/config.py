@@ -250,7 +250,7 @@ class PactConfig(_Block):
 
     @property
     def normalises(self) -> bool:
-        """Whether the log-normaliser of training rows is needed: absolute probabilities, or their cross-entropy."""
+        """Whether the log-normaliser of training rows is needed, for absolute probabilities or their cross-entropy."""
         return self.objective == "confidence" or self.damps
 
     @property

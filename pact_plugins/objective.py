@@ -31,7 +31,8 @@ class Targets:
 
     Attributes:
         request: what the subset head has to compute.
-        full, answer_only: [N, S] reference log-probabilities.
+        full: [N, S] log-probabilities of the reference with its full context.
+        answer_only: [N, S] the same without the prompt; None where the gate is off.
         position: [N] index of each answer token in its answer, below 0 before the answer's own words.
         conflict: [M] conflict of each token whose cross-entropy is damped (`request.labelled`).
         documents: number of documents looked up.

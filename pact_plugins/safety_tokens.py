@@ -28,7 +28,8 @@ class Stability:
     Attributes:
         held: for each token, the share of bootstrap resamples of the prompts in which it is held (its weight is
             positive).
-        low, high: the 2.5th and the 97.5th percentile of its weight over the resamples.
+        low: for each token, the 2.5th percentile of its weight over the resamples.
+        high: the 97.5th.
         examples: for each token, part of an answer in which the model wrote it, the token in brackets; empty if none.
         separation: how well one half of the prompts tells refusing answers of the other half from harmless ones: 1
             always, 0.5 not at all (`contrast.Contrast.separation`).

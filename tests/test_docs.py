@@ -1,9 +1,83 @@
-"""Pages that are made from the code say what the code says."""
+"""The README and the pages of docs/ say what the code says: their snippets run, what they name is there."""
 
 from __future__ import annotations
 
+import importlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+
 from docs import configuration
+from pact_plugins.cli import main
 from pact_plugins.config import PactConfig
+from tests.test_house import FLOW
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+MADE_OF_MISTAKES = ROOT / "docs" / "errors.md"
+"""Shows what is refused; its own tests run all of it."""
+HELD = [page for page in PAGES if page != MADE_OF_MISTAKES]
+
+NEEDS_A_TRAINER = {"configuration.md": "PactCallback(trainer, PactConfig(weight=0.3))"}
+"""Blocks of Python that cannot run, because they begin in the middle of a script: page and first line."""
+TRAINS = {"tutorial-trl.md": "import torch"}
+"""Blocks that train a model: page and first line. They run in the environment of the newest TRL."""
+
+BLOCK = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+INDENTED = re.compile(r"(?:^(?: {4}.*)?\n)+", re.MULTILINE)
+REPOSITORY = re.compile(
+    r"(?<![\w/.~-])(?:\./)?((?:docs|tests|benchmarks|example_configs|requirements|pact_plugins)/[\w./-]*\w)"
+)
+
+
+@dataclass(frozen=True)
+class Code:
+    """A block of a page: what language it says it is in, and its text."""
+
+    page: Path
+    language: str
+    text: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.page.name, self.text.splitlines()[0]
+
+
+def _text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def _prose(page: Path) -> str:
+    """A page without its fenced blocks."""
+    return BLOCK.sub("", _text(page))
+
+
+def _blocks(page: Path) -> Iterator[Code]:
+    """Fenced blocks, and indented ones, whose language is not said."""
+    yield from (Code(page, language, text) for language, text in BLOCK.findall(_text(page)))
+    for block in INDENTED.findall(_prose(page)):
+        if block.strip():
+            yield Code(page, "", re.sub(r"^ {4}", "", block, flags=re.MULTILINE).strip("\n") + "\n")
+
+
+def _inline(page: Path) -> list[str]:
+    return [re.sub(r"\s+", " ", text) for text in INLINE.findall(_prose(page))]
+
+
+BLOCKS = [block for page in HELD for block in _blocks(page)]
+PYTHON = [block for block in BLOCKS if block.language == "python"]
+
+
+def _name(value: Any) -> str:
+    return value.name if isinstance(value, Path) else f"{value.page.name}: {value.text.splitlines()[0]}"
 
 
 def test_the_configuration_page_is_the_schema() -> None:
@@ -11,3 +85,164 @@ def test_the_configuration_page_is_the_schema() -> None:
     shown = configuration.PAGE.read_text(encoding="utf-8")
     assert shown == configuration.page(), "run `python -m docs.configuration`"
     assert all(f"| `{key}` |" in shown for key in PactConfig.model_fields)
+
+
+def test_the_architecture_is_the_flow() -> None:
+    """Prevents a page that shows another order than imports have, or leaves a module out."""
+    flow = _text(ROOT / "docs" / "architecture.md").partition("## The flow")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", flow, re.MULTILINE) == FLOW
+
+
+@pytest.mark.parametrize("block", [b for b in PYTHON if b.key not in TRAINS.items()], ids=_name)
+def test_python_runs(block: Code) -> None:
+    """Prevents a snippet that fails where it is pasted."""
+    code = compile(block.text, block.page.name, "exec")
+    if block.key not in NEEDS_A_TRAINER.items():
+        exec(code, {"__name__": "snippet"})
+
+
+@pytest.mark.trl
+@pytest.mark.parametrize("block", [b for b in PYTHON if b.key in TRAINS.items()], ids=_name)
+def test_scripts_train(block: Code, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents a tutorial whose run does not start, or is not under PACT."""
+    from pact_plugins.verification import verify
+
+    for folder in ("pact_plugins", "example_configs"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PACT_CACHE_DIR", str(tmp_path / "cache"))
+    exec(compile(block.text, block.page.name, "exec"), {"__name__": "snippet"})
+    assert verify(tmp_path / "outputs" / "first-run").holds
+    assert (tmp_path / "outputs" / "first-run" / "pact_report" / "report.html").exists()
+
+
+def test_what_cannot_run_is_still_there() -> None:
+    """Prevents an exception that outlives its snippet, and then excuses another one."""
+    assert {*NEEDS_A_TRAINER.items(), *TRAINS.items()} <= {block.key for block in PYTHON}
+
+
+def _settings(page: Path) -> Iterator[Any]:
+    """Everything on a page that stands behind a key `pact`, as YAML reads it."""
+    for block in _blocks(page):
+        text = re.sub(r"^[+ ]", "", block.text, flags=re.MULTILINE) if block.language == "diff" else block.text
+        if block.language in ("", "yaml", "diff") and re.search(r"^pact:", text, re.MULTILINE):
+            start = text if block.language == "yaml" else text[text.index("pact:") :].splitlines()[0]
+            yield yaml.safe_load(start)["pact"]
+    for text in _inline(page):
+        if text.partition(": ")[0] in {"pact", *PactConfig.model_fields} and ": " in text:
+            written = yaml.safe_load(text)
+            yield written.get("pact", written)
+
+
+@pytest.mark.parametrize("page", HELD, ids=_name)
+def test_settings_are_those_of_the_schema(page: Path) -> None:
+    """Prevents a block that stops the run of whoever copies it, and a key that there is not."""
+    for value in _settings(page):
+        config = PactConfig.parse(value)
+        assert (config is None) == (value is False)
+    for key in re.findall(r"^pact\.([a-z_.]+)$", "\n".join(_inline(page)), re.MULTILINE):
+        block, *inner = key.split(".")
+        assert block in PactConfig.model_fields
+        assert not inner or inner[0] in configuration.BLOCKS[f"pact.{block}"].model_fields
+
+
+def _commands(page: Path) -> Iterator[list[str]]:
+    """Commands of this project on a page, as lists of words."""
+    shown = "\n".join(b.text for b in _blocks(page) if b.language in ("", "bash", "text")).replace("\\\n", " ")
+    for line in [*shown.splitlines(), *_inline(page)]:
+        found = re.search(r"(?:^|--no-python |\$\()(?=(?:pact|axolotl pact-train|make|python -m) )", line)
+        if found:
+            yield line[found.end() :].partition(" #")[0].partition(")")[0].split()
+
+
+COMMANDS = [pytest.param(words, id=f"{page.name}: {' '.join(words)}") for page in HELD for words in _commands(page)]
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_commands_exist(words: list[str]) -> None:
+    """Prevents a command, an option, a target or a module that a reader types in vain."""
+    program, *rest = words
+    options = {word.partition("=")[0] for word in rest if word.startswith("--")}
+    if program == "make":
+        assert all(re.search(rf"^{t}:", _text(ROOT / "Makefile"), re.MULTILINE) for t in rest)
+    elif program == "python":
+        assert find_spec(rest[1]), rest[1]
+        sources = [find_spec(rest[1]), find_spec(f"{rest[1]}.__main__") if _is_package(rest[1]) else None]
+        source = "".join(_text(Path(s.origin)) for s in sources if s and s.origin)
+        assert all(f'"{option}"' in source for option in options), options
+    elif program == "axolotl":
+        assert f"{rest[0]} = " in _text(ROOT / "pyproject.toml")
+    else:
+        command: click.Command = main
+        while isinstance(command, click.Group) and rest and rest[0] in command.commands:
+            command = command.commands[rest.pop(0)]
+        assert not isinstance(command, click.Group) or not rest or rest[0].startswith("-"), f"no command {rest[0]}"
+        known = {option for parameter in command.params for option in parameter.opts}
+        passes_on = command.context_settings.get("ignore_unknown_options")
+        assert passes_on or options <= {*known, "--help"}, options - known
+
+
+def _is_package(name: str) -> bool:
+    spec = find_spec(name)
+    return spec is not None and spec.submodule_search_locations is not None
+
+
+def test_commands_are_found() -> None:
+    """Prevents a search that finds nothing, and then nothing wrong."""
+    programs = [words[0] for page in HELD for words in _commands(page)]
+    assert programs.count("pact") > 40
+    assert {"make", "python", "axolotl"} <= {*programs}
+    assert sum(1 for page in HELD for _ in _settings(page)) > 10
+
+
+def test_extras_exist() -> None:
+    """Prevents an installation that silently leaves out what a page asks for: pip only warns of an unknown extra."""
+    shown = [e for page in PAGES for e in re.findall(r'(?:pact-plugins|"\.)\[([\w,-]+)\]', _text(page))]
+    assert len(shown) > 2
+    for extra in ",".join(shown).split(","):
+        assert re.search(rf"^{extra} = \[", _text(ROOT / "pyproject.toml"), re.MULTILINE), extra
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_paths_exist(page: Path) -> None:
+    """Prevents a page that names files which were moved."""
+    named = {path for path in REPOSITORY.findall(_text(page)) if not path.startswith("docs/_build")}
+    assert not [path for path in named if not (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Prevents links that are dead where the pages are read as files, on a code host."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", _prose(page)):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in _anchors(file), target
+
+
+def _anchors(page: Path) -> set[str]:
+    """What the headings of a page are called in links."""
+    headings = re.findall(r"^#+ (.*)$", _prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", HELD, ids=_name)
+def test_names_of_the_code_exist(page: Path) -> None:
+    """Prevents pages that point to functions and classes which were renamed."""
+    for text in _inline(page):
+        name = text.removeprefix("pact_plugins.").partition("(")[0]
+        first, *rest = name.split(".")
+        of_a_host = first == "axolotl" or name == "trl.SFTTrainer"
+        is_file = rest[-1:] and rest[-1] in ("md", "html", "json", "jsonl", "py")
+        if rest and first in FLOW and re.fullmatch(r"[\w.]+", name) and not of_a_host and not is_file:
+            _resolve(f"pact_plugins.{first}", rest)
+
+
+def _resolve(module: str, names: list[str]) -> None:
+    """Fails unless `names` lead from a module to something in it."""
+    value: Any = importlib.import_module(module)
+    for name in names:
+        known = hasattr(value, name) or name in getattr(value, "__annotations__", {})
+        value = getattr(value, name, None) if known else importlib.import_module(f"{value.__name__}.{name}")

@@ -28,7 +28,7 @@ class Judge(Protocol):
 
     @property
     def tells(self) -> frozenset[Verdict]:
-        """The verdicts that it can give beside `other`: no rate is reported of what a judge cannot see."""
+        """The verdicts that it can give beside `other`; no rate is reported of what a judge cannot see."""
         ...
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
