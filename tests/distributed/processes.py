@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-LIMIT = 110
+LIMIT = 240
 """Seconds that a process may take; far more than it needs."""
 
 

@@ -60,7 +60,7 @@ def test_a_dead_rank_stops_the_others_and_leaves_its_work(
 ) -> None:
     """Prevents: ranks that wait for ever for a dead one, half a cache under a whole one's name, and work done twice."""
     processes = start("building:build", tmp_path, event="dies", victim=victim)
-    status = ended(processes, limit=60)
+    status = ended(processes)
     assert status[victim][0] == 9
     assert status[1 - victim][0] == 1
     assert "RankError: Expected all 2 processes to come as far in computing this reference" in status[1 - victim][2]
@@ -75,19 +75,19 @@ def test_a_dead_rank_stops_the_others_and_leaves_its_work(
 def test_a_hanging_rank_is_named(tmp_path: Path) -> None:
     """Prevents: a run that stands still for ever, and nobody knows because of which process."""
     processes = start("building:build", tmp_path, event="hangs", timeout=5)
-    ((status, _, errors),) = ended(processes[:1], limit=60)
+    ((status, _, errors),) = ended(processes[:1])
     assert status == 1
     assert "within 5 s" in errors
     assert "Ranks 1 failed to pass monitoredBarrier" in errors
     # Its input is closed now, on which it was waiting: it finds the other gone.
-    ((status, _, errors),) = ended(processes[1:], limit=60)
+    ((status, _, errors),) = ended(processes[1:])
     assert status == 1
     assert "RankError" in errors
 
 
 def test_a_failure_stops_every_rank(tmp_path: Path) -> None:
     """Prevents: an error in one rank, and the others waiting until the process group gives up."""
-    statuses = ended(start("building:build", tmp_path, event="nan"), limit=60)
+    statuses = ended(start("building:build", tmp_path, event="nan"))
     assert [status for status, _, _ in statuses] == [1, 1]
     assert (
         "RankError: Expected every process to succeed in computing this reference; got a failure of rank 1"
@@ -106,5 +106,5 @@ def test_another_run_is_waited_for(tmp_path: Path, alone: tuple[dict[str, bytes]
             assert line, "the process ended"
         time.sleep(11)  # more than twice the time that ranks wait for each other
         assert [process.poll() for process in processes] == [None, None]
-    assert [status for status, _, _ in ended(processes, limit=60)] == [0, 0]
+    assert [status for status, _, _ in ended(processes)] == [0, 0]
     assert values(tmp_path) == alone[0]
