@@ -9,17 +9,13 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from pact_plugins import artefacts
-from pact_plugins.config import EvalConfig, GateConfig, PactConfig, ProbeConfig, PromptsConfig
+from pact_plugins import artefacts, config
 
 PAGE = Path(__file__).with_name("configuration.md")
 
 BLOCKS: dict[str, type[BaseModel]] = {
-    "pact": PactConfig,
-    "pact.gate": GateConfig,
-    "pact.prompts": PromptsConfig,
-    "pact.eval": EvalConfig,
-    "pact.probe": ProbeConfig,
+    "pact": config.PactConfig,
+    **{f"pact.{key}": block for key, block in config.BLOCKS.items()},
 }
 
 _HEAD = """# Configuration

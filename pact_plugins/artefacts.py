@@ -120,10 +120,7 @@ def locked(path: Path, what: str, ranks: Ranks = ALONE, *, holds: bool = True) -
     def try_it() -> bool:
         nonlocal said
         try:
-            if said:
-                lock.acquire(timeout=min(_PATIENCE, ranks.timeout / 2), poll_interval=0.5)
-            else:
-                lock.acquire(timeout=0)
+            lock.acquire(timeout=min(_PATIENCE, ranks.timeout / 2) if said else 0, poll_interval=0.5)
         except Timeout:
             if not said:
                 logger.warning("PACT: another process is %s: waiting for it (%s).", what, lock.lock_file)

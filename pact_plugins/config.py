@@ -336,11 +336,11 @@ class PactConfig(_Block):
             raise _explain(error) from error
 
 
-_BLOCKS: dict[str, type[_Block]] = {
+BLOCKS: dict[str, type[_Block]] = {
     "gate": GateConfig,
     "prompts": PromptsConfig,
-    "probe": ProbeConfig,
     "eval": EvalConfig,
+    "probe": ProbeConfig,
 }
 """What the keys of `PactConfig` hold that may be blocks of their own."""
 
@@ -353,7 +353,7 @@ def _explain(error: ValidationError) -> PactError:
         if _is_of_the_other_kind(path, item["input"]):
             continue
         if item["type"] in ("extra_forbidden", "invalid_key"):
-            known = _BLOCKS.get(path[0], PactConfig).model_fields
+            known = BLOCKS.get(path[0], PactConfig).model_fields
             expected.append(f"keys among {', '.join(known)}")
             got.append(f"the unknown key `pact.{'.'.join([*_user_path(path[:-1]), path[-1]])}`")
             close = difflib.get_close_matches(path[-1], known, n=1)
@@ -375,11 +375,11 @@ def _explain(error: ValidationError) -> PactError:
 
 def _is_of_the_other_kind(path: list[str], value: Any) -> bool:
     """Whether an error is that a block is no boolean, or a boolean no block: the error of its own kind says more."""
-    block = _BLOCKS.get(path[0]) if path else None
+    block = BLOCKS.get(path[0]) if path else None
     return block is not None and path[1:] == [block.__name__ if not isinstance(value, dict) else "bool"]
 
 
 def _user_path(path: list[str]) -> list[str]:
     """The keys that the user wrote: members of unions and places in lists stand between them and after."""
-    fields = {name for block in (PactConfig, *_BLOCKS.values()) for name in block.model_fields}
+    fields = {name for block in (PactConfig, *BLOCKS.values()) for name in block.model_fields}
     return [part for part in path if part in fields]

@@ -16,11 +16,11 @@ from rich.table import Table
 from torch import nn
 
 from pact_plugins.anchors import Anchors
-from pact_plugins.answers import Document
+from pact_plugins.answers import AnswerTokens, Document
 from pact_plugins.building import open_or_build
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.config import PactConfig
-from pact_plugins.cost import Data, Overhead, count_answer_tokens, stratified
+from pact_plugins.cost import Data, Overhead, stratified
 from pact_plugins.errors import PactError
 from pact_plugins.evidence import Evidence, tokens_source
 from pact_plugins.finding import find_anchors, find_tokens
@@ -132,10 +132,13 @@ def find_answers(documents: Sequence[Document], chat: ChatFormat, config: PactCo
     """
     if config.active_gate is not None:
         chat.require_header("build the reference without the prompt, which the gate needs (`pact.gate`)")
-    several = chat.history and any(len(d.answers(chat)) > 1 for d in documents)
+    counts: list[int] = []
+    several = False
+    for tokens in (AnswerTokens.of([d], chat) for d in documents):
+        counts.append(len(tokens))
+        several = several or bool(len(tokens) and tokens.answer[-1])
     for note in (*chat.notes, *(chat.history if several else ())):
         logger.warning("PACT: the chat template %s.", note)
-    counts = [count_answer_tokens(d, chat) for d in documents]
     answered = [d for d, count in zip(documents, counts, strict=True) if count]
     if not answered:
         raise PactError(

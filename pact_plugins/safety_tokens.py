@@ -92,6 +92,11 @@ class SafetyTokens:
         return [i for i, weight in enumerate(self.weights) if weight > 0]
 
     @property
+    def held(self) -> dict[int, float]:
+        """Weight of each id of S+."""
+        return {self.ids[i]: self.weights[i] for i in self.positive}
+
+    @property
     def fingerprint(self) -> str:
         """Identity of ids and weights, whatever their provenance."""
         return digest([self.ids, self.weights])

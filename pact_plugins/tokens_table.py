@@ -36,7 +36,7 @@ def show(found: SafetyTokens, title: str, console: Console) -> None:
 
 def show_difference(a: SafetyTokens, b: SafetyTokens, console: Console) -> None:
     """Tokens that only one of two sets holds, and by how much the weights of the others differ."""
-    left, right = ({s.ids[i]: s.weights[i] for i in s.positive} for s in (a, b))
+    left, right = a.held, b.held
     texts = dict(zip((*a.ids, *b.ids), (*a.texts, *b.texts), strict=True))
     table = Table(title=f"{len(left.keys() & right.keys())} tokens held by both", title_justify="left")
     for header in ("id", "token", "first", "second"):

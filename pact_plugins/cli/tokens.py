@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -101,8 +99,7 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
             remedy="Compare tokens of models that share their tokenizer.",
         )
     if as_json:
-        sides = ({s.ids[i]: s.weights[i] for i in s.positive} for s in (a, b))
-        click.echo(json.dumps(dict(zip(("first", "second"), sides, strict=True))))
+        click.echo(json.dumps({"first": a.held, "second": b.held}))
     else:
         show_difference(a, b, Console())
 
@@ -119,10 +116,9 @@ def inspect(path: Path, as_json: bool, html: Path | None) -> None:
     from pact_plugins.tokens_table import show
 
     found = SafetyTokens.load(path)
-    with redirect_stdout(sys.stderr) if as_json else redirect_stdout(sys.stdout):
-        console = Console(record=html is not None, width=160 if html else None)
-        if not as_json or html:
-            show(found, str(path), console)
+    if not as_json or html:
+        console = Console(record=html is not None, width=160 if html else None, stderr=as_json)
+        show(found, str(path), console)
         if html:
             console.save_html(str(html))
     if as_json:

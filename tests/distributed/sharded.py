@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 
 from pact_plugins import PactConfig, own_answers
 from pact_plugins.dataset import read_documents
+from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import model_fingerprint
 from pact_plugins.forward import collate
 from pact_plugins.preparation import Preparation, prepare
@@ -248,6 +249,31 @@ def in_two_processes(function: Callable[..., Any], folder: Path, *arguments: Any
         port = free.getsockname()[1]
     multiprocessing.spawn(_worker, (function, folder, port, arguments), nprocs=WORLD)
     return [torch.load(folder / f"result-{rank}.pt", weights_only=False) for rank in range(WORLD)]
+
+
+def trained_in_two_processes(cases: list[Case], engine: Engine, folder: Path) -> dict[Case, list[Any]]:
+    """Of each case, the result in each of two processes, or the error that stopped it."""
+    both = in_two_processes(_train_all, folder, cases, engine)
+    return {case: list(pair) for case, pair in zip(cases, zip(*both, strict=True), strict=True)}
+
+
+def _train_all(cases: list[Case], engine: Engine, folder: Path, rank: int) -> list[Result | str]:
+    results: list[Result | str] = []
+    for i, case in enumerate(cases):
+        try:
+            results.append(train(case, folder / f"cache-{i}", engine, rank))
+        except PactError as error:
+            results.append(str(error))
+    return results
+
+
+def check_like_one_process(case: Case, results: list[Any], folder: Path) -> None:
+    """Compares the results of both processes with that of one, and with each other."""
+    expected = train(case.whole, folder, alone)
+    for found in results:
+        assert isinstance(found, Result), found
+        found.check_equals(expected)
+    assert results[0].trained == results[1].trained
 
 
 def _worker(rank: int, function: Callable[..., Any], folder: Path, port: int, arguments: tuple[Any, ...]) -> None:

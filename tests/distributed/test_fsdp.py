@@ -11,11 +11,19 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from pact_plugins import PactCallback
-from pact_plugins.errors import PactError
 from pact_plugins.evidence import Evidence
 from tests import tiny
 from tests.contract import hosts
-from tests.distributed.sharded import Case, Logged, Result, alone, in_two_processes, train, whole_weights
+from tests.distributed.sharded import (
+    Case,
+    Logged,
+    alone,
+    check_like_one_process,
+    in_two_processes,
+    train,
+    trained_in_two_processes,
+    whole_weights,
+)
 
 pytestmark = pytest.mark.distributed
 
@@ -61,30 +69,15 @@ def sharded(model: Any, case: Case) -> Any:
     return alone(model, case)
 
 
-def run_all(cases: list[Case], folder: Path, rank: int) -> list[Result | str]:
-    results: list[Result | str] = []
-    for i, case in enumerate(cases):
-        try:
-            results.append(train(case, folder / f"cache-{i}", sharded, rank))
-        except PactError as error:
-            results.append(str(error))
-    return results
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, list[Any]]:
-    both = in_two_processes(run_all, tmp_path_factory.mktemp("fsdp"), CASES)
-    return {case: list(pair) for case, pair in zip(CASES, zip(*both, strict=True), strict=True)}
+    return trained_in_two_processes(CASES, sharded, tmp_path_factory.mktemp("fsdp"))
 
 
 @pytest.mark.parametrize("case", ALIKE, ids=str)
 def test_training_equals_one_process(case: Case, results: dict[Case, list[Any]], tmp_path: Path) -> None:
     """Prevents: a reference, a loss or gradients from pieces of the weights, under a loss that looks plausible."""
-    expected = train(case.whole, tmp_path, alone)
-    for found in results[case]:
-        assert isinstance(found, Result), found
-        found.check_equals(expected)
-    assert results[case][0].trained == results[case][1].trained
+    check_like_one_process(case, results[case], tmp_path)
 
 
 def test_a_trained_head_by_itself_is_refused(results: dict[Case, list[Any]]) -> None:

@@ -10,10 +10,16 @@ import pytest
 import torch
 
 from pact_plugins import PactCallback
-from pact_plugins.errors import PactError
 from tests import tiny
 from tests.contract import hosts
-from tests.distributed.sharded import Case, Logged, Result, alone, in_two_processes, train, whole_weights
+from tests.distributed.sharded import (
+    Case,
+    Logged,
+    check_like_one_process,
+    in_two_processes,
+    trained_in_two_processes,
+    whole_weights,
+)
 
 deepspeed: Any = pytest.importorskip("deepspeed", reason="needs DeepSpeed, in an environment of one's own")
 # Its collectives over shared memory are compiled when they are first used, which takes minutes; those of gloo will do.
@@ -56,30 +62,15 @@ def engine_settings(stage: int) -> dict[str, Any]:
     }
 
 
-def run_all(cases: list[Case], folder: Path, rank: int) -> list[Result | str]:
-    results: list[Result | str] = []
-    for i, case in enumerate(cases):
-        try:
-            results.append(train(case, folder / f"cache-{i}", sharded, rank))
-        except PactError as error:
-            results.append(str(error))
-    return results
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, list[Any]]:
-    both = in_two_processes(run_all, tmp_path_factory.mktemp("zero"), ALIKE)
-    return {case: list(pair) for case, pair in zip(ALIKE, zip(*both, strict=True), strict=True)}
+    return trained_in_two_processes(ALIKE, sharded, tmp_path_factory.mktemp("zero"))
 
 
 @pytest.mark.parametrize("case", ALIKE, ids=str)
 def test_training_equals_one_process(case: Case, results: dict[Case, list[Any]], tmp_path: Path) -> None:
     """Prevents: a reference, a loss or gradients from pieces of the weights, under a loss that looks plausible."""
-    expected = train(case.whole, tmp_path, alone)
-    for found in results[case]:
-        assert isinstance(found, Result), found
-        found.check_equals(expected)
-    assert results[case][0].trained == results[case][1].trained
+    check_like_one_process(case, results[case], tmp_path)
 
 
 def trl_run(stage: int | None, folder: Path, rank: int) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
