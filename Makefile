@@ -6,11 +6,12 @@ export TOKENIZERS_PARALLELISM = false
 
 .PHONY: demo test lint bench golden docs clean
 
+# Of tiny models, threads that wait for one another cost more than they give.
+demo test: export OMP_NUM_THREADS = 1
+
 demo: .venv/ready
 	.venv/bin/pact demo --out demo-report
 
-# Of tiny models, threads that wait for one another cost more than they give.
-test: export OMP_NUM_THREADS = 1
 test: .venv/ready .venv-axolotl/ready .deepspeed/ready lint
 	.venv-axolotl/bin/python -m pytest tests -m "not trl"
 	PYTHONPATH=.deepspeed .venv/bin/python -m pytest tests/distributed/test_zero.py

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
+import os
 import re
+import runpy
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,7 +18,8 @@ import click
 import pytest
 import yaml
 
-from docs import configuration
+from docs import configuration, demo
+from pact_plugins import openings
 from pact_plugins.cli import main
 from pact_plugins.config import PactConfig
 from tests.test_house import FLOW
@@ -27,8 +32,8 @@ HELD = [page for page in PAGES if page != MADE_OF_MISTAKES]
 
 NEEDS_A_TRAINER = {"configuration.md": "PactCallback(trainer, PactConfig(weight=0.3))"}
 """Blocks of Python that cannot run, because they begin in the middle of a script: page and first line."""
-TRAINS = {"tutorial-trl.md": "import torch"}
-"""Blocks that train a model: page and first line. They run in the environment of the newest TRL."""
+SCRIPTS = {"tutorial-trl.md": "import torch"}
+"""Blocks that are a file of example_configs too, which `test_examples_run` runs: page and first line."""
 
 BLOCK = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
@@ -87,13 +92,23 @@ def test_the_configuration_page_is_the_schema() -> None:
     assert all(f"| `{key}` |" in shown for key in PactConfig.model_fields)
 
 
+def test_the_readme_shows_the_demo() -> None:
+    """Prevents a table that is not the shipped demo's, or that lacks one of its runs."""
+    readme = _text(ROOT / "README.md")
+    runs = json.loads(demo.FIGURES.read_text(encoding="utf-8"))["runs"]
+    shown = re.findall(r"^\| `(\w+)`: [^|]*\| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", readme, re.MULTILINE)
+    rates = ("refusal_rate", "affirmative_opening_rate", "over_refusal_rate", "task_accuracy")
+    assert shown == [(run["name"], *(f"{run[rate]:.1%}" for rate in rates)) for run in runs]
+    assert f"]({demo.PICTURE.relative_to(ROOT)})" in readme
+
+
 def test_the_architecture_is_the_flow() -> None:
     """Prevents a page that shows another order than imports have, or leaves a module out."""
     flow = _text(ROOT / "docs" / "architecture.md").partition("## The flow")[2].partition("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \|", flow, re.MULTILINE) == FLOW
 
 
-@pytest.mark.parametrize("block", [b for b in PYTHON if b.key not in TRAINS.items()], ids=_name)
+@pytest.mark.parametrize("block", [b for b in PYTHON if b.key not in SCRIPTS.items()], ids=_name)
 def test_python_runs(block: Code) -> None:
     """Prevents a snippet that fails where it is pasted."""
     code = compile(block.text, block.page.name, "exec")
@@ -101,24 +116,57 @@ def test_python_runs(block: Code) -> None:
         exec(code, {"__name__": "snippet"})
 
 
-@pytest.mark.trl
-@pytest.mark.parametrize("block", [b for b in PYTHON if b.key in TRAINS.items()], ids=_name)
-def test_scripts_train(block: Code, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prevents a tutorial whose run does not start, or is not under PACT."""
-    from pact_plugins.verification import verify
+@pytest.mark.parametrize("block", [b for b in PYTHON if b.key in SCRIPTS.items()], ids=_name)
+def test_scripts_are_files(block: Code) -> None:
+    """Prevents a script that was mended in one of its two places."""
+    assert block.text in [_text(path).partition('"""\n\n')[2] for path in (ROOT / "example_configs").glob("*.py")]
 
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder like the top of the repository, to be written into."""
     for folder in ("pact_plugins", "example_configs"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PACT_CACHE_DIR", str(tmp_path / "cache"))
-    exec(compile(block.text, block.page.name, "exec"), {"__name__": "snippet"})
-    assert verify(tmp_path / "outputs" / "first-run").holds
-    assert (tmp_path / "outputs" / "first-run" / "pact_report" / "report.html").exists()
+    # Commands of a notebook are those of this environment.
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    return tmp_path
+
+
+def _check_protected(run: Path) -> None:
+    from pact_plugins.verification import verify
+
+    assert verify(run).holds
+    assert (run / "pact_report" / "report.html").exists()
+
+
+@pytest.mark.trl
+def test_the_script_trains(checkout: Path) -> None:
+    """Prevents a tutorial whose run does not start, or is not under PACT."""
+    runpy.run_path("example_configs/trl_script.py", run_name="__main__")
+    _check_protected(checkout / "outputs" / "first-run")
+
+
+@pytest.mark.trl
+def test_the_notebook_runs(checkout: Path) -> None:
+    """Prevents a notebook with a cell that fails, or whose story is not what its cells show."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook: Any = nbformat.read("example_configs/trl_notebook.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "the notebook is kept without results"
+    all_three = "print(*(answers['harmful'] for answers in (before, plain, protected)), sep='|')"
+    notebook.cells.append(nbformat.v4.new_code_cell(all_three))
+    NotebookClient(notebook, timeout=300).execute()
+    _check_protected(checkout / "outputs" / "trl-notebook" / "pact")
+    said = notebook.cells[-1].outputs[0].text.split("|")
+    assert [openings.is_refusal(answer) for answer in said] == [True, False, True], said
 
 
 def test_what_cannot_run_is_still_there() -> None:
     """Prevents an exception that outlives its snippet, and then excuses another one."""
-    assert {*NEEDS_A_TRAINER.items(), *TRAINS.items()} <= {block.key for block in PYTHON}
+    assert {*NEEDS_A_TRAINER.items(), *SCRIPTS.items()} <= {block.key for block in PYTHON}
 
 
 def _settings(page: Path) -> Iterator[Any]:

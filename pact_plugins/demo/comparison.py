@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from transformers import ProgressCallback
+from transformers.utils.logging import disable_progress_bar
 
+from pact_plugins import artefacts
 from pact_plugins.config import PactConfig
-from pact_plugins.demo import BASE_MODEL, world
+from pact_plugins.demo import BASE_MODEL, picture, world
 from pact_plugins.demo.behaviour import behaviour_of, judge, rates
 from pact_plugins.demo.training import Recipe, load, train
 from pact_plugins.evaluation.measure import Judged
@@ -48,7 +51,7 @@ class Result:
 
 
 def run(folder: Path, *, seed: int = 0, steps: int = Recipe.steps) -> list[Result]:
-    """Trains and evaluates every method; writes `report.html`, `report.md` and `report.json` into `folder`.
+    """Trains and evaluates every method; writes the report and its picture into `folder`, and each run into one in it.
 
     Args:
         folder: is made.
@@ -61,35 +64,44 @@ def run(folder: Path, *, seed: int = 0, steps: int = Recipe.steps) -> list[Resul
     check_installed()
     folder.mkdir(parents=True, exist_ok=True)
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    disable_progress_bar()
     results: list[Result] = []
     judged: dict[str, list[Judged]] = {}
     trainings: list[Training] = []
     recipe, rows = Recipe(steps=steps, seed=seed), world.fine_tuning_rows(ROWS, HARMFUL_FRACTION, seed=seed)
     model, tokenizer = load()
-    with TemporaryDirectory() as scratch:
-        judged["aligned"] = judge(model, tokenizer, "aligned")
-        results.append(Result("aligned", None, train_seconds=0.0, **asdict(rates(judged["aligned"]))))
-        for name, config in METHODS.items():
-            Console().rule(f"{name}: {steps} steps")
-            model, tokenizer = load()
-            started = time.monotonic()
-            trainer = train(model, tokenizer, rows, recipe, Path(scratch) / name, partial(_protect, config=config))
-            seconds = round(time.monotonic() - started, 1)
-            judged[name] = judge(trainer.model, tokenizer, name)
-            objective = config.objective if config else None
-            results.append(Result(name, objective, train_seconds=seconds, **asdict(rates(judged[name]))))
-            log = trainer.state.log_history
-            trainings.append(training_of(Path(scratch) / name, name) if config else Training(name, log))
-    contents = Contents("Did the refusals hold? The demo", tuple(trainings), behaviour_of(judged))
+    judged["aligned"] = judge(model, tokenizer, "aligned")
+    results.append(Result("aligned", None, train_seconds=0.0, **asdict(rates(judged["aligned"]))))
+    for name, config in METHODS.items():
+        Console().rule(f"{name}: {steps} steps")
+        model, tokenizer = load()
+        started = time.monotonic()
+        trainer = train(model, tokenizer, rows, recipe, folder / name, partial(_accompany, config=config))
+        seconds = round(time.monotonic() - started, 1)
+        judged[name] = judge(trainer.model, tokenizer, name)
+        objective = config.objective if config else None
+        results.append(Result(name, objective, train_seconds=seconds, **asdict(rates(judged[name]))))
+        trainings.append(training_of(folder / name, name) if config else Training(name, trainer.state.log_history))
+    behaviour = behaviour_of(judged)
+    contents = Contents("Did the refusals hold? The demo", tuple(trainings), behaviour)
     runs = [asdict(r) for r in results]
     write_report(contents, folder, seed=seed, steps=steps, harmful_fraction=HARMFUL_FRACTION, runs=runs)
+    artefacts.write_text(folder / picture.FILE, picture.picture(behaviour).svg)
     _print(results, folder)
     return results
 
 
-def _protect(trainer: Any, config: PactConfig | None) -> None:
+class _Steps(ProgressCallback):
+    """The trainer's bar without its log: the report has it."""
+
+    def on_log(self, *_args: Any, **_kw: Any) -> None: ...
+
+
+def _accompany(trainer: Any, config: PactConfig | None) -> None:
     from pact_plugins.callback import PactCallback
 
+    if sys.stderr.isatty():
+        trainer.add_callback(_Steps())
     if config is not None:
         # Every run of the demo is asked here, on more prompts, and with those without PACT.
         trainer.add_callback(PactCallback(trainer, config.model_copy(update={"eval": False})))

@@ -58,7 +58,7 @@ def train(
         PactError: TRL is not installed.
     """
     try:
-        from datasets import Dataset
+        from datasets import Dataset, disable_progress_bars
         from peft import LoraConfig
         from transformers import PrinterCallback
         from trl.trainer.sft_config import SFTConfig
@@ -66,6 +66,7 @@ def train(
     except ImportError as error:
         raise missing_extra("trl", "trl", "the demo") from error
 
+    disable_progress_bars()  # four bars of a blink each
     messages = [[{"role": "user", "content": r.prompt}, {"role": "assistant", "content": r.answer}] for r in rows]
     lora = LoraConfig(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     trainer = SFTTrainer(

@@ -38,7 +38,7 @@ def html_page(contents: Contents, verdicts: Sequence[Verdict], plots: Sequence[P
 
 
 def markdown(contents: Contents, verdicts: Sequence[Verdict], plots: Sequence[Plot] | None) -> str:
-    """The same without drawings, as GitHub reads it."""
+    """The same as GitHub reads it, with the drawings in files of their own."""
     environment = _environment(autoescape=False, finalize=_escaped)
     text = _render(environment, "page.md.j2", contents, verdicts, plots=plots or ())
     return re.sub(r"\n{3,}", "\n\n", text)

@@ -38,12 +38,17 @@ class Plot:
     description: str
     svg: str
 
+    @property
+    def file(self) -> str:
+        """Its name beside the report."""
+        return f"{self.name}.svg"
+
 
 def plots(contents: Contents) -> list[Plot]:
     """All plots that there is something to draw for; needs matplotlib."""
     found: list[Plot] = []
     if contents.behaviour is not None:
-        found.append(_rates(contents.behaviour))
+        found.append(rates(contents.behaviour))
     found += _course(contents.trainings)
     for i, training in enumerate(contents.trainings):
         if training.profiles:
@@ -51,7 +56,7 @@ def plots(contents: Contents) -> list[Plot]:
     return found
 
 
-def _rates(behaviour: Behaviour) -> Plot:
+def rates(behaviour: Behaviour) -> Plot:
     """A row for each rate, a marker with its interval for each model."""
     lines, names = behaviour.lines, behaviour.names
     step = 0.7 / len(names)
@@ -60,13 +65,13 @@ def _rates(behaviour: Behaviour) -> Plot:
         axes = figure.subplots()
         for i, name in enumerate(names):
             rows = [r - 0.35 + step * (i + 0.5) for r in range(len(lines))]
-            rates = [line.rates[i] for line in lines]
-            errors = [[r.share - r.low for r in rates], [r.high - r.share for r in rates]]
-            shares = [r.share for r in rates]
+            of_model = [line.rates[i] for line in lines]
+            errors = [[r.share - r.low for r in of_model], [r.high - r.share for r in of_model]]
+            shares = [r.share for r in of_model]
             style: dict[str, Any] = {"color": _colour(i), "marker": MARKERS[i % len(MARKERS)]}
             axes.errorbar(shares, rows, xerr=errors, linestyle="none", capsize=2, markersize=5, label=name, **style)
             if len(names) <= 2:
-                for row, rate in zip(rows, rates, strict=True):
+                for row, rate in zip(rows, of_model, strict=True):
                     axes.annotate(
                         f"{rate.share:.1%}",
                         (1.02, row),
@@ -235,7 +240,7 @@ def _plot(name: str, title: str, description: str, height: float, draw: Callable
 
 
 def _for_page(svg: str, name: str) -> str:
-    """The element alone, with ids of its own, as wide as the page lets it be."""
+    """The element alone, which is a whole file too, with ids of its own, as wide as the page lets it be."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'href="#', f'href="#{name}-', svg)

@@ -1,4 +1,4 @@
-"""Writing a report: `report.html`, `report.md` and `report.json` in one folder."""
+"""Writing a report into one folder: `report.html`, `report.md`, `report.json`, and each plot as a file of its own."""
 
 from __future__ import annotations
 
@@ -70,6 +70,8 @@ def write_report(contents: Contents, folder: Path, **own: Any) -> tuple[Verdict,
     from pact_plugins.report import page
 
     drawn = None if "matplotlib" in lacking else plots(contents)
+    for plot in drawn or ():
+        artefacts.write_text(folder / plot.file, plot.svg)
     artefacts.write_text(folder / "report.html", page.html_page(contents, found, drawn))
     artefacts.write_text(folder / "report.md", page.markdown(contents, found, drawn))
     return found

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pact_plugins.demo import comparison, world
+from pact_plugins.demo import comparison, picture, world
 from pact_plugins.errors import PactError
 from pact_plugins.report import write
+from pact_plugins.verification import verify
 
 pytest.importorskip("trl")
 
@@ -19,7 +20,8 @@ def test_report_of_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for name in ("held_out_harmful", "held_out_look_alikes", "task_test_rows"):
         prompts = getattr(world, name)()[:4]
         monkeypatch.setattr(world, name, lambda prompts=prompts: prompts)
-    comparison.run(tmp_path / "out", steps=3)
+    for _ in range(2):  # the second finds the runs of the first
+        comparison.run(tmp_path / "out", steps=3)
     data = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [run["name"] for run in data["runs"]] == ["aligned", *comparison.METHODS]
     assert [run["objective"] for run in data["runs"]] == [None, None, "paper", "confidence", "confidence"]
@@ -31,6 +33,11 @@ def test_report_of_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert page.count("<svg") == 2 + 3  # rates, course, and the positions of each run under PACT
     assert [v["model"] for v in data["verdicts"]] == [*comparison.METHODS]
     assert world.held_out_harmful()[0] in page
+    assert verify(tmp_path / "out" / "default").holds
+    drawing = (tmp_path / "out" / picture.FILE).read_text()
+    assert all(name in drawing for name in picture.MODELS.values())
+    assert drawing.count("refusal") == 2
+    assert "task accuracy" in drawing
 
 
 def test_a_report_that_could_not_be_written_stops_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,20 @@ def test_plots_stand_alone(tmp_path: Path) -> None:
     assert texts(make_report(folder))[0] == first
 
 
+def test_plots_are_files_too(tmp_path: Path) -> None:
+    """Prevents Markdown whose pictures are broken, and files that only draw inside the page."""
+    folder = leave_run(tmp_path)
+    write(folder / "pact_evaluation", [[REFUSAL] * 9], [[COMPLIANCE] * 9])
+    report = make_report(folder)
+    html, markdown, _ = texts(report)
+    linked = re.findall(r"!\[.*?\]\((.*?)\)", markdown)
+    assert sorted(linked) == sorted(p.name for p in report.glob("*.svg"))
+    for name in linked:
+        drawing = (report / name).read_text(encoding="utf-8")
+        assert ElementTree.fromstring(drawing).tag == "{http://www.w3.org/2000/svg}svg"
+        assert drawing in html
+
+
 def test_without_an_evaluation(tmp_path: Path) -> None:
     """Prevents a rate that was not measured from being shown as 0%."""
     html, markdown, data = texts(make_report(leave_run(tmp_path)))

@@ -1,0 +1,24 @@
+"""Takes over what `make demo` wrote: `python -m docs.demo` copies the README's picture and the figures of its table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pact_plugins import artefacts
+from pact_plugins.demo import picture
+
+DOCS = Path(__file__).parent
+FIGURES, PICTURE = DOCS / "demo.json", DOCS / "demo.svg"
+
+
+def take(report: Path) -> None:
+    """Copies from the folder of a demo."""
+    kept = ("seed", "steps", "harmful_fraction", "runs")
+    found = json.loads((report / "report.json").read_text(encoding="utf-8"))
+    artefacts.write_text(FIGURES, json.dumps({key: found[key] for key in kept}, indent=1) + "\n")
+    artefacts.write_text(PICTURE, (report / picture.FILE).read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    take(DOCS.parent / "demo-report")
