@@ -102,6 +102,14 @@ def test_the_readme_shows_the_demo() -> None:
     assert f"]({demo.PICTURE.relative_to(ROOT)})" in readme
 
 
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.key[0] == "README.md" and b.language == "diff"], ids=_name)
+def test_the_readme_changes_real_files(block: Code) -> None:
+    """Prevents a change that fits no file that runs."""
+    lines = {line[1:] for line in block.text.splitlines()} - {"..."}
+    files = [path for path in (ROOT / "example_configs").iterdir() if path.is_file()]
+    assert any(lines <= set(_text(path).splitlines()) for path in files)
+
+
 def test_the_architecture_is_the_flow() -> None:
     """Prevents a page that shows another order than imports have, or leaves a module out."""
     flow = _text(ROOT / "docs" / "architecture.md").partition("## The flow")[2].partition("\n## ")[0]
