@@ -88,7 +88,10 @@ def test_clear_asks_first(caches: Path) -> None:
     """Prevents: references of unfinished runs that are gone by a slip."""
     assert pact("cache", "clear", "--dir", str(caches)).exit_code != 0
     assert len(list(caches.glob("*/manifest.json"))) == 2
-    assert "2 removed" in pact("cache", "clear", "--dir", str(caches), "--yes").output
+    arguments = ["cache", "clear", "--dir", str(caches), "--json"]
+    result = CliRunner().invoke(main, arguments, input="y\n")
+    assert len(json.loads(result.stdout)["removed"]) == 2
+    assert "Remove all caches" in result.stderr
     assert not list(caches.glob("*/manifest.json"))
 
 

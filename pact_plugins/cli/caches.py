@@ -117,9 +117,9 @@ def verify_caches(folder: Path | None) -> Result:
 
 @cache.command()
 @_CACHE_DIR
-@click.confirmation_option(prompt="A run can only be resumed while its cache is there. Remove all caches?")
+@click.option("--yes", is_flag=True, help="Do not ask first.")
 @prints_result
-def clear(folder: Path | None) -> Result:
+def clear(folder: Path | None, yes: bool) -> Result:
     """Remove the caches, finished or not.
 
     Those that a process is building stay.
@@ -131,6 +131,9 @@ def clear(folder: Path | None) -> Result:
     from pact_plugins.cache_folder import clear as remove
 
     folder = folder or PactConfig().cache_folder
+    if not yes:
+        question = f"A run can only be resumed while its cache is there. Remove all caches in {folder}?"
+        click.confirm(question, abort=True, err=True)
     removed, busy = remove(folder)
     for path in busy:
         click.echo(f"in use: {path}", err=True)
