@@ -40,7 +40,7 @@ class Commands(click.Group):
                 raise
             raise click.ClickException(f"{error.filename}: {error.strerror}.") from error
         except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
+            click.echo("\nInterrupted.", err=True)  # a bar may stand on the line, or ^C
             raise click.exceptions.Exit(INTERRUPTED) from None
 
 
