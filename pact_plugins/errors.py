@@ -15,7 +15,8 @@ class PactError(Exception):
 
     def __init__(self, *, expected: str, got: str, consequence: str, remedy: str) -> None:
         self.expected, self.got, self.consequence, self.remedy = expected, got, consequence, remedy
-        super().__init__(f"Expected {expected}; got {got}. {consequence} {remedy}")
+        # What another library said often ends with a stop of its own.
+        super().__init__(f"Expected {expected}; got {got.removesuffix('.')}. {consequence} {remedy}")
 
 
 class MissingReferenceError(PactError):

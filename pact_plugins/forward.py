@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
@@ -90,9 +92,15 @@ def to_device(values: npt.NDArray[Any], device: torch.device) -> Tensor:
 
 
 def progress(items: Iterable[T], description: str, total: int, shown: bool = True, *, done: int = 0) -> Iterator[T]:
-    """The items, with a progress bar; `done` of the total were done before."""
+    """The items, with a progress bar; `done` of the total were done before.
+
+    The bar is drawn on standard error, and only on a terminal: a log would fill with it. `TQDM_DISABLE`, the switch of
+    most other bars, switches it off too.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not shown) as bar:
+    console = Console(stderr=True)
+    shown = shown and console.is_interactive and not os.environ.get("TQDM_DISABLE")
+    with Progress(*columns, console=console, disable=not shown) as bar:
         task = bar.add_task(description, total=total, completed=done)
         for item in items:
             yield item

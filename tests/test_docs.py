@@ -18,7 +18,7 @@ import click
 import pytest
 import yaml
 
-from docs import configuration, demo
+from docs import command_line, configuration, demo
 from pact_plugins import openings
 from pact_plugins.cli import main
 from pact_plugins.config import PactConfig
@@ -90,6 +90,12 @@ def test_the_configuration_page_is_the_schema() -> None:
     shown = configuration.PAGE.read_text(encoding="utf-8")
     assert shown == configuration.page(), "run `python -m docs.configuration`"
     assert all(f"| `{key}` |" in shown for key in PactConfig.model_fields)
+
+
+@pytest.mark.trl
+def test_the_command_line_page_is_the_help() -> None:
+    """Prevents a page of options that no longer hold. Needs the pinned release of click, which lays the help out."""
+    assert _text(command_line.PAGE) == command_line.page(), "run `python -m docs.command_line`"
 
 
 def test_the_readme_shows_the_demo() -> None:

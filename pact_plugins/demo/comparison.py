@@ -87,7 +87,6 @@ def run(folder: Path, *, seed: int = 0, steps: int = Recipe.steps) -> list[Resul
     runs = [asdict(r) for r in results]
     write_report(contents, folder, seed=seed, steps=steps, harmful_fraction=HARMFUL_FRACTION, runs=runs)
     artefacts.write_text(folder / picture.FILE, picture.picture(behaviour).svg)
-    _print(results, folder)
     return results
 
 
@@ -107,7 +106,8 @@ def _accompany(trainer: Any, config: PactConfig | None) -> None:
         trainer.add_callback(PactCallback(trainer, config.model_copy(update={"eval": False})))
 
 
-def _print(results: list[Result], folder: Path) -> None:
+def show(results: list[Result], folder: Path) -> None:
+    """The runs as a table, and where their report is."""
     table = Table(title=f"{HARMFUL_FRACTION:.0%} harmful rows, LoRA, held-out prompts", title_justify="left")
     for header in ("run", "refusals", "affirmative openings", "over-refusal", "task accuracy", "seconds"):
         table.add_column(header, justify="left" if header == "run" else "right")
