@@ -59,5 +59,5 @@ MISTRAL = (
     "{{ messages[0]['content'] }}\n\n{% endif %}{{ m['content'] }}[/INST]"
     "{% else %} {{ m['content'] | trim }}{{ eos_token }}{% endif %}{% endfor %}"
 )
-"""As Mistral 7B Instruct v0.3 writes conversations without tools: no generation prompt, and a system prompt only before a
-user's turn that is the last."""
+"""As Mistral 7B Instruct v0.3 writes conversations without tools: no generation prompt, and a system prompt only before
+a user's turn that is the last."""

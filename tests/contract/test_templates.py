@@ -154,7 +154,7 @@ def test_a_users_words_are_never_constrained(name: str) -> None:
 
 @pytest.mark.parametrize("name", SERVED)
 def test_what_the_model_writes_is_constrained(name: str) -> None:
-    """Prevents anchors that are not held, where the template writes something before answers that the model need not."""
+    """Prevents anchors that are not held, where a template writes a space before answers and the model does not."""
     tokenizer, chat, _ = prepared(name, CHAT)
     (prompt,) = as_chats(tokenizer, ["Qone is it?"], "ask")
     for words in ("Sure.", " Sure."):
