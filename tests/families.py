@@ -1,15 +1,21 @@
-"""A tiny random model of each family that the examples are for: its architecture, chat template and special tokens."""
+"""A tiny random model of each family that the examples are for: its architecture, chat template and special tokens.
+
+`python -m tests.families FILE ...` trains with run files of Axolotl, one after the other.
+"""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from benchmarks.tiny_models import tiny_config
+from pact_plugins import own_answers
 from tests.templates import MISTRAL, shipped_templates, tokenizer_with
 
 CHAT = [
@@ -68,3 +74,25 @@ FAMILIES = {
     "mistral-7b": Family("mistral", None, {"bos_token": "<s>", "eos_token": "</s>"}),
 }
 """By the folder of their examples."""
+
+
+def few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets models be asked eight of the shipped prompts of each kind: minutes become seconds."""
+    shipped = own_answers.shipped
+    for place in ("own_answers", "evaluation.prompts"):
+        monkeypatch.setattr(f"pact_plugins.{place}.shipped", lambda *which: shipped(*which)[:8])
+
+
+def main(files: list[str]) -> None:
+    from axolotl.cli.args import TrainerCliArgs
+    from axolotl.cli.config import load_cfg
+    from axolotl.cli.train import do_train
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        few_prompts(monkeypatch)
+        for file in files:
+            do_train(load_cfg(file), TrainerCliArgs())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
