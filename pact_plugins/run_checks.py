@@ -20,7 +20,7 @@ from pact_plugins.requirements import unmet, untested
 from pact_plugins.run_file import PLUGIN, UNSERVED, Host
 from pact_plugins.safety_tokens import SafetyTokens
 
-_FILE_ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".txt", ".yaml", ".yml", ".safetensors")
+_FILE_ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".txt", ".yaml", ".yml", ".safetensors", ".jinja")
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,8 @@ def files(run: Run) -> Iterator[Finding]:
     """Files and folders that are not there. Names on the hub are not asked for."""
     assert run.config is not None, "only asked of runs under PACT"
     eval_prompts = run.config.active_eval.prompts if run.config.active_eval else ()
-    named = [("model", run.model), ("datasets", run.data), ("deepspeed", run.settings.get("deepspeed"))]
+    named = [("model", run.model), ("datasets", run.data)]
+    named += [(key, run.settings.get(key)) for key in ("deepspeed", "chat_template_path")]
     named += [("pact.eval.prompts", [name.split(":")[0] for name in eval_prompts])]
     named += [("pact.base_model", run.config.base_model)]
     own = run.config.prompts
