@@ -26,8 +26,8 @@ class MissingReferenceError(PactError):
 def missing_extra(package: str, extra: str, purpose: str) -> PactError:
     """The error for an optional dependency that is not installed, with the exact command that installs it."""
     return PactError(
-        expected=f"the package `{package}`, which {purpose} needs",
+        expected=f"the package `{package}` for {purpose}",
         got="no such package in this environment",
-        consequence=f"{purpose.capitalize()} cannot run.",
+        consequence="Without it, that cannot be done.",
         remedy=f'Run `pip install "pact-plugins[{extra}]"`.',
     )

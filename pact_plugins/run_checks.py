@@ -20,6 +20,10 @@ from pact_plugins.requirements import unmet, untested
 from pact_plugins.run_file import PLUGIN, UNSERVED, Host
 from pact_plugins.safety_tokens import SafetyTokens
 
+_WITHOUT_A_REQUIREMENT = {
+    "axolotl": "PACT could not be imported; Axolotl would train on without it.",
+    "trl": "The run could stop where it needs it.",
+}
 _FILE_ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".txt", ".yaml", ".yml", ".safetensors", ".jinja")
 
 
@@ -115,28 +119,27 @@ def plugin(run: Run) -> Iterator[Finding]:
 def environment(host: Host) -> tuple[list[Finding], list[Finding]]:
     """Packages that are missing or too old, and those outside the tested range or not there to be looked at."""
     lacking = list(unmet(host))
+    absent = any(name == host and found is None for name, _, found in lacking)
     errors = [
         Finding.of(
             name,
             expected=f"`{wanted}` in this environment",
             got=found or "no such package",
-            consequence="PACT could not be imported; Axolotl would train on without it.",
+            consequence=_WITHOUT_A_REQUIREMENT[host],
             remedy=f'Run `pip install "pact-plugins[{host}]"`.',
         )
-        for name, wanted, found in lacking
-        if name != host or found
+        # Where the host is not, what comes with it need not be either.
+        for name, wanted, found in (unmet("") if absent else lacking)
     ]
     warnings = [
         Finding.of(
-            name,
-            expected=f"`{name}`, which this file is for",
+            host,
+            expected=f"`{host}`, which this file is for",
             got="no such package in this environment",
             consequence="What it would say of the file was not asked.",
-            remedy="Check the file where it will run.",
+            remedy=f'Check the file where it will run, or run `pip install "pact-plugins[{host}]"`.',
         )
-        for name, _, found in lacking
-        if name == host and not found
-    ]
+    ] * absent
     warnings += [
         Finding.of(
             name,

@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pact_plugins.config import PactConfig
 from pact_plugins.demo import BASE_MODEL, picture, world
 from pact_plugins.demo.behaviour import behaviour_of, judge, rates
 from pact_plugins.demo.training import Recipe, load, train
+from pact_plugins.errors import missing_extra
 from pact_plugins.evaluation.measure import Judged
 from pact_plugins.report.contents import Contents, Training
 from pact_plugins.report.files import training_of
@@ -61,6 +63,8 @@ def run(folder: Path, *, seed: int = 0, steps: int = Recipe.steps) -> list[Resul
     Raises:
         PactError: TRL or what the report needs is not installed.
     """
+    if find_spec("trl") is None:
+        raise missing_extra("trl", "all", "the demo")
     check_installed()
     folder.mkdir(parents=True, exist_ok=True)
     logging.getLogger("transformers").setLevel(logging.ERROR)
