@@ -41,9 +41,7 @@ class Finding:
 
     def as_dict(self) -> dict[str, str]:
         """Its words, one by one."""
-        e = self.error
-        words = {"expected": e.expected, "got": e.got, "consequence": e.consequence, "remedy": e.remedy}
-        return {"key": self.key, **words}
+        return {"key": self.key, **self.error.words}
 
 
 @dataclass(frozen=True)
