@@ -98,7 +98,7 @@ def prepare(
     if probe is not None:
         check_ids(model, (d.input_ids for d in probe.documents), "a prompt of the probe")
     run = ranks.first(lambda: Evidence.load(resumed_from), "resuming") if resumed_from else None
-    hold_head(model)
+    hold_head(model)  # the subset head does so too, after the forward passes that find its tokens
     with autocast():
         fingerprint = run.identity["model"] if run else model_fingerprint(model)
         tokens = run.tokens if run else find_tokens(config, model, tokenizer, fingerprint, show_progress, ranks)
@@ -184,8 +184,11 @@ def _autocast_dtype(model: nn.Module) -> str:
     return str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "as stored"
 
 
-def begun(preparation: Preparation, **about: Any) -> Evidence:
-    """The evidence of a run that is about to begin, or to go on: which reference and tokens hold it, and `about` it."""
+def evidence_of(preparation: Preparation, **about: Any) -> Evidence:
+    """The evidence of a run that is about to begin or to go on: what it is held to, and what to tell people `about` it.
+
+    The parts that it has already are those of the run that is being resumed.
+    """
     objective, cache = preparation.objective, preparation.objective.cache
     facts = {
         "settings": objective.config.resolved(),
