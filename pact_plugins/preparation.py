@@ -27,6 +27,7 @@ from pact_plugins.finding import find_anchors, find_tokens
 from pact_plugins.fingerprints import digest, keys_fingerprint, model_fingerprint, tokenizer_fingerprint
 from pact_plugins.model_support import check_ids, check_lengths
 from pact_plugins.objective import PactObjective
+from pact_plugins.parity import check_parity
 from pact_plugins.probe import Probe
 from pact_plugins.ranks import ALONE, Ranks
 from pact_plugins.reference import FORMAT
@@ -104,7 +105,7 @@ def prepare(
         tokens = run.tokens if run else find_tokens(config, model, tokenizer, fingerprint, show_progress, ranks)
         head = SubsetHead(model, list(tokens.ids))
         tokens.check(tokenizer, full_shape(head.base.get_output_embeddings().weight)[0])
-        head.check_parity()
+        check_parity(head)
         anchor_rows = find_anchors(
             config, model, tokenizer, fingerprint, resumed=run is not None, show_progress=show_progress, ranks=ranks
         )

@@ -39,6 +39,7 @@ FLOW = [
     "loss",
     "token_losses",
     "subset_head",
+    "parity",
     "probe",
     "tensor_files",
     "reference",
