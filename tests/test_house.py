@@ -17,6 +17,7 @@ PACKAGE = Path(pact_plugins.__file__).parent
 FLOW = [
     "errors",
     "ranks",
+    "config_errors",
     "config",
     "run_file",
     "sharding",
