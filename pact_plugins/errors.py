@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 
 class PactError(Exception):
     """A condition under which training must not go on.
@@ -17,6 +20,15 @@ class PactError(Exception):
         self.expected, self.got, self.consequence, self.remedy = expected, got, consequence, remedy
         # What another library said often ends with a stop of its own.
         super().__init__(f"Expected {expected}; got {got.removesuffix('.')}. {consequence} {remedy}")
+
+    @property
+    def words(self) -> dict[str, str]:
+        """Its four parts, by name."""
+        return {"expected": self.expected, "got": self.got, "consequence": self.consequence, "remedy": self.remedy}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are unpickled from one positional argument, and a process pool that fails to waits for ever.
+        return partial(type(self), **self.words), ()
 
 
 class MissingReferenceError(PactError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -77,6 +77,12 @@ def collate(documents: Sequence[Document]) -> dict[str, Tensor]:
     ids, mask = pad([d.input_ids for d in documents], host)
     supervised, _ = pad([d.supervised.astype(np.int64) for d in documents], host)
     return {"input_ids": ids, "attention_mask": mask, "labels": ids.where(supervised > 0, IGNORE_INDEX)}
+
+
+def decoder_inputs(batch: Mapping[str, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask of what `collate` gives, on `device`."""
+    ids, mask = (to_device(batch[name].numpy(), device) for name in ("input_ids", "attention_mask"))
+    return ids, mask
 
 
 def pad_left(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

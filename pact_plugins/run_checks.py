@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pact_plugins import run_file
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.evidence import EVIDENCE, Evidence
 from pact_plugins.requirements import unmet, untested
-from pact_plugins.run_file import PLUGIN, UNSERVED, Host
+from pact_plugins.run_file import PLUGIN, Host
 from pact_plugins.safety_tokens import SafetyTokens
 
 _WITHOUT_A_REQUIREMENT = {
@@ -45,9 +46,7 @@ class Finding:
 
     def as_dict(self) -> dict[str, str]:
         """Its words, one by one."""
-        e = self.error
-        words = {"expected": e.expected, "got": e.got, "consequence": e.consequence, "remedy": e.remedy}
-        return {"key": self.key, **words}
+        return {"key": self.key, **self.error.words}
 
 
 @dataclass(frozen=True)
@@ -162,9 +161,8 @@ def unserved(run: Run) -> Iterator[Finding]:
         expected = f"`{key}` to be something that PACT can serve"
         return Finding.of(key, expected, f"`{key}: {settings.get(key)}`", consequence, remedy)
 
-    for key, consequence in UNSERVED.items():
-        if settings.get(key) not in (None, False, 1):
-            yield refused(key, consequence, f"Remove `{key}`, or train without PACT (`pact: false`).")
+    for key, consequence in run_file.unserved(settings).items():
+        yield refused(key, consequence, f"Remove `{key}`, or train without PACT (`pact: false`).")
     if run.host == "axolotl" and settings.get("adapter") not in (None, "lora", "qlora"):
         yield refused("adapter", "Only LoRA and its kin leave hidden states as long as the labels.", "Use `lora`.")
     targets = settings.get("lora_target_modules") or []

@@ -159,6 +159,21 @@ def test_a_run_is_asked_before_its_first_step_and_after_its_last(
     assert {row["run"] for row in rows if row["response"] == rows[0]["response"]} != {"against", "model"}
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"), [({"judges": ["opning"]}, "`opening`"), ({"prompts": ["my.csv"]}, "my.csv")]
+)
+@pytest.mark.parametrize("host", HOSTS)
+def test_what_cannot_be_asked_is_noticed_before_the_reference_is_built(
+    host: Trainer, wrong: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    """Prevents minutes of building before a misspelt judge, or a prompt file that is missing, stops the run."""
+    trainer = host(tiny.llama(), tmp_path)
+    trainer.add_callback(PactCallback(trainer, config(tmp_path, eval=wrong)))
+    with pytest.raises(PactError, match=said):
+        trainer.train()
+    assert not (tmp_path / "cache").exists()
+
+
 def trained(host: Trainer, folder: Path, adapter: str = "full", resume: str | None = None, **settings: Any) -> Any:
     """A trainer that has run under PACT to its end."""
     trainer = host(model_of(adapter), folder, **settings)
