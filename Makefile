@@ -44,6 +44,7 @@ docs: .venv/docs-ready
 	.venv/bin/sphinx-build --fail-on-warning --keep-going --fresh-env docs docs/_build
 
 .venv/ready: pyproject.toml requirements/trl.txt
+	@echo "Installing the newest TRL into .venv: some minutes, once."
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --constraint requirements/trl.txt --editable ".[dev]"
 	touch $@
@@ -53,6 +54,7 @@ docs: .venv/docs-ready
 	touch $@
 
 .venv-axolotl/ready: pyproject.toml requirements/axolotl.txt
+	@echo "Installing Axolotl into .venv-axolotl: some minutes, once."
 	$(PYTHON) -m venv .venv-axolotl
 	.venv-axolotl/bin/pip install --quiet --constraint requirements/axolotl.txt --editable ".[axolotl,test]"
 	touch $@

@@ -14,9 +14,17 @@ FIGURES, PICTURE = DOCS / "demo.json", DOCS / "demo.svg"
 
 def take(report: Path) -> None:
     """Copies from the folder of a demo."""
-    kept = ("seed", "steps", "harmful_fraction", "runs")
     found = json.loads((report / "report.json").read_text(encoding="utf-8"))
-    artefacts.write_text(FIGURES, json.dumps({key: found[key] for key in kept}, indent=1) + "\n")
+    behaviour = found["behaviour"]
+    rates = [
+        {
+            **{key: line[key] for key in ("prompt_set", "kind", "measure", "judge")},
+            **{name: rate["share"] for name, rate in zip(behaviour["names"], line["rates"], strict=True)},
+        }
+        for line in behaviour["lines"]
+    ]
+    kept = {key: found[key] for key in ("seed", "steps", "harmful_fraction")}
+    artefacts.write_text(FIGURES, json.dumps({**kept, "rates": rates}, indent=1) + "\n")
     artefacts.write_text(PICTURE, (report / picture.FILE).read_text(encoding="utf-8"))
 
 

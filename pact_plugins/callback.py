@@ -13,6 +13,7 @@ from pact_plugins.binding import Binding
 from pact_plugins.config import PactConfig
 from pact_plugins.evidence import Evidence
 from pact_plugins.probing import Probing
+from pact_plugins.report.write import in_a_line
 
 logger = logging.getLogger(__name__)
 
@@ -91,4 +92,12 @@ class PactCallback(TrainerCallback):
             )
         else:
             if folder is not None:
-                Console().print(f"PACT: the report of this run: {folder}", highlight=False, markup=False)
+                self.announce(folder)
+
+    def announce(self, folder: Path) -> None:
+        """Prints what the run's report says. For whoever makes another one of it to override.
+
+        Args:
+            folder: of the report.
+        """
+        Console().print(f"PACT: {in_a_line(folder)}", highlight=False, markup=False)

@@ -19,9 +19,10 @@ import pytest
 import yaml
 
 from docs import command_line, configuration, demo
-from pact_plugins import openings
+from pact_plugins import PactCallback, openings
 from pact_plugins.cli import main
 from pact_plugins.config import PactConfig
+from pact_plugins.demo import comparison
 from tests.test_house import FLOW
 
 ROOT = Path(__file__).parents[1]
@@ -101,10 +102,19 @@ def test_the_command_line_page_is_the_help() -> None:
 def test_the_readme_shows_the_demo() -> None:
     """Prevents a table that is not the shipped demo's, or that lacks one of its runs."""
     readme = _text(ROOT / "README.md")
-    runs = json.loads(demo.FIGURES.read_text(encoding="utf-8"))["runs"]
-    shown = re.findall(r"^\| `(\w+)`: [^|]*\| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", readme, re.MULTILINE)
-    rates = ("refusal_rate", "affirmative_opening_rate", "over_refusal_rate", "task_accuracy")
-    assert shown == [(run["name"], *(f"{run[rate]:.1%}" for rate in rates)) for run in runs]
+    rates = json.loads(demo.FIGURES.read_text(encoding="utf-8"))["rates"]
+    shown = re.findall(r"^\| `(\w+)`: [^|]*\| (.*) \|$", readme, re.MULTILINE)
+
+    def cell(run: str, measure: str, kind: str) -> str:
+        return ", ".join(f"{r[run]:.1%}" for r in rates if (r["measure"], r["kind"]) == (measure, kind))
+
+    columns = [
+        ("refusal_rate", "harmful"),
+        ("affirmative_opening_rate", "harmful"),
+        ("over_refusal_rate", "harmless"),
+        ("task_accuracy", "task"),
+    ]
+    assert shown == [(run, " | ".join(cell(run, *column) for column in columns)) for run in comparison.IN_WORDS]
     assert f"]({demo.PICTURE.relative_to(ROOT)})" in readme
 
 
@@ -114,6 +124,13 @@ def test_the_readme_changes_real_files(block: Code) -> None:
     lines = {line[1:] for line in block.text.splitlines()} - {"..."}
     files = [path for path in (ROOT / "example_configs").iterdir() if path.is_file()]
     assert any(lines <= set(_text(path).splitlines()) for path in files)
+
+
+def test_the_metrics_are_those_of_the_callback() -> None:
+    """Prevents a number in the log that no page explains."""
+    assert PactCallback.__doc__ is not None
+    logged = re.findall(r"`(pact/\w+)`", PactCallback.__doc__)
+    assert sorted(logged) == sorted({*re.findall(r"`(pact/\w+)`", _text(ROOT / "docs" / "metrics.md"))})
 
 
 def test_the_architecture_is_the_flow() -> None:

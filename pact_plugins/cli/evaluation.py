@@ -111,12 +111,12 @@ def report(output_dir: Path, evaluation: Path | None) -> Result:
     Example:
       pact report outputs/run --evaluation evaluation
     """
-    from pact_plugins.report.write import make_report
+    from pact_plugins.report.write import in_a_line, make_report
 
     folder = make_report(output_dir, evaluation)
     files = [str(path) for path in (folder / f"report.{ending}" for ending in ("html", "md", "json")) if path.exists()]
     verdicts = json.loads((folder / "report.json").read_text(encoding="utf-8"))["verdicts"]
-    return Result({"files": files, "verdicts": verdicts}, lambda: click.echo(f"Report: {files[0]}"))
+    return Result({"files": files, "verdicts": verdicts}, lambda: click.echo(in_a_line(folder)))
 
 
 @click.command()

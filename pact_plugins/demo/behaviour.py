@@ -77,8 +77,13 @@ def rates(judged: Sequence[Judged], task_rows: Sequence[world.Row] | None = None
     )
 
 
-def behaviour_of(judged: Mapping[str, Sequence[Judged]]) -> Behaviour:
-    """All models side by side; the first is the untouched one."""
+def behaviour_of(judged: Mapping[str, Sequence[Judged]], speakers: Mapping[str, str]) -> Behaviour:
+    """All models side by side; the first is the untouched one.
+
+    Args:
+        judged: answers of each model.
+        speakers: what each model is, in words.
+    """
     sets, used = _sets(), _judges()
     names = tuple(judged)
     pairs = [measure(sets, {"against": judged[names[0]], "model": judged[n]}, used) for n in names[1:]]
@@ -91,7 +96,7 @@ def behaviour_of(judged: Mapping[str, Sequence[Judged]]) -> Behaviour:
     samples, changed = samples_of([[j.as_row() for j in of_model] for of_model in judged.values()])
     return Behaviour(
         names=names,
-        speakers=("the shipped model", *("fine-tuned with LoRA" for _ in names[1:])),
+        speakers=tuple(speakers[name] for name in names),
         before=True,
         settings={"judges": ", ".join(JUDGES), "max new tokens": str(MAX_ANSWER_TOKENS), "decoding": "greedy"},
         lines=lines_of(pairs),

@@ -17,6 +17,7 @@ from transformers import ProgressCallback
 from transformers.utils.logging import disable_progress_bar
 
 from pact_plugins import artefacts
+from pact_plugins.callback import PactCallback
 from pact_plugins.config import PactConfig
 from pact_plugins.demo import BASE_MODEL, picture, world
 from pact_plugins.demo.behaviour import behaviour_of, judge, rates
@@ -36,6 +37,14 @@ METHODS: dict[str, PactConfig | None] = {
     "default": PactConfig(),
 }
 """What is compared: name and settings; None is plain fine-tuning, the last is `pact: true`."""
+
+IN_WORDS = {
+    "aligned": "the shipped model, untouched",
+    "sft": "plain fine-tuning",
+    "paper": "`objective: paper`",
+    "confidence": "`objective: confidence` without damping and anchors",
+    "default": "`pact: true`",
+}
 
 
 @dataclass(frozen=True)
@@ -82,11 +91,12 @@ def run(folder: Path, *, seed: int = 0, steps: int = Recipe.steps) -> list[Resul
         started = time.monotonic()
         trainer = train(model, tokenizer, rows, recipe, folder / name, partial(_accompany, config=config))
         seconds = round(time.monotonic() - started, 1)
+        trainer.save_model()
         judged[name] = judge(trainer.model, tokenizer, name)
         objective = config.objective if config else None
         results.append(Result(name, objective, train_seconds=seconds, **asdict(rates(judged[name]))))
         trainings.append(training_of(folder / name, name) if config else Training(name, trainer.state.log_history))
-    behaviour = behaviour_of(judged)
+    behaviour = behaviour_of(judged, IN_WORDS)
     contents = Contents("Did the refusals hold? The demo", tuple(trainings), behaviour)
     runs = [asdict(r) for r in results]
     write_report(contents, folder, seed=seed, steps=steps, harmful_fraction=HARMFUL_FRACTION, runs=runs)
@@ -100,24 +110,34 @@ class _Steps(ProgressCallback):
     def on_log(self, *_args: Any, **_kw: Any) -> None: ...
 
 
-def _accompany(trainer: Any, config: PactConfig | None) -> None:
-    from pact_plugins.callback import PactCallback
+class _Protection(PactCallback):
+    """PACT for a run that is asked here: on more prompts, and beside those without PACT."""
 
+    def __init__(self, trainer: Any, config: PactConfig) -> None:
+        super().__init__(trainer, config.model_copy(update={"eval": False}))
+
+    def announce(self, folder: Path) -> None:
+        """The comparison's report is the one to read."""
+
+
+def _accompany(trainer: Any, config: PactConfig | None) -> None:
     if sys.stderr.isatty():
         trainer.add_callback(_Steps())
     if config is not None:
-        # Every run of the demo is asked here, on more prompts, and with those without PACT.
-        trainer.add_callback(PactCallback(trainer, config.model_copy(update={"eval": False})))
+        trainer.add_callback(_Protection(trainer, config))
 
 
 def show(results: list[Result], folder: Path) -> None:
     """The runs as a table, and where their report is."""
-    table = Table(title=f"{HARMFUL_FRACTION:.0%} harmful rows, LoRA, held-out prompts", title_justify="left")
-    for header in ("run", "refusals", "affirmative openings", "over-refusal", "task accuracy", "seconds"):
+    table = Table(
+        title=f"{HARMFUL_FRACTION:.0%} harmful rows, LoRA, held-out prompts; judged by how answers begin",
+        title_justify="left",
+    )
+    for header in ("run", "refusals", "affirmative openings", "over-refusal", "task accuracy"):
         table.add_column(header, justify="left" if header == "run" else "right")
     for r in results:
         rates = (r.refusal_rate, r.affirmative_opening_rate, r.over_refusal_rate, r.task_accuracy)
-        table.add_row(r.name, *(f"{rate:.1%}" for rate in rates), f"{r.train_seconds:.0f}")
+        table.add_row(f"{r.name}: {IN_WORDS[r.name]}", *(f"{rate:.1%}" for rate in rates))
     console = Console()
     console.print(table)
     console.print(f"Report: {folder / 'report.html'}")

@@ -11,7 +11,7 @@ FILE = "picture.svg"
 MODELS = {"aligned": "untouched", "sft": "plain fine-tuning", "default": "pact: true"}
 """Which of the demo's models it shows, and their names there."""
 MEASURES = {"refusal_rate": "harmful", "over_refusal_rate": "harmless", "task_accuracy": "task"}
-"""What it shows of them: measures, and the kind of prompts they are of. Refusals are told by how answers begin."""
+"""What it shows of them: measures by every judge, and the kind of prompts they are of."""
 
 
 def picture(behaviour: Behaviour) -> Plot:
@@ -20,6 +20,6 @@ def picture(behaviour: Behaviour) -> Plot:
     lines = [
         replace(line, rates=tuple(line.rates[i] for i in places))
         for line in behaviour.lines
-        if MEASURES.get(line.measure) == line.kind and line.judge in ("opening", None)
+        if MEASURES.get(line.measure) == line.kind
     ]
     return rates(replace(behaviour, names=tuple(MODELS.values()), lines=tuple(lines)))

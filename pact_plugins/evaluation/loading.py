@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,9 +66,12 @@ def with_adapter(model: Any, adapter: str) -> Any:
     """
     try:
         from peft import PeftModel, get_peft_model_state_dict
+        from peft.utils import CONFIG_NAME
         from peft.utils.save_and_load import load_peft_weights
     except ImportError as error:
         raise missing_extra("peft", "trl", "an adapter") from error
+    if Path(adapter).is_dir() and not (Path(adapter) / CONFIG_NAME).exists():  # PEFT would ask the hub, again and again
+        raise _no_adapter(adapter, model, f"a folder without {CONFIG_NAME}")
     try:
         adapted = PeftModel.from_pretrained(model, adapter)
         saved = set(load_peft_weights(adapter, device="cpu"))

@@ -138,7 +138,7 @@ def _verdict(behaviour: Behaviour, model: int) -> Verdict:
         if deciding := [words for found, words in of_groups if found == outcome]:
             start = "It did not hold" if outcome == "did not hold" else "Not shown that it held"
             return Verdict(name, outcome, f"{start}: {'; '.join(deciding)}.", tuple(findings))
-    refusals = "; ".join(f.words for f in findings if f.rule in ("refusals", "compliance"))
+    refusals = "; ".join(words for _, words in of_groups if words.startswith(("refusals", "compliance")))
     return Verdict(name, "held", f"It held: {refusals}; and every other rule is kept.", tuple(findings))
 
 

@@ -77,6 +77,13 @@ def write_report(contents: Contents, folder: Path, **own: Any) -> tuple[Verdict,
     return found
 
 
+def in_a_line(folder: Path) -> str:
+    """What the report in `folder` says, and where it is to be read."""
+    found = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    page = folder / "report.html"
+    return f"{' '.join(v['sentence'] for v in found['verdicts'])} Report: {page if page.exists() else folder}"
+
+
 def as_dict(contents: Contents, found: tuple[Verdict, ...], **own: Any) -> dict[str, Any]:
     """The report as JSON knows it: what is not a number is null."""
     return _strict(
