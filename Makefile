@@ -1,8 +1,12 @@
 # Two environments, because Axolotl pins its stack: .venv has the newest TRL, .venv-axolotl has Axolotl and its pins.
 PYTHON ?= python3
+WORKERS ?= 2
 export HF_HUB_OFFLINE = 1
 export AXOLOTL_DO_NOT_TRACK = 1
 export TOKENIZERS_PARALLELISM = false
+
+# Tests of one file stay together, in their order, and files start in theirs: the dearest come early.
+PYTEST = -m pytest tests --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test lint bench golden docs clean
 
@@ -13,9 +17,9 @@ demo: .venv/ready
 	.venv/bin/pact demo --out demo-report
 
 test: .venv/ready .venv-axolotl/ready .deepspeed/ready lint
-	.venv-axolotl/bin/python -m pytest tests -m "not trl"
+	.venv-axolotl/bin/python $(PYTEST) -m "not trl"
 	PYTHONPATH=.deepspeed .venv/bin/python -m pytest tests/distributed/test_zero.py
-	.venv/bin/python -m pytest tests -m "not axolotl"
+	.venv/bin/python $(PYTEST) -m "not axolotl"
 
 lint: .venv/ready
 	.venv/bin/ruff check .
