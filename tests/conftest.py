@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from tests.reports import without_page
+from tests.brief import few_prompts, without_page
 
 # Property tests: `HYPOTHESIS_PROFILE=long python -m pytest ...` searches a hundred times as far.
 settings.register_profile("default", max_examples=100, deadline=None)
@@ -26,8 +26,10 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture
-def report_without_page(monkeypatch: pytest.MonkeyPatch) -> None:
+def brief_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without the page of the report, and with few anchors to choose from."""
     without_page(monkeypatch)
+    few_prompts(monkeypatch)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -24,7 +24,7 @@ from tests.contract.hosts import HOSTS, Trainer, axolotl_trainer, common, config
 from tests.counting import Counting
 from tests.rows import documents, few, packed, padded
 
-pytestmark = pytest.mark.usefixtures("report_without_page")
+pytestmark = pytest.mark.usefixtures("brief_runs")
 
 CONFIGS = [
     {"objective": "paper"},

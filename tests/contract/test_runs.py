@@ -17,7 +17,7 @@ from pact_plugins.verification import verify
 from tests import tiny
 from tests.contract.hosts import HOSTS, Trainer, config, model_of
 
-pytestmark = pytest.mark.usefixtures("report_without_page")
+pytestmark = pytest.mark.usefixtures("brief_runs")
 
 
 def train_probed(host: Trainer, folder: Path, probe: Any, model: Any = None, **settings: Any) -> Any:

@@ -14,8 +14,8 @@ from transformers import TrainerCallback
 from pact_plugins import PactCallback, own_answers
 from pact_plugins.answers import Document
 from tests import tiny
+from tests.brief import few_prompts, without_page
 from tests.contract.hosts import axolotl_trainer, config, model_of, trl_trainer
-from tests.reports import without_page
 
 IN_ORDER = {"train_sampling_strategy": "sequential"}
 """Several processes shuffle in another way than one."""
@@ -54,6 +54,7 @@ def train(folder: Path, host: str) -> dict[str, tuple[list[dict[str, torch.Tenso
     """The gradients of each step, and what was logged, of every case."""
     with pytest.MonkeyPatch.context() as patch:
         without_page(patch)
+        few_prompts(patch)
         patch.setattr(own_answers, "write_answers", _uneven(own_answers.write_answers))
         return {name: _train(folder / f"{host}-{name}", host, name) for name in CASES}
 
@@ -120,6 +121,7 @@ def variants(folder: Path, host: str) -> dict[str, dict[str, Any]]:
     """How 13 rows in each variant's way end: steps, parameters, and what was logged."""
     with pytest.MonkeyPatch.context() as patch:
         without_page(patch)
+        few_prompts(patch)
         return {name: _variant(folder / name, host, name) for name in VARIANTS}
 
 
