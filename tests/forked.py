@@ -19,7 +19,15 @@ from typing import Any
 import pytest
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pytest", "tests.faults.build", "tests.distributed.building"])
+CONTEXT.set_forkserver_preload(
+    [
+        "pytest",
+        "trl.trainer.sft_trainer",
+        "tests.faults.build",
+        "tests.distributed.building",
+        "tests.distributed.training",
+    ]
+)
 
 
 class Forked:

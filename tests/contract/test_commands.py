@@ -50,10 +50,10 @@ def test_axolotl_holds_the_refusals(tmp_path: Path) -> None:
 
 
 @needs_axolotl
-@pytest.mark.parametrize("name", ["axolotl-demo-qlora.yaml", "axolotl-demo-packed.yaml"])
-def test_axolotl_trains_the_examples(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "processes"), [("axolotl-demo-qlora.yaml", None), ("axolotl-demo-packed.yaml", 2)])
+def test_axolotl_trains_the_examples(name: str, processes: int | None, tmp_path: Path) -> None:
     """Prevents a plugin that works in a script and not through Axolotl's own command, and its processes for data."""
-    path = shortened(tmp_path, name, dataset_num_proc=2)
+    path = shortened(tmp_path, name, dataset_num_proc=processes)
     result = run(tmp_path, "axolotl", "pact-train", str(path), "--launcher", "python")
     assert result.returncode == 0, result.stderr[-3000:]
     check_trained(tmp_path, result.stdout + result.stderr)
