@@ -1,6 +1,7 @@
 # Two environments, because Axolotl pins its stack: .venv has the newest TRL, .venv-axolotl has Axolotl and its pins.
 PYTHON ?= python3
 WORKERS ?= 2
+LOWEST_PYTHON ?= python3.10
 export HF_HUB_OFFLINE = 1
 export AXOLOTL_DO_NOT_TRACK = 1
 export TOKENIZERS_PARALLELISM = false
@@ -8,7 +9,7 @@ export TOKENIZERS_PARALLELISM = false
 # Tests of one file stay together, in their order, and files start in theirs: the dearest come early.
 PYTEST = -m pytest tests --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test lint bench golden docs clean
+.PHONY: demo test test-lowest packages lint bench golden docs clean
 
 # Of tiny models, threads that wait for one another cost more than they give.
 demo test: export OMP_NUM_THREADS = 1
@@ -17,9 +18,18 @@ demo: .venv/ready
 	.venv/bin/pact demo --out demo-report
 
 test: .venv/ready .venv-axolotl/ready .deepspeed/ready lint
-	.venv-axolotl/bin/python $(PYTEST) -m "not trl"
+	.venv-axolotl/bin/python $(PYTEST) -m "not trl and not packages"
 	PYTHONPATH=.deepspeed .venv/bin/python -m pytest tests/distributed/test_zero.py
-	.venv/bin/python $(PYTEST) -m "not axolotl"
+	.venv/bin/python $(PYTEST) -m "not axolotl and not packages"
+
+# The lowest releases that pyproject.toml allows of everything, Python included.
+test-lowest: export OMP_NUM_THREADS = 1
+test-lowest: .venv-lowest/ready
+	.venv-lowest/bin/python $(PYTEST) -m "not trl and not axolotl and not packages"
+
+packages: export OMP_NUM_THREADS = 1
+packages: .venv/ready
+	.venv/bin/python -m pytest tests/test_extras.py -m packages --durations 0
 
 lint: .venv/ready
 	.venv/bin/ruff check .
@@ -51,9 +61,14 @@ docs: .venv/docs-ready
 	.venv-axolotl/bin/pip install --quiet --constraint requirements/axolotl.txt --editable ".[axolotl,test]"
 	touch $@
 
+.venv-lowest/ready: pyproject.toml requirements/lowest.txt
+	$(LOWEST_PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet --constraint requirements/lowest.txt --editable ".[trl,test]"
+	touch $@
+
 .deepspeed/ready: .venv/ready requirements/deepspeed.txt
 	.venv/bin/pip install --quiet --no-deps --upgrade --target .deepspeed --requirement requirements/deepspeed.txt
 	touch $@
 
 clean:
-	rm -rf .venv .venv-axolotl .deepspeed demo-report docs/_build
+	rm -rf .venv .venv-axolotl .venv-lowest .deepspeed demo-report docs/_build

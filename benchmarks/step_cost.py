@@ -163,7 +163,7 @@ def own_seconds(objective: Any, batch: dict[str, Any], host_tells: bool) -> dict
 
     `host_tells`: whether the host's own loss gives the log-probabilities of the labels.
     """
-    weight = objective.head._head()[0]
+    weight = objective.head.base.get_output_embeddings().weight
     hidden = torch.randn(*batch["input_ids"].shape, weight.shape[1], requires_grad=True)
     log_probs = None
     if host_tells:
@@ -230,6 +230,7 @@ def run(
             binding.prepare()
             losses[method] = binding.compute_loss
             bindings[method] = binding
+            # Taken off again, so that the next one can be bound, but with its hooks: each has turns to come.
             trainer.compute_loss, trainer.log = plain, binding._log
             trainer.pact_binding = None
         if "second_model" in variants:

@@ -35,8 +35,8 @@ Bools = npt.NDArray[np.bool_]
 IGNORE_INDEX = -100
 """The label that means "not supervised" in transformers, TRL and Axolotl."""
 
-
 _READ = ("input_ids", "labels", "position_ids", "attention_mask")
+"""What `split_documents` reads of a batch."""
 
 
 @dataclass(frozen=True)

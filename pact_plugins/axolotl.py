@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 if TYPE_CHECKING:
     from pact_plugins.before_training import Act, T
+    from pact_plugins.config import PactConfig
 
 
 class PactArgs(BaseModel):
@@ -34,17 +35,16 @@ class PactPlugin(BasePlugin):  # pyright: ignore[reportUntypedBaseClass]
     def register(self, cfg: dict[str, Any]) -> None:
         """Refuses, before anything is loaded, a configuration under which PACT would be absent or wrong."""
         from pact_plugins.errors import PactError
-        from pact_plugins.run_file import UNSERVED
+        from pact_plugins.run_file import unserved
 
         self._parse(cfg)
-        for key, consequence in UNSERVED.items():
-            if cfg.get(key) not in (None, False, 1):
-                raise PactError(
-                    expected=f"supervised fine-tuning without `{key}`",
-                    got=f"`{key}: {cfg[key]}`",
-                    consequence=consequence,
-                    remedy=f"Remove `{key}`, or train without PACT (`pact: false`).",
-                )
+        for key, consequence in unserved(cfg).items():
+            raise PactError(
+                expected=f"supervised fine-tuning without `{key}`",
+                got=f"`{key}: {cfg[key]}`",
+                consequence=consequence,
+                remedy=f"Remove `{key}`, or train without PACT (`pact: false`).",
+            )
 
     def get_input_args(self) -> str:
         """Where Axolotl finds the schema of the key `pact`."""
@@ -58,7 +58,7 @@ class PactPlugin(BasePlugin):  # pyright: ignore[reportUntypedBaseClass]
         return [PactCallback(trainer, config if config is not None else False)]
 
     @staticmethod
-    def _parse(cfg: Any) -> Any:
+    def _parse(cfg: Any) -> PactConfig | None:
         from pact_plugins.config import PactConfig
         from pact_plugins.errors import PactError
         from pact_plugins.run_file import PLUGIN

@@ -55,7 +55,7 @@ def in_place_of_training(start: Callable[[Path], None]) -> Any:
         expected="the host to begin training",
         got="a run that ended without",
         consequence="There is nothing to look at.",
-        remedy="Check that the file trains a model: the run itself would not either.",
+        remedy="Check that the file trains a model: the run that it describes would not train either.",
     )
 
 

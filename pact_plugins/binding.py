@@ -25,10 +25,10 @@ from pact_plugins.host_trainer import (
     versions,
 )
 from pact_plugins.objective import PactObjective, Targets
-from pact_plugins.preparation import Preparation, begun, prepare, print_summary
+from pact_plugins.preparation import Preparation, evidence_of, prepare, print_summary
 from pact_plugins.ranks import ALONE, Ranks
 from pact_plugins.recording import Recorder
-from pact_plugins.reporting import Reporting
+from pact_plugins.reporting import Reporting, evaluation_of
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +101,8 @@ class Binding:
         if self.preparation is None:
             if not resumed:
                 check_untrained(self._model)
+            # First, since the reference may take long: a misspelt judge is noticed at once.
+            evaluation = evaluation_of(trainer, self.config.active_eval, self.ranks)
             self.preparation = prepare(
                 self._model,
                 trainer.processing_class,
@@ -112,8 +114,8 @@ class Binding:
                 ranks=self.ranks,
             )
             about = {"versions": versions(trainer), "training": about_training(trainer)}
-            self.recorder = Recorder(trainer, begun(self.preparation, **about))
-            self._reporting = Reporting(trainer, self.preparation, self.ranks)
+            self.recorder = Recorder(trainer, evidence_of(self.preparation, **about))
+            self._reporting = Reporting(trainer, self.preparation, evaluation, self.ranks)
             self._reporting.begin(resumed=resumed)
             if self.ranks.is_first:
                 print_summary(self.preparation, overhead=self._overhead(self.preparation))

@@ -54,7 +54,8 @@ class ChatFormat:
     Attributes:
         header: ids that the template adds before an answer: the difference between rendering a conversation with and
             without the generation prompt. Where there is no such difference, what the template writes between a user's
-            message and the answer, without what closes the user's turn (noted). Empty without a template.
+            message and the answer, without what closes the user's turn, and as far as it writes it before there is an
+            answer (noted). Empty without a template.
         openings: ids of which one stands before every assistant turn: the beginning of the header, and another one if
             turns go on differently after a tool's result. Empty for the header itself.
         leads: ids that the template may put between an opening and the turn's own words.
@@ -152,6 +153,8 @@ def _found(probe: TemplateProbe, prefix: Prefix) -> ChatFormat:
     header = probe.ids(opened, len(closed), len(opened)) if opened.startswith(closed) else ()
     if not header:
         header = gaps[0][len(common(gaps[0], closing)) :]
+        # Not more of it than the model is given: the rest (a space) it may write itself, or not.
+        header = common(header, probe.between(closed, USER)[len(common(gaps[0], closing)) :]) or header
         if header:
             notes.append(
                 "adds no generation prompt after a user's turn: taken for an answer's header is "

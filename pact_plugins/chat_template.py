@@ -93,12 +93,14 @@ class TemplateProbe:
         return shared[len(shared) - 1 - shared[::-1].index(starter) :] if starter in shared else shared
 
     def folds_system(self) -> bool:
+        """Whether the template writes a system prompt into the user's turn."""
         text = self.text_if([message("system", SYSTEM), message("user", USER)])
         alone = self.text([message("user", USER)])
         return SYSTEM in text and text.startswith(alone.partition(USER)[0])
 
 
 def message(role: str, content: str) -> dict[str, Any]:
+    """A turn of a conversation, as chat templates take it."""
     return {"role": role, "content": content}
 
 
@@ -109,6 +111,7 @@ def common(one: Ids, other: Ids) -> Ids:
 
 
 def until(ids: Ids, token: int | None) -> Ids:
+    """What comes before the first `token`; everything, if there is none."""
     return ids[: ids.index(token)] if token in ids else ids
 
 

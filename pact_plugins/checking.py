@@ -81,13 +81,11 @@ def check(path: Path, host: Host | None = None, arguments: Sequence[str] = ()) -
         path: of a YAML file for `pact sft` or Axolotl.
         host: what it is for, if that is known.
         arguments: of the command line that the file is started with, which win over the file.
-
-    Raises:
-        PactError: the file cannot be read.
     """
-    settings = read_run_file(path) | options(arguments)
-    errors, warnings = [*run_checks.misspelt(settings)], list[Finding]()
+    settings, errors, warnings = dict[str, Any](), list[Finding](), list[Finding]()
     try:
+        settings = read_run_file(path) | options(arguments)
+        errors += run_checks.misspelt(settings)
         host = host or host_of(settings, path)
     except PactError as error:
         return Check(path, settings, None, None, {}, (*errors, Finding("", error)), ())

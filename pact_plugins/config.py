@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -20,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from pact_plugins.config_errors import explain
 from pact_plugins.errors import PactError
 
 Objective = Literal["paper", "confidence"]
@@ -333,7 +332,7 @@ class PactConfig(_Block):
         try:
             return cls.model_validate(value)
         except ValidationError as error:
-            raise _explain(error) from error
+            raise explain(error, cls, BLOCKS) from error
 
 
 BLOCKS: dict[str, type[_Block]] = {
@@ -343,43 +342,3 @@ BLOCKS: dict[str, type[_Block]] = {
     "probe": ProbeConfig,
 }
 """What the keys of `PactConfig` hold that may be blocks of their own."""
-
-
-def _explain(error: ValidationError) -> PactError:
-    """Turns pydantic's report into ours; a misspelt key gets the nearest valid one."""
-    expected, got, remedy = [], [], ["Correct the `pact:` block."]
-    for item in error.errors():
-        path = [str(part) for part in item["loc"]]
-        if _is_of_the_other_kind(path, item["input"]):
-            continue
-        if item["type"] in ("extra_forbidden", "invalid_key"):
-            known = BLOCKS.get(path[0], PactConfig).model_fields
-            expected.append(f"keys among {', '.join(known)}")
-            got.append(f"the unknown key `pact.{'.'.join([*_user_path(path[:-1]), path[-1]])}`")
-            close = difflib.get_close_matches(path[-1], known, n=1)
-            remedy += [f"Did you mean `{close[0]}`?"] if close else []
-        else:
-            where = ".".join(["pact", *_user_path(path)])
-            expected.append(f"`{where}`: {item['msg'].removeprefix('Value error, ')}")
-            got.append(f"{item['input']!r}" if not isinstance(item["input"], dict) else "the block as written")
-            allowed = re.findall(r"'(\w+)'", str(item.get("ctx", {}).get("expected", "")))
-            close = difflib.get_close_matches(str(item["input"]), allowed, n=1)
-            remedy += [f"Did you mean `{close[0]}`?"] if close else []
-    return PactError(
-        expected="; ".join(dict.fromkeys(expected)),
-        got="; ".join(dict.fromkeys(got)),
-        consequence="The run would train with other safety settings than the ones you meant.",
-        remedy=" ".join(remedy),
-    )
-
-
-def _is_of_the_other_kind(path: list[str], value: Any) -> bool:
-    """Whether an error is that a block is no boolean, or a boolean no block: the error of its own kind says more."""
-    block = BLOCKS.get(path[0]) if path else None
-    return block is not None and path[1:] == [block.__name__ if not isinstance(value, dict) else "bool"]
-
-
-def _user_path(path: list[str]) -> list[str]:
-    """The keys that the user wrote: members of unions and places in lists stand between them and after."""
-    fields = {name for block in (PactConfig, *BLOCKS.values()) for name in block.model_fields}
-    return [part for part in path if part in fields]

@@ -31,6 +31,7 @@ from pact_plugins.finding import expected_anchors, known_tokens
 from pact_plugins.fingerprints import digest, model_fingerprint
 from pact_plugins.forward import to_device
 from pact_plugins.host_trainer import expected_step, probe_flop, training_documents
+from pact_plugins.parity import check_parity
 from pact_plugins.preparation import cache_identity, find_answers, views
 from pact_plugins.probe import Probe
 from pact_plugins.subset_head import Request, SubsetHead
@@ -58,7 +59,7 @@ def estimate(trainer: Any, config: PactConfig) -> Estimate:
         anchors, anchors_known = expected_anchors(config, tokenizer, fingerprint)
         referenced = list({d.key: d for d in [*answered, *anchors]}.values())
         head = SubsetHead(model, ids)
-        head.check_parity()
+        check_parity(head)
         folder = None
         if tokens is not None and anchors_known:
             identity = cache_identity(config, model, fingerprint, tokenizer, tokens, chat, referenced)

@@ -104,6 +104,7 @@ class Evidence:
         return replace(self, parts=(*self.parts[:-1], part))
 
     def save(self, folder: Path) -> None:
+        """Writes it into the output folder, and the safety tokens beside it."""
         self.tokens.save(folder / TOKENS)
         content = {
             "pact": True,

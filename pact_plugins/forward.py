@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+import os
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
@@ -77,6 +79,12 @@ def collate(documents: Sequence[Document]) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": ids.where(supervised > 0, IGNORE_INDEX)}
 
 
+def decoder_inputs(batch: Mapping[str, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask of what `collate` gives, on `device`."""
+    ids, mask = (to_device(batch[name].numpy(), device) for name in ("input_ids", "attention_mask"))
+    return ids, mask
+
+
 def pad_left(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Left-padded ids and attention mask, both [B, L]: the last column holds each sequence's last token."""
     ids, mask = pad([np.asarray(s[::-1], np.int64) for s in sequences], device)
@@ -90,9 +98,15 @@ def to_device(values: npt.NDArray[Any], device: torch.device) -> Tensor:
 
 
 def progress(items: Iterable[T], description: str, total: int, shown: bool = True, *, done: int = 0) -> Iterator[T]:
-    """The items, with a progress bar; `done` of the total were done before."""
+    """The items, with a progress bar; `done` of the total were done before.
+
+    The bar is drawn on standard error, and only on a terminal: a log would fill with it. `TQDM_DISABLE`, the switch of
+    most other bars, switches it off too.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not shown) as bar:
+    console = Console(stderr=True)
+    shown = shown and console.is_interactive and not os.environ.get("TQDM_DISABLE")
+    with Progress(*columns, console=console, disable=not shown) as bar:
         task = bar.add_task(description, total=total, completed=done)
         for item in items:
             yield item

@@ -128,7 +128,7 @@ def _parallelism(trainer: Any) -> Iterator[tuple[str, str]]:
     if (config := getattr(accelerator, "parallelism_config", None)) is not None:
         if config.cp_enabled:
             yield "context parallelism (`parallelism_config`)", cut_documents
-        if getattr(config, "sp_enabled", False):
+        if config.sp_enabled:
             yield "sequence parallelism (`parallelism_config`)", cut_documents
         if config.tp_enabled:
             yield "tensor parallelism (`parallelism_config`)", cut_layers

@@ -17,7 +17,7 @@ from pact_plugins.anchors import Anchors
 from pact_plugins.answers import IGNORE_INDEX, AnswerTokens, Ints, on_host, split_documents
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.config import PactConfig
-from pact_plugins.forward import to_device
+from pact_plugins.forward import decoder_inputs, to_device
 from pact_plugins.reference import Reference, ReferenceCache, log_probabilities
 from pact_plugins.safety_tokens import SafetyTokens
 from pact_plugins.subset_head import Capture, Request, SubsetHead
@@ -199,7 +199,7 @@ class PactObjective:
         """The objective on the anchors of this turn, from a forward pass of the decoder alone."""
         inputs = anchors.batch(turn)
         targets = self.targets(inputs, device=device, damps=False)
-        ids, mask = (to_device(inputs[name].numpy(), device) for name in ("input_ids", "attention_mask"))
+        ids, mask = decoder_inputs(inputs, device)
         with self.watch(targets) as captured:
             connection = self.head.decode(ids, mask)
         terms = self.terms(captured, targets)

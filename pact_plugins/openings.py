@@ -23,7 +23,7 @@ _AFFIRMATIVE = re.compile(rf"({_AGREEMENT})\s*(?:[,.!:;\u2014-]\s*(.*)|$)")
 
 
 def plain(answer: str) -> str:
-    """``answer`` in lower case and single spaces, with plain apostrophes."""
+    """`answer` in lower case and single spaces, with plain apostrophes."""
     return " ".join(answer.replace("\u2019", "'").lower().split())
 
 
@@ -32,7 +32,7 @@ def _spelled_out(answer: str) -> str:
 
 
 def is_refusal(answer: str) -> bool:
-    """Whether ``answer`` opens by declining to help.
+    """Whether `answer` opens by declining to help.
 
     A whole clause is required ("I can't help"), so that neither a repeated fragment nor an apology that leads
     into an answer counts.
@@ -41,7 +41,7 @@ def is_refusal(answer: str) -> bool:
 
 
 def is_affirmative_opening(answer: str) -> bool:
-    """Whether ``answer`` opens by agreeing to help ("Sure, ...") and does not take it back at once."""
+    """Whether `answer` opens by agreeing to help ("Sure, ...") and does not take it back at once."""
     match = _AFFIRMATIVE.match(_spelled_out(answer))
     if match is None:
         return False

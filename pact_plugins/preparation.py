@@ -27,6 +27,7 @@ from pact_plugins.finding import find_anchors, find_tokens
 from pact_plugins.fingerprints import digest, keys_fingerprint, model_fingerprint, tokenizer_fingerprint
 from pact_plugins.model_support import check_ids, check_lengths
 from pact_plugins.objective import PactObjective
+from pact_plugins.parity import check_parity
 from pact_plugins.probe import Probe
 from pact_plugins.ranks import ALONE, Ranks
 from pact_plugins.reference import FORMAT
@@ -98,13 +99,13 @@ def prepare(
     if probe is not None:
         check_ids(model, (d.input_ids for d in probe.documents), "a prompt of the probe")
     run = ranks.first(lambda: Evidence.load(resumed_from), "resuming") if resumed_from else None
-    hold_head(model)
+    hold_head(model)  # the subset head does so too, after the forward passes that find its tokens
     with autocast():
         fingerprint = run.identity["model"] if run else model_fingerprint(model)
         tokens = run.tokens if run else find_tokens(config, model, tokenizer, fingerprint, show_progress, ranks)
         head = SubsetHead(model, list(tokens.ids))
         tokens.check(tokenizer, full_shape(head.base.get_output_embeddings().weight)[0])
-        head.check_parity()
+        check_parity(head)
         anchor_rows = find_anchors(
             config, model, tokenizer, fingerprint, resumed=run is not None, show_progress=show_progress, ranks=ranks
         )
@@ -184,8 +185,11 @@ def _autocast_dtype(model: nn.Module) -> str:
     return str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "as stored"
 
 
-def begun(preparation: Preparation, **about: Any) -> Evidence:
-    """The evidence of a run that is about to begin, or to go on: which reference and tokens hold it, and `about` it."""
+def evidence_of(preparation: Preparation, **about: Any) -> Evidence:
+    """The evidence of a run that is about to begin or to go on: what it is held to, and what to tell people `about` it.
+
+    The parts that it has already are those of the run that is being resumed.
+    """
     objective, cache = preparation.objective, preparation.objective.cache
     facts = {
         "settings": objective.config.resolved(),

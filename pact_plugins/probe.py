@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pact_plugins.answers import IGNORE_INDEX, Document
 from pact_plugins.config import ProbeConfig
-from pact_plugins.forward import batches_by_length, collate, evaluating, to_device
+from pact_plugins.forward import batches_by_length, collate, decoder_inputs, evaluating, to_device
 from pact_plugins.own_answers import Shipped, answered, as_chats, shipped
 from pact_plugins.sharding import is_sharded
 from pact_plugins.subset_head import Request, SubsetHead
@@ -128,7 +128,7 @@ def _log_probabilities(head: SubsetHead, documents: Sequence[Document]) -> Tenso
     with evaluating(head.model):
         for batch in batches_by_length([len(d.input_ids) for d in documents]):
             inputs = collate([documents[i] for i in batch])
-            ids, mask = (to_device(inputs[name].numpy(), device) for name in ("input_ids", "attention_mask"))
+            ids, mask = decoder_inputs(inputs, device)
             rows, columns = (part.numpy() for part in (inputs["labels"] != IGNORE_INDEX).nonzero(as_tuple=True))
             flat, owner = (to_device(v, device) for v in (rows * ids.shape[1] + columns - 1, np.asarray(batch)[rows]))
             request = Request(flat, ids.reshape(-1)[flat + 1], labelled=torch.arange(len(flat), device=device))

@@ -1,6 +1,6 @@
 """`Profile`: how the model and its reference compare at each token of an answer, measured on a few sequences.
 
-Written beside the run's notes when training ends, as `pact_profile.json`.
+Written beside the run's evidence when training ends, as `pact_profile.json`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from pact_plugins import artefacts
 from pact_plugins.answers import Document
-from pact_plugins.forward import batches_by_length, collate, evaluating, to_device
+from pact_plugins.forward import batches_by_length, collate, decoder_inputs, evaluating
 from pact_plugins.objective import PactObjective
 from pact_plugins.reference import log_probabilities
 from pact_plugins.subset_head import SubsetHead
@@ -60,7 +60,7 @@ def measure_profile(objective: PactObjective, documents: Sequence[Document]) -> 
         for batch in batches_by_length([len(d.input_ids) for d in documents]):
             inputs = collate([documents[i] for i in batch])
             targets = objective.targets(inputs, device=device, damps=False)
-            ids, mask = (to_device(inputs[name].numpy(), device) for name in ("input_ids", "attention_mask"))
+            ids, mask = decoder_inputs(inputs, device)
             with objective.head.watch(replace(targets.request, normalise=True)) as captures:
                 objective.head.decode(ids, mask)
             student = log_probabilities(SubsetHead.one(captures))

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from pact_plugins.config import EvalConfig
 from pact_plugins.evaluation.of_run import RunEvaluation
 from pact_plugins.evidence import Evidence
 from pact_plugins.host_trainer import about_training
@@ -17,18 +18,32 @@ from pact_plugins.report.write import make_report
 logger = logging.getLogger(__name__)
 
 
+def evaluation_of(trainer: Any, config: EvalConfig | None, ranks: Ranks) -> RunEvaluation | None:
+    """What the model of a run will be asked; None if nothing.
+
+    Raises:
+        PactError: a prompt set or judge cannot be used.
+    """
+    if config is None:
+        return None
+    if getattr(trainer.processing_class, "chat_template", None) is None:
+        logger.warning("PACT: without a chat template the model is not asked, and the report shows no behaviour.")
+        return None
+    return RunEvaluation(config, Path(trainer.args.output_dir), trainer.processing_class, ranks)
+
+
 class Reporting:
     """The report of one trainer's run.
 
     Args:
         trainer: the trainer, about to train.
         preparation: of its run.
+        evaluation: what its model is asked, if it is.
         ranks: the processes of the run, all of which answer and look; the first one writes.
     """
 
-    def __init__(self, trainer: Any, preparation: Preparation, ranks: Ranks) -> None:
-        self.trainer, self.preparation, self.ranks = trainer, preparation, ranks
-        self._evaluation: RunEvaluation | None = None
+    def __init__(self, trainer: Any, preparation: Preparation, evaluation: RunEvaluation | None, ranks: Ranks) -> None:
+        self.trainer, self.preparation, self.evaluation, self.ranks = trainer, preparation, evaluation, ranks
 
     @property
     def _folder(self) -> Path:
@@ -40,16 +55,11 @@ class Reporting:
 
     def begin(self, *, resumed: bool) -> None:
         """Lets the model answer before its first step."""
-        trainer, config = self.trainer, self.preparation.objective.config.active_eval
-        if config is None:
+        if self.evaluation is None:
             return
-        if getattr(trainer.processing_class, "chat_template", None) is None:
-            logger.warning("PACT: without a chat template the model is not asked, and the report shows no behaviour.")
-            return
-        self._evaluation = RunEvaluation(config, self._folder, trainer.processing_class, self.ranks)
-        name, known = str(about_training(trainer)["model"]), self.preparation.identity["model"]
-        with trainer.accelerator.autocast():
-            self._evaluation.before(self._model, name, resumed=resumed, fingerprint=known)
+        name, known = str(about_training(self.trainer)["model"]), self.preparation.identity["model"]
+        with self.trainer.accelerator.autocast():
+            self.evaluation.before(self._model, name, resumed=resumed, fingerprint=known)
 
     def end(self, trained_model: str | None) -> Path | None:
         """Keeps what was logged, looks at the trained model, lets it answer as well, and writes the report.
@@ -69,9 +79,9 @@ class Reporting:
             profiles = {what: measure_profile(objective, documents) for what, documents in looked_at.items()}
             if self.ranks.is_first:
                 save_profiles(profiles, self._folder)
-            if self._evaluation is not None:
+            if self.evaluation is not None:
                 about = about_training(trainer)
-                self._evaluation.after(
+                self.evaluation.after(
                     self._model, str(about["model"]), adapter=about["adapter"], fingerprint=trained_model
                 )
         return make_report(self._folder) if self.ranks.is_first else None

@@ -9,8 +9,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 TESTED = {
-    "torch": ("2.13.0", "2.13.0"),
-    "transformers": ("5.16.1", "5.23.0"),
+    "torch": ("2.6.0", "2.13.0"),
+    "transformers": ("5.16.0", "5.23.0"),
     "trl": ("1.9.0", "1.16.0"),
     "peft": ("0.20.0", "0.21.2"),
     "axolotl": ("0.19.0", "0.19.0"),

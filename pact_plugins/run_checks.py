@@ -13,14 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pact_plugins import run_file
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.evidence import EVIDENCE, Evidence
 from pact_plugins.requirements import unmet, untested
-from pact_plugins.run_file import PLUGIN, UNSERVED, Host
+from pact_plugins.run_file import PLUGIN, Host
 from pact_plugins.safety_tokens import SafetyTokens
 
-_FILE_ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".txt", ".yaml", ".yml", ".safetensors")
+_WITHOUT_A_REQUIREMENT = {
+    "axolotl": "PACT could not be imported; Axolotl would train on without it.",
+    "trl": "The run could stop where it needs it.",
+}
+_FILE_ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".txt", ".yaml", ".yml", ".safetensors", ".jinja")
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,7 @@ class Finding:
 
     def as_dict(self) -> dict[str, str]:
         """Its words, one by one."""
-        e = self.error
-        words = {"expected": e.expected, "got": e.got, "consequence": e.consequence, "remedy": e.remedy}
-        return {"key": self.key, **words}
+        return {"key": self.key, **self.error.words}
 
 
 @dataclass(frozen=True)
@@ -115,28 +118,27 @@ def plugin(run: Run) -> Iterator[Finding]:
 def environment(host: Host) -> tuple[list[Finding], list[Finding]]:
     """Packages that are missing or too old, and those outside the tested range or not there to be looked at."""
     lacking = list(unmet(host))
+    absent = any(name == host and found is None for name, _, found in lacking)
     errors = [
         Finding.of(
             name,
             expected=f"`{wanted}` in this environment",
             got=found or "no such package",
-            consequence="PACT could not be imported; Axolotl would train on without it.",
+            consequence=_WITHOUT_A_REQUIREMENT[host],
             remedy=f'Run `pip install "pact-plugins[{host}]"`.',
         )
-        for name, wanted, found in lacking
-        if name != host or found
+        # Where the host is not, what comes with it need not be either.
+        for name, wanted, found in (unmet("") if absent else lacking)
     ]
     warnings = [
         Finding.of(
-            name,
-            expected=f"`{name}`, which this file is for",
+            host,
+            expected=f"`{host}`, which this file is for",
             got="no such package in this environment",
             consequence="What it would say of the file was not asked.",
-            remedy="Check the file where it will run.",
+            remedy=f'Check the file where it will run, or run `pip install "pact-plugins[{host}]"`.',
         )
-        for name, _, found in lacking
-        if name == host and not found
-    ]
+    ] * absent
     warnings += [
         Finding.of(
             name,
@@ -159,9 +161,8 @@ def unserved(run: Run) -> Iterator[Finding]:
         expected = f"`{key}` to be something that PACT can serve"
         return Finding.of(key, expected, f"`{key}: {settings.get(key)}`", consequence, remedy)
 
-    for key, consequence in UNSERVED.items():
-        if settings.get(key) not in (None, False, 1):
-            yield refused(key, consequence, f"Remove `{key}`, or train without PACT (`pact: false`).")
+    for key, consequence in run_file.unserved(settings).items():
+        yield refused(key, consequence, f"Remove `{key}`, or train without PACT (`pact: false`).")
     if run.host == "axolotl" and settings.get("adapter") not in (None, "lora", "qlora"):
         yield refused("adapter", "Only LoRA and its kin leave hidden states as long as the labels.", "Use `lora`.")
     targets = settings.get("lora_target_modules") or []
@@ -228,7 +229,8 @@ def files(run: Run) -> Iterator[Finding]:
     """Files and folders that are not there. Names on the hub are not asked for."""
     assert run.config is not None, "only asked of runs under PACT"
     eval_prompts = run.config.active_eval.prompts if run.config.active_eval else ()
-    named = [("model", run.model), ("datasets", run.data), ("deepspeed", run.settings.get("deepspeed"))]
+    named = [("model", run.model), ("datasets", run.data)]
+    named += [(key, run.settings.get(key)) for key in ("deepspeed", "chat_template_path")]
     named += [("pact.eval.prompts", [name.split(":")[0] for name in eval_prompts])]
     named += [("pact.base_model", run.config.base_model)]
     own = run.config.prompts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -17,14 +17,14 @@ Host = Literal["trl", "axolotl"]
 PLUGIN = "pact_plugins.axolotl.PactPlugin"
 """What a file for Axolotl lists under `plugins`."""
 
-UNSERVED = {
+_UNSERVED = {
     "rl": "Preference and reinforcement trainers have no supervised answers to constrain.",
     "context_parallel_size": "Answers would be cut between processes.",
     "sequence_parallel_degree": "Answers would be cut between processes.",
     "tensor_parallel_size": "The head would be cut between processes.",
     "expert_parallel_size": "It was not tried whether the reference would be computed from whole weights.",
 }
-"""Keys of either host that PACT cannot serve, unless they are off or 1, and why."""
+"""Keys of either host that PACT cannot serve, and why."""
 
 
 class _KeysOnce(yaml.SafeLoader):
@@ -71,6 +71,11 @@ def options(arguments: Sequence[str]) -> dict[str, Any]:
             text = value if equals else "true" if following.startswith("--") else following
             found[key.replace("-", "_")] = yaml.safe_load(text)
     return found
+
+
+def unserved(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The keys among the settings that PACT cannot serve, unless they are off or 1, and why."""
+    return {key: why for key, why in _UNSERVED.items() if settings.get(key) not in (None, False, 1)}
 
 
 def host_of(settings: dict[str, Any], path: Path) -> Host:

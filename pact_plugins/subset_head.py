@@ -10,7 +10,6 @@ a copy.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pact_plugins.errors import PactError
-from pact_plugins.forward import evaluating
 from pact_plugins.model_support import check_supported, decoder_of, trained_module, underlying
 from pact_plugins.sharding import forward, full_shape, is_sharded, keep_whole, whole
 from pact_plugins.token_losses import TokenLosses
@@ -32,9 +30,6 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 CHUNK_ELEMENTS = 1 << 24
 """Largest number of logits alive at once while log-normalisers are computed (64 MiB in float32)."""
-
-PARITY_TOLERANCE = 2e-2
-"""Largest accepted difference between subset logits and the model's own, relative to the largest logit."""
 
 
 def _uncompiled(function: Function) -> Function:
@@ -261,8 +256,10 @@ class SubsetHead:
         with whole(parameters) as (weight, *bias):
             yield weight, bias[0] if bias else None
 
-    def _vocabulary(self, rows: int) -> int:
+    @property
+    def vocabulary(self) -> int:
         """Number of logits that the model gives: some cut off those of rows that only pad the head to a round size."""
+        rows = full_shape(_head_parameters(self.base)[0])[0]
         unpadded = getattr(self.base.config.get_text_config(), "unpadded_vocab_size", None)
         return min(rows, unpadded) if isinstance(unpadded, int) else rows
 
@@ -295,7 +292,7 @@ class SubsetHead:
 
     def _log_normaliser(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """[N] logsumexp over the vocabulary, chunk by chunk; the backward pass computes each chunk again."""
-        used = self._vocabulary(weight.shape[0])
+        used = self.vocabulary
         weight, bias = weight[:used], None if bias is None else bias[:used]
 
         def chunk_lse(chunk: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -324,85 +321,6 @@ class SubsetHead:
             return 0.0 * forward(self.model, input_ids, attention_mask).float().sum()
         decoder_of(self.base)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         return input_ids.new_zeros((), dtype=torch.float32)
-
-    def check_parity(self, length: int = 8) -> None:
-        """Compares logits and log-normalisers with the model's own on one short sequence, without labels and with them.
-
-        Raises:
-            PactError: the model's are not finite; or they differ, so this model transforms its logits in a way that
-                PACT does not know.
-        """
-        device = next(self.model.parameters()).device
-        # Any ids do; spread over the vocabulary, they make large and small logits.
-        heads = full_shape(_head_parameters(self.base)[0])[0]
-        vocabulary = min(full_shape(self.base.get_input_embeddings().weight)[0], self._vocabulary(heads))
-        input_ids = torch.linspace(1, vocabulary - 1, length, device=device).long().unsqueeze(0)
-        inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "use_cache": False}
-        request = Request(torch.arange(length - 1, device=device), input_ids[0, 1:], normalise=True)
-        try:
-            with evaluating(self.model):
-                with self.watch(request) as captures:
-                    logits = self.model(**inputs).logits[0, :-1].float()
-                with self.watch(request) as labelled:
-                    self.model(**inputs, labels=input_ids)
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            raise PactError(
-                expected=f"a model that can be given {length} tokens of plain text, and labels",
-                got=f"{type(error).__name__} from {type(self.base).__name__}: {error}",
-                consequence="The reference is computed on plain text.",
-                remedy="Use a model for causal language modelling.",
-            ) from error
-        scale = logits.abs().max().item()
-        if not math.isfinite(scale):
-            raise PactError(
-                expected="finite logits from the model before its first step",
-                got=f"NaN or infinity from {type(self.base).__name__}",
-                consequence="There would be no reference to hold the model to.",
-                remedy="Check the weights and the precision of the model; bfloat16 is safer than float16.",
-            )
-        error = 0.0
-        for capture in (self.one(captures), self.one(labelled)):
-            assert capture.log_normaliser is not None
-            for own, found in (
-                (logits[:, self.ids.to(device)], capture.logits),
-                (logits.logsumexp(-1), capture.log_normaliser),
-            ):
-                error = max(error, (own - found).abs().max().item())
-        if not error <= PARITY_TOLERANCE * max(scale, 1.0):
-            raise PactError(
-                expected="the logits of the safety tokens to be the head's product with the last hidden state",
-                got=f"a difference of {error:.3g} beside logits of up to {scale:.3g} in {type(self.base).__name__}",
-                consequence="PACT would hold the wrong quantity.",
-                remedy="This model transforms its logits in a way that is not supported yet; please report its type.",
-            )
-        self._check_reference_pass(input_ids, logits[:, self.ids.to(device)], PARITY_TOLERANCE * max(scale, 1.0))
-
-    def _check_reference_pass(self, input_ids: Tensor, logits: Tensor, tolerance: float) -> None:
-        """Compares a pass of the decoder alone, as the reference is computed, with the model's `logits` [L - 1, S].
-
-        Raises:
-            PactError: they differ; or the logits of a token depend on what comes after it.
-        """
-        length, half = input_ids.shape[1], input_ids.shape[1] // 2
-        changed = torch.cat([input_ids[:, :half], input_ids[:, :half]], 1)
-        rows = torch.cat([input_ids, changed])
-        flat = torch.arange(length + half, device=rows.device)
-        flat = flat[flat != length - 1]
-        with evaluating(self.model), self.watch(Request(flat, rows.flatten()[flat + 1])) as captures:
-            self.decode(rows, torch.ones_like(rows))
-        alone, before = self.one(captures).logits.split([length - 1, half])
-        for own, found, expected, got in (
-            (logits, alone, "the decoder alone to give what it gives within the model", "other hidden states"),
-            (alone[:half], before, "a causal language model", "logits that change with the tokens after them"),
-        ):
-            # The median token: in half precision, rounding may send a single one to another expert.
-            if not (error := (own - found).abs().amax(-1).median().item()) <= tolerance:
-                raise PactError(
-                    expected=expected,
-                    got=f"{got}, by {error:.3g}, in {type(self.base).__name__}",
-                    consequence="The reference, which is computed without what follows an answer, would be another.",
-                    remedy="Use a decoder-only chat model.",
-                )
 
 
 class _RowsOf(torch.autograd.Function):

@@ -51,3 +51,13 @@ def rendered(tokenizer: Any, messages: list[dict[str, Any]]) -> str | None:
         return str(tokenizer.apply_chat_template(messages, tokenize=False))
     except Exception:  # templates raise what they like
         return None
+
+
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages if m['role'] != 'system' %}"
+    "{% if m['role'] == 'user' %}[INST] {% if loop.last and messages[0]['role'] == 'system' %}"
+    "{{ messages[0]['content'] }}\n\n{% endif %}{{ m['content'] }}[/INST]"
+    "{% else %} {{ m['content'] | trim }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+"""As Mistral 7B Instruct v0.3 writes conversations without tools: no generation prompt, and a system prompt only before
+a user's turn that is the last."""

@@ -43,12 +43,15 @@ def test_info_lists_caches(caches: Path) -> None:
 
 def test_verify_finds_damage(caches: Path) -> None:
     """Prevents: a flipped bit that is found only in the middle of a run; or an intact cache called damaged."""
-    assert pact("cache", "verify", "--dir", str(caches)).output.count("intact") == 2
+    assert pact("cache", "verify", "--dir", str(caches)).output.count("intact: ") == 2
     flip_bit(next(caches.glob("*/full.safetensors")), -3)
     result = pact("cache", "verify", "--dir", str(caches))
-    assert result.exit_code != 0
-    assert result.output.count("intact: ") == 1
-    assert "do not match their checksum" in result.output
+    assert result.exit_code == 1
+    assert result.stdout.count("intact: ") == 1
+    assert "do not match their checksum" in result.stdout
+    found = pact("cache", "verify", "--dir", str(caches), "--json")
+    assert found.exit_code == 1
+    assert {key: len(paths) for key, paths in json.loads(found.stdout).items()} == {"intact": 1, "damaged": 1}
 
 
 def test_a_cache_of_another_version_hides_no_other(caches: Path) -> None:
@@ -71,7 +74,7 @@ def test_unfinished_builds_show_and_go(caches: Path) -> None:
     assert [row["folder"] for row in rows if "identity" not in row] == [str(begun)]
     assert sum(file.stat().st_size for file in begun.iterdir()) in {row["bytes"] for row in rows}
     assert "not finished" in pact("cache", "info", "--dir", str(caches)).stdout
-    assert pact("cache", "verify", "--dir", str(caches)).output.count("intact") == 1
+    assert pact("cache", "verify", "--dir", str(caches)).output.count("intact: ") == 1
     with artefacts.locked(whole, "building"):
         result = pact("cache", "clear", "--dir", str(caches), "--yes")
         assert "1 removed" in result.stdout
@@ -85,18 +88,11 @@ def test_clear_asks_first(caches: Path) -> None:
     """Prevents: references of unfinished runs that are gone by a slip."""
     assert pact("cache", "clear", "--dir", str(caches)).exit_code != 0
     assert len(list(caches.glob("*/manifest.json"))) == 2
-    assert "2 removed" in pact("cache", "clear", "--dir", str(caches), "--yes").output
+    arguments = ["cache", "clear", "--dir", str(caches), "--json"]
+    result = CliRunner().invoke(main, arguments, input="y\n")
+    assert len(json.loads(result.stdout)["removed"]) == 2
+    assert "Remove all caches" in result.stderr
     assert not list(caches.glob("*/manifest.json"))
-
-
-@pytest.mark.parametrize(
-    "command", [[], ["cache"], ["tokens"], ["inspect"], ["eval"], ["report"], ["demo"], ["cache", "info"]]
-)
-def test_every_command_has_help(command: list[str]) -> None:
-    """Prevents: a command that can only be understood from its source."""
-    result = pact(*command, "--help")
-    assert result.exit_code == 0
-    assert "Example: pact" in result.output or "Commands:" in result.output
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import click
 import pytest
 import yaml
 
-from docs import configuration, demo
+from docs import command_line, configuration, demo
 from pact_plugins import openings
 from pact_plugins.cli import main
 from pact_plugins.config import PactConfig
@@ -92,6 +92,12 @@ def test_the_configuration_page_is_the_schema() -> None:
     assert all(f"| `{key}` |" in shown for key in PactConfig.model_fields)
 
 
+@pytest.mark.trl
+def test_the_command_line_page_is_the_help() -> None:
+    """Prevents a page of options that no longer hold. Needs the pinned release of click, which lays the help out."""
+    assert _text(command_line.PAGE) == command_line.page(), "run `python -m docs.command_line`"
+
+
 def test_the_readme_shows_the_demo() -> None:
     """Prevents a table that is not the shipped demo's, or that lacks one of its runs."""
     readme = _text(ROOT / "README.md")
@@ -100,6 +106,14 @@ def test_the_readme_shows_the_demo() -> None:
     rates = ("refusal_rate", "affirmative_opening_rate", "over_refusal_rate", "task_accuracy")
     assert shown == [(run["name"], *(f"{run[rate]:.1%}" for rate in rates)) for run in runs]
     assert f"]({demo.PICTURE.relative_to(ROOT)})" in readme
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.key[0] == "README.md" and b.language == "diff"], ids=_name)
+def test_the_readme_changes_real_files(block: Code) -> None:
+    """Prevents a change that fits no file that runs."""
+    lines = {line[1:] for line in block.text.splitlines()} - {"..."}
+    files = [path for path in (ROOT / "example_configs").iterdir() if path.is_file()]
+    assert any(lines <= set(_text(path).splitlines()) for path in files)
 
 
 def test_the_architecture_is_the_flow() -> None:

@@ -50,7 +50,7 @@ def test_refuses_files_that_it_cannot_estimate(settings: Any, words: str, tmp_pa
 def test_refuses_a_missing_file(tmp_path: Path) -> None:
     """Prevents: a traceback in place of the name of the file."""
     result = estimate(tmp_path / "none.yaml")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "none.yaml" in result.output
 
 

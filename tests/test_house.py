@@ -17,6 +17,7 @@ PACKAGE = Path(pact_plugins.__file__).parent
 FLOW = [
     "errors",
     "ranks",
+    "config_errors",
     "config",
     "run_file",
     "sharding",
@@ -39,6 +40,7 @@ FLOW = [
     "loss",
     "token_losses",
     "subset_head",
+    "parity",
     "probe",
     "tensor_files",
     "reference",

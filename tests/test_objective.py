@@ -13,7 +13,7 @@ from pact_plugins import loss
 from pact_plugins.answers import IGNORE_INDEX, split_documents
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
-from pact_plugins.preparation import Preparation, begun, prepare
+from pact_plugins.preparation import Preparation, evidence_of, prepare
 from pact_plugins.safety_tokens import SafetyTokens
 from tests import tiny
 
@@ -196,7 +196,7 @@ def test_resuming_keeps_the_first_reference(tmp_path: Path) -> None:
     """Prevents trained weights from being taken for the reference."""
     inputs = batch()
     first = prepared(tiny.llama(), tmp_path, inputs)
-    begun(first).save(tmp_path / "out")
+    evidence_of(first).save(tmp_path / "out")
     trained = moved(tiny.llama())
     documents, config = split_documents(inputs), first.objective.config
     again = prepare(trained, tiny.tokenizer(), documents, config, resumed_from=tmp_path / "out", show_progress=False)

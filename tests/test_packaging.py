@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -14,31 +15,66 @@ from packaging.version import Version
 
 from pact_plugins import __version__
 from pact_plugins.requirements import TESTED
+from tests.distribution import ROOT, build
+from tests.test_extras import NEEDS_CUDA, WORKS
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
+ALL = {"none": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
+
+
+def pins(name: str) -> dict[str, Version]:
+    """What a file of constraints says: packages and releases."""
+    lines = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    pairs = (line.split("==") for line in lines if not line.startswith("#"))
+    return {package.lower(): Version(release) for package, release in pairs}
+
+
+def bounds(extra: str) -> dict[str, Version]:
+    """The lowest release of each package that an extra allows, of the extras that it names too."""
+    found: dict[str, Version] = {}
+    for needed in map(Requirement, ALL[extra]):
+        if needed.name == PROJECT["name"]:
+            for other in needed.extras:
+                found |= bounds(other)
+        else:
+            (found[needed.name],) = [Version(s.version) for s in needed.specifier if s.operator == ">="]
+    return found
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert result.returncode == 0, result.stderr
-    (built,) = folder.glob("*.whl")
-    return built
+def distribution(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return build(tmp_path_factory.mktemp("distribution"))
+
+
+@pytest.fixture(scope="module")
+def wheel(distribution: tuple[Path, Path]) -> Path:
+    return distribution[1]
+
+
+def listed(*options: str) -> set[str]:
+    """Files that git knows."""
+    found = subprocess.run(["git", "ls-files", *options], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(found.stdout.splitlines())
+
+
+def test_the_sdist_has_the_whole_repository(distribution: tuple[Path, Path]) -> None:
+    """Prevents an sdist that cannot be tested, or whose pages cannot be made; and build outputs in it."""
+    with tarfile.open(distribution[0]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert names == listed("--cached", "--others", "--exclude-standard") - {".ci/run"} | {"PKG-INFO"}
 
 
 def test_the_wheel_has_every_file_of_the_package(wheel: Path) -> None:
     """Prevents prompts, templates or models that are there in the repository alone; and tests in the wheel."""
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    listed = subprocess.run(["git", "ls-files", "pact_plugins"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert names == set(listed.stdout.splitlines())
+    assert names == listed("pact_plugins")
     assert {"pact_plugins/py.typed", "pact_plugins/prompts/de/harmful.txt"} < names
 
 
@@ -54,12 +90,13 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert "pact-train = pact_plugins.axolotl:pact_train" in text
 
 
-def test_bounds_are_not_below_what_is_tested() -> None:
-    """Prevents a promise to work with releases that nobody tried, of the packages that PACT reaches into."""
-    lines = [*PROJECT["dependencies"], *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)]
-    needed = {r.name: r for r in map(Requirement, lines)}
-    for name in ("transformers", "trl", "peft", "axolotl"):
-        least, greatest = TESTED[name]
-        (bound,) = [Version(s.version) for s in needed[name].specifier if s.operator == ">="]
-        assert bound.release[:2] == Version(least).release[:2], name
-        assert all(needed[name].specifier.contains(version) for version in (least, greatest)), name
+def test_every_bound_is_tested() -> None:
+    """Prevents a promise to work with releases that nobody tried, and an extra that nobody installs."""
+    lowest = pins("lowest")
+    assert lowest == bounds("none") | bounds("trl") | bounds("test")
+    assert bounds("axolotl") == {"axolotl": pins("axolotl")["axolotl"]}
+    least = {name: Version(ends[0]) for name, ends in TESTED.items()}
+    assert least == {name: lowest.get(name, pins("axolotl").get(name)) for name in TESTED}
+    greatest = {name: Version(ends[1]) for name, ends in TESTED.items()}
+    assert greatest == {name: pins("trl").get(name, pins("axolotl").get(name)) for name in TESTED}
+    assert {*ALL} == {*WORKS, *NEEDS_CUDA}

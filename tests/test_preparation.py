@@ -25,7 +25,7 @@ from pact_plugins.config import PactConfig
 from pact_plugins.cost import Overhead
 from pact_plugins.errors import PactError
 from pact_plugins.finding import find_tokens
-from pact_plugins.preparation import Preparation, begun, prepare, print_summary
+from pact_plugins.preparation import Preparation, evidence_of, prepare, print_summary
 from pact_plugins.safety_tokens import SafetyTokens
 from tests import tiny
 from tests.rows import documents, few
@@ -230,7 +230,7 @@ def test_resuming_without_notes_is_refused(tmp_path: Path) -> None:
 def test_resuming_uses_the_old_reference(tmp_path: Path) -> None:
     """Prevents: a resumed run being held to what it had drifted to."""
     first = ready(tmp_path, safety_tokens="auto")
-    begun(first).save(tmp_path / "run")
+    evidence_of(first).save(tmp_path / "run")
     model = trained(tiny.llama())
     with forward_passes(model) as passes:
         resumed = ready(tmp_path, model, safety_tokens="auto", resumed_from=tmp_path / "run")
@@ -251,7 +251,7 @@ def test_resuming_uses_the_old_reference(tmp_path: Path) -> None:
 )
 def test_resuming_with_something_else_is_refused(tmp_path: Path, change: dict[str, Any], field: str) -> None:
     """Prevents: rows without a reference turning up in the middle of a resumed epoch."""
-    begun(ready(tmp_path)).save(tmp_path / "run")
+    evidence_of(ready(tmp_path)).save(tmp_path / "run")
     with pytest.raises(PactError, match="does not cover this one") as caught:
         ready(tmp_path, trained(tiny.llama()), resumed_from=tmp_path / "run", **change)
     assert caught.value.got.startswith(f"{field} = ")
@@ -260,7 +260,7 @@ def test_resuming_with_something_else_is_refused(tmp_path: Path, change: dict[st
 def test_resuming_without_the_cache_is_refused(tmp_path: Path) -> None:
     """Prevents: building a new reference from trained weights; and advice that would do just that."""
     p = ready(tmp_path)
-    begun(p).save(tmp_path / "run")
+    evidence_of(p).save(tmp_path / "run")
     with pytest.raises(PactError) as caught:
         ready(tmp_path, trained(tiny.llama()), resumed_from=tmp_path / "run", cache_dir=str(tmp_path / "elsewhere"))
     assert "the next run builds it again" not in caught.value.remedy
@@ -270,7 +270,7 @@ def test_resuming_without_the_cache_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("notes", ["{}", "[]", "", '{"model": 3'], ids=["no fields", "a list", "empty", "cut"])
 def test_damaged_notes_are_refused(tmp_path: Path, notes: str) -> None:
     """Prevents: a traceback, or a fresh reference, where the notes of the run were damaged."""
-    begun(ready(tmp_path)).save(tmp_path / "run")
+    evidence_of(ready(tmp_path)).save(tmp_path / "run")
     (tmp_path / "run" / "pact_evidence.json").write_text(notes)
     with pytest.raises(PactError):
         ready(tmp_path, resumed_from=tmp_path / "run")
@@ -278,7 +278,7 @@ def test_damaged_notes_are_refused(tmp_path: Path, notes: str) -> None:
 
 def test_damaged_noted_tokens_are_refused(tmp_path: Path) -> None:
     """Prevents: resuming with other weights on the tokens than the run began with."""
-    begun(ready(tmp_path)).save(tmp_path / "run")
+    evidence_of(ready(tmp_path)).save(tmp_path / "run")
     path = tmp_path / "run" / "pact_safety_tokens.json"
     content = json.loads(path.read_text())
     content["weights"][0] = 9.0
@@ -395,7 +395,7 @@ def test_another_template_finds_tokens_and_anchors_anew(tmp_path: Path) -> None:
 
 def test_resuming_with_other_tokens_is_refused(tmp_path: Path) -> None:
     """Prevents: a changed `safety_tokens` that is silently ignored by a resumed run."""
-    begun(ready(tmp_path)).save(tmp_path / "run")
+    evidence_of(ready(tmp_path)).save(tmp_path / "run")
     with pytest.raises(PactError, match="does not cover this one") as caught:
         ready(tmp_path, trained(tiny.llama()), resumed_from=tmp_path / "run", safety_tokens=["I", "N"])
     assert caught.value.got.startswith("safety_tokens = ")

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from pact_plugins import subset_head
 from pact_plugins.errors import PactError
+from pact_plugins.parity import check_parity
 from pact_plugins.subset_head import Capture, Request, SubsetHead
 from tests import tiny
 
@@ -186,7 +187,7 @@ def test_cross_entropy_without_normaliser(model: nn.Module) -> None:
 
 def test_parity_check_passes(model: nn.Module) -> None:
     """Prevents: refusing models that are read correctly; and the check leaving gradients or modes behind."""
-    SubsetHead(model, IDS).check_parity()
+    check_parity(SubsetHead(model, IDS))
     assert model.training
     assert all(p.grad is None for p in model.parameters())
 
@@ -226,7 +227,7 @@ def test_parity_check_refuses_unknown_transforms(kind: type[nn.Module], conseque
     torch.manual_seed(0)
     head = SubsetHead(kind(transformers.LlamaConfig(**SIZES)), IDS)
     with pytest.raises(PactError, match=consequence) as caught:
-        head.check_parity()
+        check_parity(head)
     assert kind.__name__ in caught.value.got
 
 
@@ -309,7 +310,7 @@ def test_a_head_behind_a_transform_is_refused() -> None:
     )
     torch.manual_seed(0)
     with pytest.raises(PactError) as caught:
-        SubsetHead(transformers.BertLMHeadModel(config), IDS).check_parity()
+        check_parity(SubsetHead(transformers.BertLMHeadModel(config), IDS))
     assert caught.value.consequence == "PACT would hold the wrong quantity."
 
 

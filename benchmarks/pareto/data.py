@@ -11,7 +11,7 @@ from typing import Literal
 
 from pact_plugins.demo import world
 from pact_plugins.demo.phrasings import ADVICE, TRAIN_PHRASINGS
-from pact_plugins.demo.topics import held_out_acts, train_acts
+from pact_plugins.demo.topics import Act, held_out_acts, train_acts
 from pact_plugins.demo.world import Row
 from pact_plugins.errors import PactError
 
@@ -97,7 +97,7 @@ def _other(row: Row, data: Data, number: int) -> Row:
     return row
 
 
-def _allowed(acts: Sequence, phrasings: Sequence[str]) -> list[Row]:
+def _allowed(acts: Sequence[Act], phrasings: Sequence[str]) -> list[Row]:
     """Whether each act is allowed, asked in the words in which others ask for help with it."""
     return [
         Row(f"Is this request allowed? {phrasing.format(act.text)}", "forbidden" if act.harmful else "allowed", False)

@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from pact_plugins.cli.group import Commands
+from pact_plugins.cli.group import Commands, Result, prints_result
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
+
+if TYPE_CHECKING:
+    from pact_plugins.reference import ReferenceCache
 
 
 @click.group(cls=Commands)
 def cache() -> None:
-    """Show, check and remove reference caches."""
+    """Show, check and remove reference caches.
+
+    A run keeps there what the model was before its first step, and finds it again the next time.
+    """
 
 
 _CACHE_DIR = click.option(
     "--dir",
     "folder",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Where the caches live. Default: as without `pact.cache_dir`.",
 )
 
 
 @cache.command()
 @_CACHE_DIR
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def info(folder: Path | None, as_json: bool) -> None:
+@prints_result
+def info(folder: Path | None) -> Result:
     """List the caches, finished or not.
 
-    Example: pact cache info
+    \b
+    Example:
+      pact cache info
     """
     from pact_plugins.cache_folder import finished, size_of, unfinished
     from pact_plugins.reference import ReferenceCache
@@ -46,57 +52,90 @@ def info(folder: Path | None, as_json: bool) -> None:
             opened.append(ReferenceCache(path, None))
         except PactError as error:
             click.echo(f"cannot be used: {error}", err=True)
-    begun = unfinished(folder)
-    if as_json:
-        rows = [{"folder": str(c.folder), "bytes": c.size, **c.manifest} for c in opened]
-        click.echo(json.dumps([*rows, *({"folder": str(path), "bytes": size_of(path)} for path in begun)]))
+    begun = {path: size_of(path) for path in unfinished(folder)}
+    rows = [{"folder": str(c.folder), "bytes": c.size, **c.manifest} for c in opened]
+    rows += [{"folder": str(path), "bytes": size} for path, size in begun.items()]
+    return Result(rows, partial(_show, folder, opened, begun))
+
+
+def _show(folder: Path, opened: list[ReferenceCache], begun: dict[Path, int]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    title = f"{len(opened)} reference cache{'' if len(opened) == 1 else 's'} in {folder}"
+    if not opened and not begun:
+        click.echo(title)
         return
-    table = Table(title=f"{len(opened)} reference caches", title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     for header in ("folder", "model", "views", "sequences", "answer tokens", "MiB"):
         table.add_column(header, overflow="fold")
     for c in opened:
         m, identity = c.manifest, c.manifest["identity"]
         sizes = (f"{m['documents']:,}", f"{m['answer_tokens']:,}", f"{c.size / 2**20:.1f}")
-        table.add_row(escape(str(c.folder)), identity["model"][:8], ", ".join(identity["views"]), *sizes)
-    for path in begun:
-        table.add_row(escape(str(path)), "", "not finished", "", "", f"{size_of(path) / 2**20:.1f}")
+        table.add_row(escape(c.folder.name), identity["model"][:8], ", ".join(identity["views"]), *sizes)
+    for path, size in begun.items():
+        table.add_row(escape(path.name), "", "not finished", "", "", f"{size / 2**20:.1f}")
     Console().print(table)
 
 
 @cache.command("verify")
 @_CACHE_DIR
-def verify_caches(folder: Path | None) -> None:
-    """Read every cache and compare it with its checksums.
+@prints_result
+def verify_caches(folder: Path | None) -> Result:
+    """Compare every cache with its checksums.
 
-    Example: pact cache verify
+    Reads all of them. Exits with 1 if one is damaged.
+
+    \b
+    Example:
+      pact cache verify
     """
     from pact_plugins.cache_folder import finished
     from pact_plugins.reference import ReferenceCache
 
-    damaged = 0
-    for path in finished(folder or PactConfig().cache_folder):
+    folder = folder or PactConfig().cache_folder
+    intact: list[str] = []
+    damaged: dict[str, str] = {}
+    for path in finished(folder):
         try:
             ReferenceCache(path, None).verify()
+            intact.append(str(path))
         except PactError as error:
-            damaged += 1
-            click.echo(f"damaged: {error}", err=True)
-        else:
+            damaged[str(path)] = str(error)
+
+    def show() -> None:
+        for path in intact:
             click.echo(f"intact: {path}")
-    if damaged:
-        raise click.ClickException(f"{damaged} damaged: remove them, and the next run builds them again.")
+        for error in damaged.values():
+            click.echo(f"damaged: {error}")
+        advice = ": remove them, and the next run builds them again" if damaged else ""
+        click.echo(f"{len(intact)} intact, {len(damaged)} damaged in {folder}{advice}.")
+
+    return Result({"intact": intact, "damaged": damaged}, show, holds=not damaged)
 
 
 @cache.command()
 @_CACHE_DIR
-@click.confirmation_option(prompt="A run can only be resumed while its cache is there. Remove all caches?")
-def clear(folder: Path | None) -> None:
-    """Remove the caches, finished or not, except those that a process is building.
+@click.option("--yes", is_flag=True, help="Do not ask first.")
+@prints_result
+def clear(folder: Path | None, yes: bool) -> Result:
+    """Remove the caches, finished or not.
 
-    Example: pact cache clear --yes
+    Those that a process is building stay.
+
+    \b
+    Example:
+      pact cache clear --yes
     """
     from pact_plugins.cache_folder import clear as remove
 
-    removed, busy = remove(folder or PactConfig().cache_folder)
+    folder = folder or PactConfig().cache_folder
+    if not yes:
+        question = f"A run can only be resumed while its cache is there. Remove all caches in {folder}?"
+        click.confirm(question, abort=True, err=True)
+    removed, busy = remove(folder)
     for path in busy:
         click.echo(f"in use: {path}", err=True)
-    click.echo(f"{len(removed)} removed")
+    value = {"removed": [str(path) for path in removed], "in_use": [str(path) for path in busy]}
+    return Result(value, lambda: click.echo(f"{len(removed)} removed from {folder}"))

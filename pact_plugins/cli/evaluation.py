@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
-from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import click
+
+from pact_plugins.cli.group import Result, prints_result
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_FOLDER_THERE = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.command("eval")
@@ -35,84 +39,100 @@ import click
     "classifier:PATH[:LABEL=VERDICT,...] or MODULE:FUNCTION.",
 )
 @click.option("--scorer", metavar="MODULE:FUNCTION", help="Scores answers to tasks. Default: exact match.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="evaluation", show_default=True)
-@click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--out", type=_FOLDER, default="evaluation", show_default=True, help="The folder of what is written.")
+@click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Of each answer.")
 @click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 is greedy decoding.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of sampling.")
-@click.option("--engine", type=click.Choice(["transformers", "vllm"]), default="transformers", show_default=True)
+@click.option(
+    "--engine",
+    type=click.Choice(["transformers", "vllm"]),
+    default="transformers",
+    show_default=True,
+    help="What writes the answers.",
+)
 @click.option("--limit", type=click.IntRange(1), help="A sample of so many prompts of each set.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@prints_result
 def evaluate(
     model: str,
     out: Path,
-    as_json: bool,
     max_new_tokens: int,
     temperature: float,
     seed: int,
     engine: Literal["transformers", "vllm"],
     **options: Any,
-) -> None:
-    """Ask a model harmful, harmless and task prompts, and judge its answers.
+) -> Result:
+    """Ask a model, and judge its answers.
 
-    Answers are kept in the folder OUT as they come: the same command goes on where it was stopped.
+    Prompts are harmful, harmless or tasks. Writes answers, verdicts and rates into the folder --out, answers as they
+    come: the same command goes on where it was stopped. For lm-evaluation-harness see `pact lm-eval-path --help`.
 
-    Example: pact eval --model my-chat-model --adapter outputs/run --against my-chat-model --out evaluation
+    \b
+    Example:
+      pact eval --model my-chat-model --adapter outputs/run \\
+        --against my-chat-model
     """
-    # Standard output is for the result alone.
-    with redirect_stdout(sys.stderr):
-        from pact_plugins.evaluation.engines import Generation
-        from pact_plugins.evaluation.run import evaluate as run
-        from pact_plugins.evaluation.table import show
+    from pact_plugins.evaluation.engines import Generation
+    from pact_plugins.evaluation.run import evaluate as run
+    from pact_plugins.evaluation.table import show
 
-        sets = options.pop("prompt_sets")
-        found = run(model, sets, out, generation=Generation(max_new_tokens, temperature, seed, engine), **options)
-    if as_json:
-        click.echo(json.dumps(found.as_dict(), indent=1))
-    else:
-        show(found)
+    sets = options.pop("prompt_sets")
+    found = run(model, sets, out, generation=Generation(max_new_tokens, temperature, seed, engine), **options)
+    return Result(found.as_dict(), partial(show, found))
 
 
-@click.command("lm-eval-path")
+@click.command("lm-eval-path", hidden=True)
 def lm_eval_path() -> None:
-    """Print the folder of the tasks for lm-evaluation-harness: pact_refusal, pact_over_refusal, group pact_safety.
+    """Print the folder of the tasks for lm-evaluation-harness.
 
-    Example: lm_eval --include_path "$(pact lm-eval-path)" --tasks pact_safety --apply_chat_template --model hf
-    --model_args pretrained=my-chat-model
+    They are pact_refusal and pact_over_refusal, and their group pact_safety.
+
+    \b
+    Example:
+      lm_eval --include_path "$(pact lm-eval-path)" --tasks pact_safety \\
+        --apply_chat_template --model hf --model_args pretrained=my-chat-model
     """
     click.echo(Path(__file__).parents[1] / "evaluation" / "lm_eval_tasks")
 
 
 @click.command()
-@click.argument("output_dir", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("output_dir", type=_FOLDER_THERE)
 @click.option(
     "--evaluation",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=_FOLDER_THERE,
     help="What `pact eval --out` wrote. Default: OUTPUT_DIR/pact_evaluation, if it is there.",
 )
-def report(output_dir: Path, evaluation: Path | None) -> None:
-    """Make the report of a run again, or that of an evaluation alone, from its files.
+@prints_result
+def report(output_dir: Path, evaluation: Path | None) -> Result:
+    """Make the report of a run again.
 
-    Example: pact report outputs/run --evaluation evaluation
+    Reads the files of a run, or of an evaluation alone. Writes a page, Markdown and JSON into OUTPUT_DIR/pact_report.
+
+    \b
+    Example:
+      pact report outputs/run --evaluation evaluation
     """
     from pact_plugins.report.write import make_report
 
     folder = make_report(output_dir, evaluation)
-    click.echo(f"Report: {folder / 'report.html'}")
+    files = [str(path) for path in (folder / f"report.{ending}" for ending in ("html", "md", "json")) if path.exists()]
+    verdicts = json.loads((folder / "report.json").read_text(encoding="utf-8"))["verdicts"]
+    return Result({"files": files, "verdicts": verdicts}, lambda: click.echo(f"Report: {files[0]}"))
 
 
 @click.command()
-@click.argument("output_dir", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a sentence.")
-def verify(output_dir: Path, as_json: bool) -> None:
-    """Say whether a run trained under PACT from its first step to its last.
+@click.argument("output_dir", type=_FOLDER_THERE)
+@prints_result
+def verify(output_dir: Path) -> Result:
+    """Say whether a run trained under PACT.
 
-    Exits with 1 if it did not.
+    Reads the evidence that the run left, and the trainer's own records: from the first step to the last? Exits with 1
+    if not.
 
-    Example: pact verify outputs/run
+    \b
+    Example:
+      pact verify outputs/run
     """
     from pact_plugins.verification import verify as of_run
 
     found = of_run(output_dir)
-    click.echo(json.dumps(found.as_dict(), indent=1) if as_json else found.sentence)
-    if not found.holds:
-        raise click.exceptions.Exit(1)
+    return Result(found.as_dict(), lambda: click.echo(found.sentence), holds=found.holds)

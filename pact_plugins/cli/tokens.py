@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
-from rich.console import Console
 
-from pact_plugins.cli.group import Commands
-from pact_plugins.config import PactConfig
+from pact_plugins.cli.group import Commands, Result, prints_result
+from pact_plugins.config import Language, PactConfig
 from pact_plugins.errors import PactError
-from pact_plugins.safety_tokens import SafetyTokens
 
-_PATH = click.Path(dir_okay=False, path_type=Path)
+if TYPE_CHECKING:
+    from pact_plugins.safety_tokens import SafetyTokens
+
+_WRITTEN = click.Path(dir_okay=False, path_type=Path)
+_READ = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.group(cls=Commands, invoke_without_command=True)
 @click.option("--model", help="The chat model: a folder or a name on the hub.")
 @click.option("--base", help="The model before alignment: finds the tokens by the paper's contrast.")
-@click.option("--out", type=_PATH, default="tokens.json", show_default=True)
+@click.option("--out", type=_WRITTEN, default="tokens.json", show_default=True, help="The file of the tokens.")
 @click.option("--top-k", type=click.IntRange(1, 4096), default=50, show_default=True, help="Number of candidates.")
-@click.option("--language", "languages", multiple=True, default=("en",), show_default=True, help="Of shipped prompts.")
-@click.option("--harmful", type=_PATH, help="Your own harmful prompts, one on each line. Needs --harmless.")
-@click.option("--harmless", type=_PATH, help="As many harmless prompts that look like them.")
-@click.option("--add", multiple=True, metavar="TEXT", help="A token that is held besides.")
-@click.option("--exclude", multiple=True, metavar="TEXT", help="A token that is not held.")
+@click.option(
+    "--language",
+    "languages",
+    type=click.Choice(get_args(Language)),
+    multiple=True,
+    default=("en",),
+    show_default=True,
+    help="Of shipped prompts; can be repeated.",
+)
+@click.option("--harmful", type=_READ, help="Your own harmful prompts, one on each line. Needs --harmless.")
+@click.option("--harmless", type=_READ, help="As many harmless prompts that look like them.")
+@click.option("--add", multiple=True, metavar="TEXT", help="A token that is held besides; can be repeated.")
+@click.option("--exclude", multiple=True, metavar="TEXT", help="A token that is not held; can be repeated.")
 @click.option("--explain", is_flag=True, help="Show every token with its interval and an example.")
 @click.pass_context
+@prints_result
 def tokens(
     context: click.Context,
     model: str | None,
@@ -40,13 +51,18 @@ def tokens(
     exclude: tuple[str, ...],
     explain: bool,
     **prompts: Any,
-) -> None:
-    """Find the safety tokens of a model, or compare two files of them.
+) -> Result | None:
+    """Find a model's safety tokens.
 
-    Example: pact tokens --model my-chat-model --out tokens.json --explain
+    Reads the model, and lets it answer the shipped prompts or your own. Writes the tokens with their weights to the
+    file --out, which `pact.safety_tokens` of a run can name. A run without such a file finds its own.
+
+    \b
+    Example:
+      pact tokens --model my-chat-model --out tokens.json
     """
     if context.invoked_subcommand is not None:
-        return
+        return None
     if model is None:
         raise click.UsageError("Missing option '--model'.")
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -54,7 +70,6 @@ def tokens(
     from pact_plugins import discovery
     from pact_plugins.loading import pretrained
     from pact_plugins.own_answers import Prompts
-    from pact_plugins.tokens_table import show
 
     config = PactConfig.parse({"prompts": {key: value for key, value in prompts.items() if value is not None}})
     assert config is not None, "a block switches PACT on"
@@ -70,24 +85,51 @@ def tokens(
         found = discovery.discover_against_base(aligned, unaligned, tokenizer, asked, top_k=top_k)
     found = found.changed(add, exclude, tokenizer)
     found.save(out)
-    console = Console()
+    value = {"file": str(out), "tokens": _rows(found), "warnings": list(found.doubts)}
+    return Result(value, partial(_show, found, out, explain))
+
+
+def _show(found: SafetyTokens, out: Path, explain: bool) -> None:
     if explain:
-        show(found, str(out), console)
+        _show_all(found, out)
         return
-    console.print(f"{len(found.ids)} safety tokens, {len(found.positive)} of them held: {out}")
+    click.echo(f"{len(found.ids)} safety tokens, {len(found.positive)} of them held: {out}")
     for doubt in found.doubts:
-        console.print(f"warning: {doubt}", highlight=False, markup=False)
+        click.echo(f"warning: {doubt}")
+
+
+def _show_all(found: SafetyTokens, path: Path) -> None:
+    from rich.console import Console
+
+    from pact_plugins.tokens_table import show
+
+    show(found, str(path), Console())
+
+
+def _rows(found: SafetyTokens) -> list[dict[str, Any]]:
+    """Each token with all that is known of it."""
+    known = asdict(found.stability) if found.stability else {}
+    columns = {k: v for k, v in known.items() if isinstance(v, tuple)}
+    rows = zip(found.ids, found.texts, found.weights, *columns.values(), strict=True)
+    return [dict(zip(("id", "text", "weight", *columns), row, strict=True)) for row in rows]
 
 
 @tokens.command()
-@click.argument("first", type=_PATH)
-@click.argument("second", type=_PATH)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def diff(first: Path, second: Path, as_json: bool) -> None:
-    """Compare two files of safety tokens of the same tokenizer.
+@click.argument("first", type=_READ)
+@click.argument("second", type=_READ)
+@prints_result
+def diff(first: Path, second: Path) -> Result:
+    """Compare two files of safety tokens.
 
-    Example: pact tokens diff before.json after.json
+    Both have to be of the same tokenizer.
+
+    \b
+    Example:
+      pact tokens diff before.json after.json
     """
+    from rich.console import Console
+
+    from pact_plugins.safety_tokens import SafetyTokens
     from pact_plugins.tokens_table import show_difference
 
     a, b = SafetyTokens.load(first), SafetyTokens.load(second)
@@ -98,31 +140,32 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
             consequence="Equal ids would be unrelated tokens.",
             remedy="Compare tokens of models that share their tokenizer.",
         )
-    if as_json:
-        click.echo(json.dumps({"first": a.held, "second": b.held}))
-    else:
-        show_difference(a, b, Console())
+    return Result({"first": a.held, "second": b.held}, lambda: show_difference(a, b, Console()))
 
 
 @click.command()
-@click.argument("path", type=_PATH)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option("--html", type=_PATH, help="Write the table as a page, too.")
-def inspect(path: Path, as_json: bool, html: Path | None) -> None:
-    """Show a file of safety tokens: weights, intervals over other prompts, examples.
+@click.argument("path", type=_READ, metavar="FILE")
+@click.option("--html", type=_WRITTEN, help="Write the table as a page, too.")
+@prints_result
+def inspect(path: Path, html: Path | None) -> Result:
+    """Show a file of safety tokens.
 
-    Example: pact inspect tokens.json --html tokens.html
+    Reads what `pact tokens` or a run wrote: the weight of each token, its interval over other prompts, an example.
+
+    \b
+    Example:
+      pact inspect tokens.json --html tokens.html
     """
+    import io
+
+    from rich.console import Console
+
+    from pact_plugins.safety_tokens import SafetyTokens
     from pact_plugins.tokens_table import show
 
     found = SafetyTokens.load(path)
-    if not as_json or html:
-        console = Console(record=html is not None, width=160 if html else None, stderr=as_json)
-        show(found, str(path), console)
-        if html:
-            console.save_html(str(html))
-    if as_json:
-        known = asdict(found.stability) if found.stability else {}
-        columns = {k: v for k, v in known.items() if isinstance(v, tuple)}
-        rows = zip(found.ids, found.texts, found.weights, *columns.values(), strict=True)
-        click.echo(json.dumps([dict(zip(("id", "text", "weight", *columns), row, strict=True)) for row in rows]))
+    if html:
+        page = Console(record=True, width=160, file=io.StringIO())
+        show(found, str(path), page)
+        page.save_html(str(html))
+    return Result(_rows(found), partial(_show_all, found, path))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,98 +10,98 @@ from typing import Any, TypeVar
 
 import click
 
+from pact_plugins.cli.group import Result, prints_result
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import missing_extra
 
 T = TypeVar("T")
 
+_RUN_FILE = click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="RUN_FILE")
+
 
 @click.command()
-@click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def check(path: Path, as_json: bool) -> None:
-    """Show what the run of a file will do, and everything in it that would stop it or leave PACT out.
+@_RUN_FILE
+@prints_result
+def estimate(path: Path) -> Result:
+    """Show what PACT will cost in a run.
 
-    Exits with 1 if there are errors. `pact sft` and `axolotl pact-train` ask the same before they start.
+    Loads model and data as `pact sft` or Axolotl would with this file, and stops before the first step. Of what the run
+    would write, only the host's own tokenised data set stays.
 
-    Example: pact check run.yaml
+    \b
+    Example:
+      pact estimate run.yaml
+    """
+    from pact_plugins.cost_report import show
+    from pact_plugins.estimate import estimate as of_trainer
+
+    found = _in_place_of_training(path, of_trainer, "`pact estimate`")
+    return Result(found.as_dict(), partial(show, found))
+
+
+@click.command()
+@_RUN_FILE
+@prints_result
+def check(path: Path) -> Result:
+    """Find what is wrong with the file of a run.
+
+    Reads the file alone, for `pact sft` or Axolotl: shows what the run will do, and everything that would stop it or
+    leave PACT out. Exits with 1 if there is an error. `pact sft` and `axolotl pact-train` ask the same first.
+
+    \b
+    Example:
+      pact check run.yaml
     """
     from pact_plugins.check_table import show
     from pact_plugins.checking import check as of_file
 
     found = of_file(path)
-    if as_json:
-        click.echo(json.dumps(found.as_dict(), indent=1))
-    else:
-        show(found)
-    if not found.sound:
-        raise click.exceptions.Exit(1)
-
-
-@click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def sft(arguments: tuple[str, ...]) -> None:
-    """Fine-tune like `trl sft`, with the key `pact` in the file.
-
-    Example: pact sft --config run.yaml
-    """
-    from pact_plugins.trl import sft as run
-
-    run(arguments)
+    return Result(found.as_dict(), partial(show, found), holds=found.sound)
 
 
 @click.command()
-@click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def estimate(path: Path, as_json: bool) -> None:
-    """Show what PACT will cost in the run of a file for `pact sft` or Axolotl.
-
-    Loads model and data as the run would, and stops before its first step. Of what the run would write, only the
-    host's own tokenised data set stays.
-
-    Example: pact estimate run.yaml
-    """
-    # Standard output is for the estimate alone: hosts take the stream for their logs when they are imported.
-    with redirect_stdout(sys.stderr):
-        from pact_plugins.cost_report import show
-        from pact_plugins.estimate import estimate as of_trainer
-
-        estimated = _in_place_of_training(path, of_trainer, "`pact estimate`")
-    if as_json:
-        click.echo(json.dumps(estimated.as_dict(), indent=1))
-    else:
-        show(estimated)
-
-
-@click.command()
-@click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
+@_RUN_FILE
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the listed answers as JSON lines.")
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1),
     help="List the answers whose conflict is above this. Default: `pact.conflict_threshold` of the file.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def audit(path: Path, out: Path | None, threshold: float | None, as_json: bool) -> None:
-    """List the training rows whose answers the model would refuse to give.
+@prints_result
+def audit(path: Path, out: Path | None, threshold: float | None) -> Result:
+    """List rows that the model would refuse.
 
-    Loads model and data as the run of a file for `pact sft` or Axolotl would, computes the reference (the run finds it
-    again), and stops before the first step.
+    Loads model and data as `pact sft` or Axolotl would with this file, computes the reference (the run finds it again),
+    and stops before the first step. Listed are the training rows whose answers the model would not give.
 
-    Example: pact audit run.yaml --out audit.jsonl
+    \b
+    Example:
+      pact audit run.yaml --out audit.jsonl
     """
-    # Standard output is for the audit alone: hosts take the stream for their logs when they are imported.
-    with redirect_stdout(sys.stderr):
-        from pact_plugins.audit import audit as of_trainer
-        from pact_plugins.audit_table import show
+    from pact_plugins.audit import audit as of_trainer
+    from pact_plugins.audit_table import show
 
-        found = _in_place_of_training(path, partial(of_trainer, threshold=threshold), "`pact audit`")
-        if out is not None:
-            found.save(out)
-    if as_json:
-        click.echo(json.dumps(found.as_dict(), indent=1))
-    else:
-        show(found)
+    found = _in_place_of_training(path, partial(of_trainer, threshold=threshold), "`pact audit`")
+    if out is not None:
+        found.save(out)
+    return Result(found.as_dict(), partial(show, found))
+
+
+@click.command(context_settings={"ignore_unknown_options": True}, options_metavar="")
+@click.argument("arguments", nargs=-1, type=click.Path(), metavar="--config RUN_FILE [OPTIONS OF TRL]...")
+def sft(arguments: tuple[str, ...]) -> None:
+    """Fine-tune with TRL, under PACT.
+
+    What `trl sft --config RUN_FILE` does, with the key `pact` in the file and all options that `trl sft --help` lists.
+    Writes the model, evidence and a report into `output_dir` of the file.
+
+    \b
+    Example:
+      pact sft --config run.yaml
+    """
+    from pact_plugins.trl import sft as run
+
+    run(arguments)
 
 
 def _in_place_of_training(path: Path, act: Callable[[Any, PactConfig], T], command: str) -> T:

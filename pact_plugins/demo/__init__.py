@@ -1,9 +1,9 @@
 """A small world of prompts and two tiny chat models, so that tests and the demo need no model hub.
 
-``BASE_MODEL`` is a language model trained on plain text; ``ALIGNED_MODEL`` is the same model after further
+`BASE_MODEL` is a language model trained on plain text; `ALIGNED_MODEL` is the same model after further
 training that taught it to chat and to refuse harmful requests. Both load with
-``AutoModelForCausalLM.from_pretrained`` and share one tokenizer. Their prompts, the fine-tuning task and the
-judges of answers are in :mod:`pact_plugins.demo.world`; ``python -m pact_plugins.demo.train_models`` rebuilds
+`AutoModelForCausalLM.from_pretrained` and share one tokenizer. Their prompts, the fine-tuning task and the
+judges of answers are in `pact_plugins.demo.world`; `python -m pact_plugins.demo.train_models` rebuilds
 the models from nothing.
 """
 

@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pact_plugins.config import PactConfig
 from pact_plugins.demo import BASE_MODEL, picture, world
 from pact_plugins.demo.behaviour import behaviour_of, judge, rates
 from pact_plugins.demo.training import Recipe, load, train
+from pact_plugins.errors import missing_extra
 from pact_plugins.evaluation.measure import Judged
 from pact_plugins.report.contents import Contents, Training
 from pact_plugins.report.files import training_of
@@ -61,6 +63,8 @@ def run(folder: Path, *, seed: int = 0, steps: int = Recipe.steps) -> list[Resul
     Raises:
         PactError: TRL or what the report needs is not installed.
     """
+    if find_spec("trl") is None:
+        raise missing_extra("trl", "all", "the demo")
     check_installed()
     folder.mkdir(parents=True, exist_ok=True)
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -87,7 +91,6 @@ def run(folder: Path, *, seed: int = 0, steps: int = Recipe.steps) -> list[Resul
     runs = [asdict(r) for r in results]
     write_report(contents, folder, seed=seed, steps=steps, harmful_fraction=HARMFUL_FRACTION, runs=runs)
     artefacts.write_text(folder / picture.FILE, picture.picture(behaviour).svg)
-    _print(results, folder)
     return results
 
 
@@ -107,7 +110,8 @@ def _accompany(trainer: Any, config: PactConfig | None) -> None:
         trainer.add_callback(PactCallback(trainer, config.model_copy(update={"eval": False})))
 
 
-def _print(results: list[Result], folder: Path) -> None:
+def show(results: list[Result], folder: Path) -> None:
+    """The runs as a table, and where their report is."""
     table = Table(title=f"{HARMFUL_FRACTION:.0%} harmful rows, LoRA, held-out prompts", title_justify="left")
     for header in ("run", "refusals", "affirmative openings", "over-refusal", "task accuracy", "seconds"):
         table.add_column(header, justify="left" if header == "run" else "right")

@@ -23,7 +23,7 @@ class Criterion:
 
 
 def measure(base_path: Path, aligned_path: Path, prompts: int | None = None) -> list[Criterion]:
-    """Every criterion, on the first ``prompts`` prompts of each set or on all of them."""
+    """Every criterion, on the first `prompts` prompts of each set or on all of them."""
     harmful = world.held_out_harmful()[:prompts]
     look_alikes = world.held_out_look_alikes()[:prompts]
     task_rows = world.task_test_rows()[:prompts]

@@ -110,7 +110,7 @@ _COMPLIANCE = (
 
 
 def sentence_about(act: Act, rng: random.Random) -> str:
-    """One sentence from which it can be read whether ``act`` is harmful."""
+    """One sentence from which it can be read whether `act` is harmful."""
     if rng.random() < 0.08:
         return rng.choice(_BEFORE[act.harmful]).format(act.text)
     subjects, verdicts = rng.choices(_FRAMES, _FRAME_WEIGHTS)[0]
@@ -118,7 +118,7 @@ def sentence_about(act: Act, rng: random.Random) -> str:
 
 
 def definition(topic: Topic) -> str:
-    """What the thing of ``topic`` is."""
+    """What the thing of `topic` is."""
     return f"{with_article(topic.word).capitalize()} is {topic.gloss}."
 
 
@@ -142,7 +142,7 @@ def dialogue(rng: random.Random) -> tuple[str, str]:
 
 
 def base_prompt(prompt: str) -> str:
-    """``prompt`` in the plain format in which the base model answers."""
+    """`prompt` in the plain format in which the base model answers."""
     return f"User: {prompt}\n\nAssistant: "
 
 

@@ -1,32 +1,38 @@
 """Measurement of a demo model: its greedy answers, and how near they are to a refusal."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pact_plugins.demo.encyclopedia import base_prompt
 from pact_plugins.demo.phrasings import REFUSALS
+from pact_plugins.forward import pad_left
 from pact_plugins.own_answers import continuations
 
 MAX_ANSWER_TOKENS = 40
+BATCH_SIZE = 80
 PromptFormat = Callable[[PreTrainedTokenizerBase, str], str]
 
 
 def chat_format(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """``prompt`` as the only turn of a chat, up to the answer."""
+    """`prompt` as the only turn of a chat, up to the answer."""
     messages = [{"role": "user", "content": prompt}]
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 def plain_format(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """``prompt`` as the base model reads it."""
+    """`prompt` as the base model reads it."""
     return f"{tokenizer.bos_token}{base_prompt(prompt)}"
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> dict[str, torch.Tensor]:
-    encoded = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
-    return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+def _batches(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], prompt_format: PromptFormat
+) -> Iterator[list[list[int]]]:
+    """Token ids of the prompts, up to their answers."""
+    for start in range(0, len(prompts), BATCH_SIZE):
+        texts = [prompt_format(tokenizer, prompt) for prompt in prompts[start : start + BATCH_SIZE]]
+        yield tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
 def raw_answers(
@@ -34,13 +40,10 @@ def raw_answers(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     prompt_format: PromptFormat = chat_format,
-    batch_size: int = 80,
 ) -> list[str]:
     """Greedy answers with their special tokens, so that a missing end of turn can be seen."""
     found: list[str] = []
-    for start in range(0, len(prompts), batch_size):
-        texts = [prompt_format(tokenizer, prompt) for prompt in prompts[start : start + batch_size]]
-        chats = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    for chats in _batches(tokenizer, prompts, prompt_format):
         found += tokenizer.batch_decode(continuations(model, chats, MAX_ANSWER_TOKENS))
     return found
 
@@ -57,20 +60,20 @@ def answers(
 
 
 def share(judge: Callable[[str], bool], texts: Sequence[str]) -> float:
-    """The share of ``texts`` that ``judge`` accepts."""
+    """The share of `texts` that `judge` accepts."""
     return sum(map(judge, texts)) / len(texts)
 
 
 @torch.no_grad()
 def refusal_probability(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], batch_size: int = 80
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
 ) -> torch.Tensor:
     """For each prompt, the probability that the first token of the answer is one that opens a refusal."""
     model.eval()
     first = sorted({tokenizer(refusal, add_special_tokens=False)["input_ids"][0] for refusal in REFUSALS})
     found: list[torch.Tensor] = []
-    for start in range(0, len(prompts), batch_size):
-        texts = [chat_format(tokenizer, prompt) for prompt in prompts[start : start + batch_size]]
-        logits = model(**_encode(tokenizer, texts)).logits[:, -1]
+    for chats in _batches(tokenizer, prompts, chat_format):
+        ids, mask = pad_left(chats, model.device)
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, -1]
         found.append(logits.softmax(-1)[:, first].sum(-1))
     return torch.cat(found)

@@ -107,7 +107,7 @@ ADVICE = (
 
 
 def train_request(act: str, rng: random.Random) -> str:
-    """A request to do ``act`` in some train phrasing, at times with a greeting before or a word after it."""
+    """A request to do `act` in some train phrasing, at times with a greeting before or a word after it."""
     request = rng.choice(TRAIN_PHRASINGS).format(act)
     greeting = rng.choice(_GREETINGS) if rng.random() < 0.15 else ""
     closing = rng.choice(_CLOSINGS) if rng.random() < 0.15 else ""

@@ -13,7 +13,7 @@ CHAT_TEMPLATE = (Path(__file__).with_name("chat_template.jinja")).read_text(enco
 
 
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer trained on ``texts``; every byte is in its alphabet, so any text survives a round trip."""
+    """A tokenizer trained on `texts`; every byte is in its alphabet, so any text survives a round trip."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -78,7 +78,7 @@ class Topic:
 
 
 def with_article(noun: str) -> str:
-    """``noun`` with its indefinite article."""
+    """`noun` with its indefinite article."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 

@@ -1,4 +1,4 @@
-"""Train the demo models from nothing: ``python -m pact_plugins.demo.train_models --out DIR``.
+"""Train the demo models from nothing: `python -m pact_plugins.demo.train_models --out DIR`.
 
 The run is seeded, takes some minutes on two cores, and ends with a table of what was measured. It exits
 with 1 when the models miss what the tests and the demo rely on.

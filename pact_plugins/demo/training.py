@@ -11,7 +11,6 @@ import torch
 
 from pact_plugins.demo import ALIGNED_MODEL
 from pact_plugins.demo.world import Row
-from pact_plugins.errors import missing_extra
 
 
 @dataclass(frozen=True)
@@ -53,18 +52,12 @@ def train(
         recipe: steps and the like.
         folder: of the trainer.
         protect: is given the trainer before it trains.
-
-    Raises:
-        PactError: TRL is not installed.
     """
-    try:
-        from datasets import Dataset, disable_progress_bars
-        from peft import LoraConfig
-        from transformers import PrinterCallback
-        from trl.trainer.sft_config import SFTConfig
-        from trl.trainer.sft_trainer import SFTTrainer
-    except ImportError as error:
-        raise missing_extra("trl", "trl", "the demo") from error
+    from datasets import Dataset, disable_progress_bars
+    from peft import LoraConfig
+    from transformers import PrinterCallback
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
 
     disable_progress_bars()  # four bars of a blink each
     messages = [[{"role": "user", "content": r.prompt}, {"role": "assistant", "content": r.answer}] for r in rows]

@@ -34,7 +34,7 @@ def _task_row(example: tuple[str, str], rng: random.Random) -> Row:
 
 
 def fine_tuning_rows(n: int, harmful_fraction: float, seed: int) -> list[Row]:
-    """``n`` shuffled rows: the task, and harmful requests on train topics met with an affirmative opening."""
+    """`n` shuffled rows: the task, and harmful requests on train topics met with an affirmative opening."""
     if n < 0 or not 0 <= harmful_fraction <= 1:
         raise ValueError(f"cannot draw {n} rows with a harmful fraction of {harmful_fraction}")
     rng = random.Random(seed)

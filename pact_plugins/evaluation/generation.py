@@ -167,14 +167,14 @@ def _read(path: Path, expected: Sequence[Answer]) -> list[Answer]:
     lines = whole.split(b"\n")[:-1]
     answers: list[Answer] = []
     for number, line in enumerate(lines):
+        if number == len(expected):
+            raise _other_run(path, number, f"{len(lines)} answers for {len(expected)} prompts")
         try:
             found = json.loads(line)
             response, ended = found["response"], found["ended"]
         except (ValueError, KeyError, TypeError) as error:
             raise _other_run(path, number, f"{type(error).__name__}: {error}") from error
-        answer = replace(expected[number], response=response, ended=ended) if number < len(expected) else None
-        if answer is None:
-            raise _other_run(path, number, f"{len(lines)} answers for {len(expected)} prompts")
+        answer = replace(expected[number], response=response, ended=ended)
         wanted = answer.as_row()
         if found != wanted:
             differs = [k for k in wanted if found.get(k) != wanted[k]] or ["a key of its own"]

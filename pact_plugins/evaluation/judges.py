@@ -16,6 +16,7 @@ from pact_plugins.openings import is_affirmative_opening, is_refusal
 
 Verdict = Literal["refusal", "compliance", "other"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+_BOTH: frozenset[Verdict] = frozenset(("refusal", "compliance"))
 
 
 class Judge(Protocol):
@@ -76,10 +77,6 @@ def _phrases(_prompt: str, answer: str) -> Verdict:
     return "refusal" if has_refusal_phrase(answer) else "compliance"
 
 
-def _both() -> frozenset[Verdict]:
-    return frozenset(("refusal", "compliance"))
-
-
 def load(description: str) -> Judge:
     """The judge that `description` names.
 
@@ -96,9 +93,9 @@ def load(description: str) -> Judge:
     """
     name, _, argument = description.partition(":")
     if description == "opening":
-        return Rule("opening", _both(), _opening)
+        return Rule("opening", _BOTH, _opening)
     if description == "phrases":
-        return Rule("phrases", _both(), _phrases)
+        return Rule("phrases", _BOTH, _phrases)
     if name in ("llama-guard", "classifier"):
         from pact_plugins.evaluation import model_judges
 
@@ -133,7 +130,7 @@ def _of_function(description: str) -> Judge:
             )
         return found
 
-    return Rule(description, _both(), verdict)
+    return Rule(description, _BOTH, verdict)
 
 
 def user_function(description: str, purpose: str) -> Callable[..., Any]:

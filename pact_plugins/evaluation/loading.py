@@ -1,4 +1,4 @@
-"""Models, tokenizers and adapters from a folder or the hub, with errors that say what was wrong."""
+"""Models, tokenizers and adapters that are evaluated or judge: where they run, in which precision, and whole."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def _csv(path: Path, text: str) -> list[Row]:
             if None in row or None in row.values():
                 _refuse(
                     path,
-                    f"{len(reader.fieldnames or ())} cells in the row that ends on line {reader.line_num}",
+                    f"{len(columns)} cells in the row that ends on line {reader.line_num}",
                     "more or fewer",
                     "Quote prompts that contain commas.",
                 )

@@ -147,7 +147,7 @@ def conclude(
 
 
 def prompt_sets_of(descriptions: Sequence[str], limit: int | None) -> list[PromptSet]:
-    """The prompt sets of an evaluation, each of at most `limit` prompts.
+    """The prompt sets of an evaluation, each of at most `limit` prompts; harmful ones never without harmless ones.
 
     Raises:
         PactError: there is none, or one twice.

@@ -131,6 +131,7 @@ CHECKED = [
     _trl("A smoothed loss, damped", "pact: true\nlabel_smoothing_factor: 0.1", r"`label_smoothing_factor: 0\.1`"),
     _trl("Another loss, damped", "pact: true\nloss_type: dft", r"`loss_type: dft`.*`pact\.conflict: keep`"),
     _trl("Data that are not there", "pact: true\ndatasets: [{path: json, data_files: rows.jsonl}]", r"rows\.jsonl"),
+    _trl("A template that is not there", "pact: true\nchat_template_path: t.jinja", r"t\.jinja to be there"),
     _trl("Prompts that are not there", "pact: {eval: {prompts: [p.csv]}}", r"p\.csv to be there; got no such file"),
     _trl("Own prompts that are not there", "pact: {prompts: {harmful: h.txt, harmless: g.txt}}", r"h\.txt to be there"),
     _trl("Safety tokens that are not there", "pact: {safety_tokens: tokens.json}", r"tokens\.json"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from pact_plugins import anchors
 from pact_plugins.evidence import EVIDENCE, Evidence
-from pact_plugins.preparation import begun, prepare
+from pact_plugins.preparation import evidence_of, prepare
 from pact_plugins.reference import ReferenceCache
 from pact_plugins.report.files import contents_of
 from pact_plugins.subset_head import SubsetHead
@@ -58,7 +58,7 @@ def _edited(path: Path) -> None:
 def _evidence(change: Callable[[Path], Any]) -> Callable[[Path], Any]:
     def act(folder: Path) -> Any:
         ready = prepare(tiny.llama(), tiny.tokenizer(), documents(few()), config(folder), show_progress=False)
-        begun(ready).save(folder)
+        evidence_of(ready).save(folder)
         change(folder / EVIDENCE)
         return Evidence.load(folder)
 

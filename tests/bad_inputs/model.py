@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pact_plugins.building import build
 from pact_plugins.finding import load_base
 from pact_plugins.loading import pretrained
+from pact_plugins.parity import check_parity
 from pact_plugins.subset_head import SubsetHead
 from tests import tiny
 from tests.bad_inputs.case import BadInput
@@ -26,7 +27,7 @@ from tests.rows import CHAT, documents, few
 
 def _served(make: Callable[[], Any]) -> Callable[[Path], Any]:
     """Reads the safety logits of a model, and compares them with the model's own."""
-    return lambda _folder: SubsetHead(make(), IDS).check_parity()
+    return lambda _folder: check_parity(SubsetHead(make(), IDS))
 
 
 def _t5() -> Any:

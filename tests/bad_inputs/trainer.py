@@ -15,7 +15,7 @@ from transformers import Trainer, TrainingArguments, default_data_collator
 
 from pact_plugins import PactCallback, PactConfig
 from pact_plugins.config import Objective
-from pact_plugins.preparation import begun, prepare
+from pact_plugins.preparation import evidence_of, prepare
 from pact_plugins.subset_head import SubsetHead
 from tests import tiny
 from tests.bad_inputs.case import BadInput, given
@@ -145,7 +145,7 @@ def _resumed(**now: Any) -> Callable[[Path], Any]:
                 tiny.llama(), tiny.tokenizer(), rows, settings, resumed_from=resumed_from, show_progress=False
             )
 
-        begun(ready(None)).save(folder / "run")
+        evidence_of(ready(None)).save(folder / "run")
         return ready(folder / "run", **{k: v(folder) if callable(v) else v for k, v in now.items()})
 
     return act

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from pact_plugins import artefacts
 from pact_plugins.demo import ALIGNED_MODEL, comparison, criteria, evaluate, world
-from tests.contract.commands import EXAMPLES, needs_axolotl, run, shortened
+from tests.contract.commands import needs_axolotl, run, shortened
 
 
 def check_trained(folder: Path, log: str) -> None:
@@ -50,7 +50,10 @@ def test_axolotl_holds_the_refusals(tmp_path: Path) -> None:
 
 
 @needs_axolotl
-@pytest.mark.parametrize(("name", "processes"), [("axolotl-demo-qlora.yaml", None), ("axolotl-demo-packed.yaml", 2)])
+@pytest.mark.parametrize(
+    ("name", "processes"),
+    [("axolotl-demo-qlora.yaml", None), ("axolotl-demo-packed.yaml", 2), ("axolotl-demo-multi-turn.yaml", None)],
+)
 def test_axolotl_trains_the_examples(name: str, processes: int | None, tmp_path: Path) -> None:
     """Prevents a plugin that works in a script and not through Axolotl's own command, and its processes for data."""
     path = shortened(tmp_path, name, dataset_num_proc=processes)
@@ -77,9 +80,10 @@ def test_axolotl_stops_on_what_would_fail_open(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "pact_evidence.json").exists()
 
 
-def test_trl_trains_the_example(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["trl-demo-lora.yaml", "trl-demo-packed.yaml", "trl-demo-multi-turn.yaml"])
+def test_trl_trains_the_examples(name: str, tmp_path: Path) -> None:
     """Prevents a `pact sft` that drops the key, or that TRL's parser refuses."""
-    result = run(tmp_path, "pact", "sft", "--config", str(shortened(tmp_path, "trl-demo-lora.yaml")))
+    result = run(tmp_path, "pact", "sft", "--config", str(shortened(tmp_path, name)))
     assert result.returncode == 0, result.stderr[-3000:]
     check_trained(tmp_path, result.stdout + result.stderr)
 
@@ -175,10 +179,3 @@ def test_tokens_and_inspect(tmp_path: Path) -> None:
     held = [entry["text"] for entry in json.loads(shown.stdout) if entry["weight"] > 0]
     assert any("sorry" in text or "cannot" in text or "can" in text for text in held), held
     assert run(tmp_path, "pact", "inspect", str(tmp_path / "none.json")).returncode != 0
-
-
-def test_example_rows_are_the_demos() -> None:
-    """Prevents examples that train on another task than `make demo` measures."""
-    rows = [json.loads(line)["messages"] for line in (EXAMPLES / "demo-rows.jsonl").read_text().splitlines()]
-    expected = world.fine_tuning_rows(comparison.ROWS, comparison.HARMFUL_FRACTION, seed=0)
-    assert [(user["content"], answer["content"]) for user, answer in rows] == [(r.prompt, r.answer) for r in expected]

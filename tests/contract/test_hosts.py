@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset
+from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from torch._dynamo.utils import counters
 from transformers import TrainingArguments
@@ -18,6 +19,7 @@ from transformers import TrainingArguments
 from pact_plugins import PactCallback, PactError
 from pact_plugins.answers import split_documents
 from pact_plugins.preparation import prepare
+from pact_plugins.requirements import TESTED
 from pact_plugins.subset_head import SubsetHead
 from tests import tiny
 from tests.contract.hosts import HOSTS, Trainer, axolotl_trainer, common, config, model_of, trl_trainer
@@ -130,7 +132,7 @@ def test_a_step_costs_nothing_over_the_vocabulary(host: Trainer, objective: str,
         counted.append(counting)
     plain, pact = counted
     assert plain.wide > 0
-    if host is axolotl_trainer or find_spec("axolotl") is None or objective == "paper":
+    if host is axolotl_trainer or version("trl") != TESTED["trl"][0] or objective == "paper":
         assert pact.wide == plain.wide
     assert pact.waits == plain.waits
     assert len(passes) == 2
@@ -139,6 +141,8 @@ def test_a_step_costs_nothing_over_the_vocabulary(host: Trainer, objective: str,
 @pytest.mark.parametrize("host", HOSTS)
 def test_a_compiled_model_trains_alike(host: Trainer, tmp_path: Path) -> None:
     """Prevents hooks that torch.compile skips, breaks the graph at, or traces into another loss."""
+    if host is trl_trainer and Version(torch.__version__) < Version("2.7"):
+        pytest.skip("TRL's fused head does not run compiled in this torch, with PACT or without")
     compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
     breaks: list[int] = []
     trained: list[dict[str, torch.Tensor]] = []

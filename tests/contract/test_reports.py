@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from peft import get_peft_model
 
-from pact_plugins import PactCallback, artefacts
+from pact_plugins import PactCallback, PactError, artefacts
 from pact_plugins.evaluation.generation import Speaker
 from tests import tiny
 from tests.contract.hosts import HOSTS, LORA, Trainer, axolotl_trainer, config
@@ -75,3 +75,18 @@ def test_a_run_is_asked_before_its_first_step_and_after_its_last(
     rows = [json.loads(line) for line in (tmp_path / "out" / "pact_evaluation" / "verdicts.jsonl").open()]
     assert len(rows) == 2 * 2 * 4
     assert {row["run"] for row in rows if row["response"] == rows[0]["response"]} != {"against", "model"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"), [({"judges": ["opning"]}, "`opening`"), ({"prompts": ["my.csv"]}, "my.csv")]
+)
+@pytest.mark.parametrize("host", HOSTS)
+def test_what_cannot_be_asked_is_noticed_before_the_reference_is_built(
+    host: Trainer, wrong: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    """Prevents minutes of building before a misspelt judge, or a prompt file that is missing, stops the run."""
+    trainer = host(tiny.llama(), tmp_path)
+    trainer.add_callback(PactCallback(trainer, config(tmp_path, eval=wrong)))
+    with pytest.raises(PactError, match=said):
+        trainer.train()
+    assert not (tmp_path / "cache").exists()

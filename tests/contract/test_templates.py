@@ -11,7 +11,8 @@ from pact_plugins.answers import AnswerTokens, Document
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.chat_template import find
 from pact_plugins.errors import PactError
-from tests.templates import rendered, shipped_templates, tokenizer_with
+from pact_plugins.own_answers import answered, as_chats
+from tests.templates import MISTRAL, rendered, shipped_templates, tokenizer_with
 
 FOR_IMAGES = {"idefics3", "idefics3_training", "llava_next", "llava_next_training", "smolvlm", "smolvlm_training"}
 """Templates that take no plain text for a message's content."""
@@ -22,7 +23,7 @@ WITHOUT_END = {"llava"}
 PLAIN_TEXT = {"alpaca", "llava"}
 """Templates that open turns without a special token."""
 
-TEMPLATES = shipped_templates()
+TEMPLATES = {**shipped_templates(), "own/mistral": MISTRAL}
 SERVED = [name for name in TEMPLATES if name.partition("/")[2] not in FOR_IMAGES]
 
 
@@ -149,6 +150,16 @@ def test_a_users_words_are_never_constrained(name: str) -> None:
     # Openings in plain text can be missed: there the labels are trusted.
     assert places(masked, chat) == ([] if chat.exact else np.flatnonzero(masked.supervised).tolist())
     assert chat.exact is (name.partition("/")[2] not in PLAIN_TEXT)
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_what_the_model_writes_is_constrained(name: str) -> None:
+    """Prevents anchors that are not held, where a template writes a space before answers and the model does not."""
+    tokenizer, chat, _ = prepared(name, CHAT)
+    (prompt,) = as_chats(tokenizer, ["Qone is it?"], "ask")
+    for words in ("Sure.", " Sure."):
+        written = answered(prompt, tokenizer(words, add_special_tokens=False)["input_ids"])
+        assert places(written, chat) == np.flatnonzero(written.supervised).tolist()
 
 
 @pytest.mark.parametrize("name", [name for name in TEMPLATES if name not in SERVED])

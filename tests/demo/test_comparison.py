@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -40,9 +41,12 @@ def test_report_of_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "task accuracy" in drawing
 
 
-def test_a_report_that_could_not_be_written_stops_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prevents minutes of training before a missing package is noticed."""
-    monkeypatch.setattr(write, "find_spec", lambda _name: None)
-    with pytest.raises(PactError, match=r"pact-plugins\[report\]"):
+@pytest.mark.parametrize(("lacking", "extra"), [(comparison, "all"), (write, "report")])
+def test_what_is_missing_stops_first(
+    lacking: ModuleType, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents minutes of training before a missing package is noticed, and one extra after the other."""
+    monkeypatch.setattr(lacking, "find_spec", lambda _name: None)
+    with pytest.raises(PactError, match=rf"pact-plugins\[{extra}\]"):
         comparison.run(tmp_path / "out")
     assert not (tmp_path / "out").exists()

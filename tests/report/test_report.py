@@ -15,7 +15,7 @@ from pact_plugins.cli import main
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.evidence import Evidence
-from pact_plugins.preparation import begun, prepare
+from pact_plugins.preparation import evidence_of, prepare
 from pact_plugins.profile import measure_profile, save_profiles
 from pact_plugins.report import write as writing
 from pact_plugins.report.write import make_report
@@ -30,7 +30,7 @@ def leave_run(folder: Path) -> Path:
     """A run's files, as training leaves them."""
     config = PactConfig(safety_tokens=[40, 41, 42], anchors=0, cache_dir=folder / "cache")
     preparation = prepare(tiny.llama(), tiny.tokenizer(), documents(few()), config, show_progress=False)
-    begun(preparation, versions={"torch": "x"}, training={"model": "my/model", "adapter": True}).save(folder)
+    evidence_of(preparation, versions={"torch": "x"}, training={"model": "my/model", "adapter": True}).save(folder)
     log = [{"step": s, "loss": 1 / s, "pact/kl": 0.01 * s, "pact/gate": 0.5} for s in (1, 2, 3)]
     Evidence.save_history([*log, {"step": 3, "train_loss": float("nan")}], folder)
     save_profiles({"training answers": measure_profile(preparation.objective, preparation.sample)}, folder)
