@@ -1,9 +1,13 @@
 # Two environments, because Axolotl pins its stack: .venv has the newest TRL, .venv-axolotl has Axolotl and its pins.
 PYTHON ?= python3
+WORKERS ?= 2
 LOWEST_PYTHON ?= python3.10
 export HF_HUB_OFFLINE = 1
 export AXOLOTL_DO_NOT_TRACK = 1
 export TOKENIZERS_PARALLELISM = false
+
+# Tests of one file stay together, in their order, and files start in theirs: the dearest come early.
+PYTEST = -m pytest tests --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-lowest packages lint bench golden docs clean
 
@@ -14,14 +18,14 @@ demo: .venv/ready
 	.venv/bin/pact demo --out demo-report
 
 test: .venv/ready .venv-axolotl/ready .deepspeed/ready lint
-	.venv-axolotl/bin/python -m pytest tests -m "not trl and not packages"
+	.venv-axolotl/bin/python $(PYTEST) -m "not trl and not packages"
 	PYTHONPATH=.deepspeed .venv/bin/python -m pytest tests/distributed/test_zero.py
-	.venv/bin/python -m pytest tests -m "not axolotl and not packages"
+	.venv/bin/python $(PYTEST) -m "not axolotl and not packages"
 
 # The lowest releases that pyproject.toml allows of everything, Python included.
 test-lowest: export OMP_NUM_THREADS = 1
 test-lowest: .venv-lowest/ready
-	.venv-lowest/bin/python -m pytest tests -m "not trl and not axolotl and not packages"
+	.venv-lowest/bin/python $(PYTEST) -m "not trl and not axolotl and not packages"
 
 packages: export OMP_NUM_THREADS = 1
 packages: .venv/ready

@@ -1,7 +1,8 @@
-"""What the unit tests share."""
+"""What the tests share."""
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,25 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.brief import few_prompts, without_page
+
 # Property tests: `HYPOTHESIS_PROFILE=long python -m pytest ...` searches a hundred times as far.
 settings.register_profile("default", max_examples=100, deadline=None)
 settings.register_profile("long", max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_collection_finish() -> None:
+    """Each training collects garbage: among all that the imports made, that takes longer than the training itself."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def brief_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without the page of the report, and with few anchors to choose from."""
+    without_page(monkeypatch)
+    few_prompts(monkeypatch)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -31,6 +31,8 @@ from pact_plugins.host_trainer import training_documents
 from tests import tiny
 from tests.contract.hosts import TOKENS, common, config, trl_trainer
 
+pytestmark = pytest.mark.usefixtures("brief_runs")
+
 LINEAR = ["q_proj", "v_proj", "up_proj"]
 Make = Callable[[], Any]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from peft import PeftModel
 from safetensors.numpy import load_file
 
@@ -50,11 +51,13 @@ def test_axolotl_holds_the_refusals(tmp_path: Path) -> None:
 
 @needs_axolotl
 @pytest.mark.parametrize(
-    "name", ["axolotl-demo-qlora.yaml", "axolotl-demo-packed.yaml", "axolotl-demo-multi-turn.yaml"]
+    ("name", "processes"),
+    [("axolotl-demo-qlora.yaml", None), ("axolotl-demo-packed.yaml", 2), ("axolotl-demo-multi-turn.yaml", None)],
 )
-def test_axolotl_trains_the_examples(name: str, tmp_path: Path) -> None:
-    """Prevents a plugin that works in a script and not through Axolotl's own command."""
-    result = run(tmp_path, "axolotl", "pact-train", str(shortened(tmp_path, name)), "--launcher", "python")
+def test_axolotl_trains_the_examples(name: str, processes: int | None, tmp_path: Path) -> None:
+    """Prevents a plugin that works in a script and not through Axolotl's own command, and its processes for data."""
+    path = shortened(tmp_path, name, dataset_num_proc=processes)
+    result = run(tmp_path, "axolotl", "pact-train", str(path), "--launcher", "python")
     assert result.returncode == 0, result.stderr[-3000:]
     check_trained(tmp_path, result.stdout + result.stderr)
 
@@ -62,16 +65,18 @@ def test_axolotl_trains_the_examples(name: str, tmp_path: Path) -> None:
 @needs_axolotl
 def test_axolotl_stops_on_what_would_fail_open(tmp_path: Path) -> None:
     """Prevents a run that looks protected and is not."""
+    from pact_plugins.axolotl import pact_train
+
     name = "axolotl-demo-lora.yaml"
-    for changes, words in (
-        ({"pact": {"wieght": 2}}, "Did you mean `weight`"),
-        ({"pact": None}, "would train without PACT"),
-        ({"plugins": None}, "ignore `pact:`"),
-    ):
+    path = shortened(tmp_path, name, pact={"wieght": 2})
+    result = run(tmp_path, "axolotl", "pact-train", str(path), "--launcher", "python")
+    assert result.returncode != 0
+    assert "Did you mean `weight`" in result.stderr
+    for changes, words in (({"pact": None}, "would train without PACT"), ({"plugins": None}, "ignore `pact:`")):
         path = shortened(tmp_path, name, **changes)
-        result = run(tmp_path, "axolotl", "pact-train", str(path), "--launcher", "python")
-        assert result.returncode != 0
-        assert words in result.stderr
+        stopped = CliRunner().invoke(pact_train, [str(path), "--launcher", "python"])
+        assert stopped.exit_code != 0
+        assert words in stopped.output
     assert not (tmp_path / "out" / "pact_evidence.json").exists()
 
 
@@ -100,7 +105,7 @@ def test_trl_stops_without_the_key(tmp_path: Path) -> None:
 )
 def test_estimate_agrees_with_the_run(name: str, train: list[str], tmp_path: Path) -> None:
     """Prevents an estimate of another run than the one that the same file starts, or one that leaves traces."""
-    path = shortened(tmp_path, name, pact={"probe": {"every": 2, "prompts": 1}})
+    path = shortened(tmp_path, name, pact={"probe": {"every": 2, "prompts": 1}, "eval": False})
 
     def estimate() -> dict[str, Any]:
         result = run(tmp_path, "pact", "estimate", str(path), "--json")
@@ -144,7 +149,7 @@ def test_estimate_agrees_with_the_run(name: str, train: list[str], tmp_path: Pat
 )
 def test_audit_finds_the_harmful_rows(name: str, train: list[str], tmp_path: Path) -> None:
     """Prevents an audit of another data set or reference than the run's, and one that lists what is harmless."""
-    path, out = shortened(tmp_path, name), tmp_path / "audit.jsonl"
+    path, out = shortened(tmp_path, name, pact={"eval": False}), tmp_path / "audit.jsonl"
     result = run(tmp_path, "pact", "audit", str(path), "--out", str(out), "--json")
     assert result.returncode == 0, result.stderr[-3000:]
     audit = json.loads(result.stdout)

@@ -26,6 +26,8 @@ from tests.contract.hosts import HOSTS, Trainer, axolotl_trainer, common, config
 from tests.counting import Counting
 from tests.rows import documents, few, packed, padded
 
+pytestmark = pytest.mark.usefixtures("brief_runs")
+
 CONFIGS = [
     {"objective": "paper"},
     {"objective": "confidence", "conflict_threshold": 0.0, "weight": 2.0},

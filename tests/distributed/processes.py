@@ -11,24 +11,44 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tests.forked import Forked
+
 LIMIT = 240
 """Seconds that a process may take; far more than it needs."""
+
+Rank = subprocess.Popen[str] | Forked
 
 
 def start(function: str, folder: Path, *, ranks: int = 2, **arguments: Any) -> list[subprocess.Popen[str]]:
     """Starts `function` ("module:name", below `tests.distributed`) in each rank, with `folder` and the arguments."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-m", __name__, function, str(folder), json.dumps(arguments)]
+    return [
+        subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        for environment in _environments(ranks)
+    ]
+
+
+def fork(function: str, folder: Path, *, ranks: int = 2, **arguments: Any) -> list[Forked]:
+    """The same in processes that need not import anything."""
+    call = (main, function, str(folder), json.dumps(arguments))
+    return [Forked(*call, environment=environment) for environment in _environments(ranks)]
+
+
+def _environments(ranks: int) -> Iterator[dict[str, str]]:
+    """The variables that torchrun sets for each rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes: list[subprocess.Popen[str]] = []
     for rank in range(ranks):
-        environment = {
+        yield {
             **os.environ,
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
@@ -39,13 +59,9 @@ def start(function: str, folder: Path, *, ranks: int = 2, **arguments: Any) -> l
             "ACCELERATE_USE_CPU": "true",
             "OMP_NUM_THREADS": "1",
         }
-        command = [sys.executable, "-m", __name__, function, str(folder), json.dumps(arguments)]
-        pipe = subprocess.PIPE
-        processes.append(subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True))
-    return processes
 
 
-def ended(processes: list[subprocess.Popen[str]], limit: float = LIMIT) -> list[tuple[int, str, str]]:
+def ended(processes: Sequence[Rank], limit: float = LIMIT) -> list[tuple[int, str, str]]:
     """Exit status, output and errors of each process; all of them are gone afterwards."""
     try:
         outputs = [process.communicate(timeout=limit) for process in processes]
@@ -55,9 +71,9 @@ def ended(processes: list[subprocess.Popen[str]], limit: float = LIMIT) -> list[
     return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
 
 
-def run(function: str, folder: Path, *, ranks: int = 2, **arguments: Any) -> list[Any]:
-    """What `function` returned in each rank, all of which must end well."""
-    for rank, (status, _, errors) in enumerate(ended(start(function, folder, ranks=ranks, **arguments))):
+def run(function: str, folder: Path, *, ranks: int = 2, begin: Any = start, **arguments: Any) -> list[Any]:
+    """What `function` returned in each rank, all of which must end well; `begin`: `start` or `fork`."""
+    for rank, (status, _, errors) in enumerate(ended(begin(function, folder, ranks=ranks, **arguments))):
         assert status == 0, f"rank {rank} of {ranks}: {errors[-6000:]}"
     return [torch.load(_result(folder, rank, ranks), weights_only=False) for rank in range(ranks)]
 

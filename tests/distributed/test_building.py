@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,13 @@ from pact_plugins import artefacts
 from pact_plugins.fingerprints import digest
 from pact_plugins.reference import ReferenceCache
 from tests.caches import IDENTITY
-from tests.distributed.processes import ended, run, start
+from tests.distributed import processes
+from tests.distributed.processes import ended, fork
 
 pytestmark = pytest.mark.distributed
 
 NAME = digest(IDENTITY)
+run = partial(processes.run, begin=fork)
 
 
 def values(folder: Path) -> dict[str, bytes]:
@@ -59,8 +62,8 @@ def test_a_dead_rank_stops_the_others_and_leaves_its_work(
     victim: int, tmp_path: Path, alone: tuple[dict[str, bytes], int]
 ) -> None:
     """Prevents: ranks that wait for ever for a dead one, half a cache under a whole one's name, and work done twice."""
-    processes = start("building:build", tmp_path, event="dies", victim=victim)
-    status = ended(processes)
+    ranks = fork("building:build", tmp_path, event="dies", victim=victim)
+    status = ended(ranks)
     assert status[victim][0] == 9
     assert status[1 - victim][0] == 1
     assert "RankError: Expected all 2 processes to come as far in computing this reference" in status[1 - victim][2]
@@ -74,20 +77,20 @@ def test_a_dead_rank_stops_the_others_and_leaves_its_work(
 
 def test_a_hanging_rank_is_named(tmp_path: Path) -> None:
     """Prevents: a run that stands still for ever, and nobody knows because of which process."""
-    processes = start("building:build", tmp_path, event="hangs", timeout=5)
-    ((status, _, errors),) = ended(processes[:1])
+    ranks = fork("building:build", tmp_path, event="hangs", timeout=5)
+    ((status, _, errors),) = ended(ranks[:1])
     assert status == 1
     assert "within 5 s" in errors
     assert "Ranks 1 failed to pass monitoredBarrier" in errors
     # Its input is closed now, on which it was waiting: it finds the other gone.
-    ((status, _, errors),) = ended(processes[1:])
+    ((status, _, errors),) = ended(ranks[1:])
     assert status == 1
     assert "RankError" in errors
 
 
 def test_a_failure_stops_every_rank(tmp_path: Path) -> None:
     """Prevents: an error in one rank, and the others waiting until the process group gives up."""
-    statuses = ended(start("building:build", tmp_path, event="nan"))
+    statuses = ended(fork("building:build", tmp_path, event="nan"))
     assert [status for status, _, _ in statuses] == [1, 1], statuses
     assert (
         "RankError: Expected every process to succeed in computing this reference; got a failure of rank 1"
@@ -100,11 +103,9 @@ def test_a_failure_stops_every_rank(tmp_path: Path) -> None:
 def test_another_run_is_waited_for(tmp_path: Path, alone: tuple[dict[str, bytes], int]) -> None:
     """Prevents: ranks that take the first one for lost while it waits for another run's lock."""
     with artefacts.locked(tmp_path / NAME, "the other run"):
-        processes = start("building:build", tmp_path, timeout=5)
-        assert processes[0].stderr is not None
-        while "another process is computing this reference" not in (line := processes[0].stderr.readline()):
-            assert line, "the process ended"
+        ranks = fork("building:build", tmp_path, timeout=5)
+        ranks[0].wait_for("another process is computing this reference")
         time.sleep(11)  # more than twice the time that ranks wait for each other
-        assert [process.poll() for process in processes] == [None, None]
-    assert [status for status, _, _ in ended(processes)] == [0, 0]
+        assert [rank.returncode for rank in ranks] == [None, None]
+    assert [status for status, _, _ in ended(ranks)] == [0, 0]
     assert values(tmp_path) == alone[0]

@@ -11,7 +11,7 @@ import torch
 
 from pact_plugins import artefacts
 from pact_plugins.verification import verify
-from tests.distributed.processes import ended, run, start
+from tests.distributed.processes import ended, fork, run
 from tests.distributed.training import VARIANTS
 
 pytestmark = pytest.mark.distributed
@@ -84,7 +84,7 @@ def test_a_report_of_two_ranks_is_that_of_one(host: str, tmp_path: Path) -> None
 )
 def test_every_rank_stops(what: str, first: str, second: str, tmp_path: Path) -> None:
     """Prevents: an error in one rank, and another that waits for it for half an hour, or trains on."""
-    (status, _, errors), (other, _, others) = ended(start("training:fails", tmp_path, what=what))
+    (status, _, errors), (other, _, others) = ended(fork("training:fails", tmp_path, what=what))
     assert status != 0
     assert other != 0
     assert first in errors

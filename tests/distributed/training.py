@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from pact_plugins import PactCallback, own_answers
 from pact_plugins.answers import Document
 from tests import tiny
+from tests.brief import few_prompts, without_page
 from tests.contract.hosts import axolotl_trainer, config, model_of, trl_trainer
 
 IN_ORDER = {"train_sampling_strategy": "sequential"}
@@ -52,6 +53,8 @@ class _Gradients(TrainerCallback):
 def train(folder: Path, host: str) -> dict[str, tuple[list[dict[str, torch.Tensor]], list[dict[str, float]]]]:
     """The gradients of each step, and what was logged, of every case."""
     with pytest.MonkeyPatch.context() as patch:
+        without_page(patch)
+        few_prompts(patch)
         patch.setattr(own_answers, "write_answers", _uneven(own_answers.write_answers))
         return {name: _train(folder / f"{host}-{name}", host, name) for name in CASES}
 
@@ -116,7 +119,10 @@ def _axolotl(adapter: str, folder: Path, *, packing: bool = False, max_length: i
 
 def variants(folder: Path, host: str) -> dict[str, dict[str, Any]]:
     """How 13 rows in each variant's way end: steps, parameters, and what was logged."""
-    return {name: _variant(folder / name, host, name) for name in VARIANTS}
+    with pytest.MonkeyPatch.context() as patch:
+        without_page(patch)
+        few_prompts(patch)
+        return {name: _variant(folder / name, host, name) for name in VARIANTS}
 
 
 def _variant(folder: Path, host: str, name: str) -> dict[str, Any]:

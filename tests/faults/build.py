@@ -1,4 +1,4 @@
-"""Builds a reference cache in a process that can be killed: `python -m tests.faults.build FOLDER PASS [BYTES]`.
+"""Builds a reference cache in a process that can be killed.
 
 Prints a line in each forward pass, and at the end whether the cache was built here. In the forward pass number PASS it
 waits until its input is closed; 0: in none. BYTES: no file may grow beyond them.
@@ -43,7 +43,3 @@ def main(folder: str, wait_in: str, limit: str | None = None) -> None:
     except PactError as error:
         sys.exit(f"PactError: {error}")
     print("built" if built else "found", flush=True)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import pytest
 
@@ -19,6 +17,8 @@ from pact_plugins.subset_head import SubsetHead
 from pact_plugins.tensor_files import TensorFile
 from tests import tiny
 from tests.caches import IDENTITY, IDS, made
+from tests.faults import build
+from tests.forked import Forked
 from tests.rows import few
 
 pytestmark = pytest.mark.faults
@@ -28,28 +28,16 @@ LIMIT = 120
 """Seconds that a process may take; far more than it needs."""
 
 
-def start(folder: Path, wait_in: int = 0, *limit: str) -> subprocess.Popen[str]:
+def start(folder: Path, wait_in: int = 0, *limit: str) -> Forked:
     """A builder, which waits in one of its forward passes."""
-    command = [sys.executable, "-m", "tests.faults.build", str(folder), str(wait_in), *limit]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    return Forked(build.main, str(folder), str(wait_in), *limit)
 
 
-def ended(process: subprocess.Popen[str]) -> list[str]:
+def ended(process: Forked) -> list[str]:
     """What a process printed, which waits no more and ends well."""
-    out, error = process.communicate(timeout=LIMIT)
+    out, error = process.communicate(LIMIT)
     assert process.returncode == 0, error
     return out.split()
-
-
-def wait_for(stream: IO[str] | None, text: str, times: int = 1) -> None:
-    """Reads lines until one has come so often."""
-    assert stream is not None
-    for line in stream:
-        times -= text in line
-        if not times:
-            return
-    pytest.fail(f"the process ended without: {text}")
 
 
 def values(folder: Path) -> dict[str, bytes]:
@@ -75,9 +63,9 @@ def test_a_killed_build_continues(tmp_path: Path, whole: tuple[dict[str, bytes],
     for _ in range(2):
         process = start(tmp_path, 4)
         # By then two batches are stored: each of them while the next but one is being computed, at the latest.
-        wait_for(process.stdout, "pass", 4)
+        process.wait_for("pass", 4)
         process.kill()
-        process.communicate(timeout=LIMIT)
+        process.communicate(LIMIT)
         assert process.returncode == -9
         stored += 2
         assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == [f"{NAME}.partial"]
@@ -89,10 +77,10 @@ def test_a_killed_build_continues(tmp_path: Path, whole: tuple[dict[str, bytes],
 def test_two_at_once(tmp_path: Path, whole: tuple[dict[str, bytes], int]) -> None:
     """Prevents: two runs on one machine that compute the same, or write into each other's files."""
     first = start(tmp_path, 1)
-    wait_for(first.stdout, "pass")
+    first.wait_for("pass")
     second = start(tmp_path)
-    wait_for(second.stderr, "another process is computing this reference")
-    assert ended(first) == ["pass"] * (whole[1] - 1) + ["built"]
+    second.wait_for("another process is computing this reference")
+    assert ended(first) == ["pass"] * whole[1] + ["built"]
     assert ended(second) == ["found"]
     assert values(tmp_path) == whole[0]
 
@@ -100,11 +88,11 @@ def test_two_at_once(tmp_path: Path, whole: tuple[dict[str, bytes], int]) -> Non
 def test_the_one_that_waits_continues_a_killed_build(tmp_path: Path, whole: tuple[dict[str, bytes], int]) -> None:
     """Prevents: a lock that outlives its process, on which every later run would wait for ever."""
     first = start(tmp_path, 4)
-    wait_for(first.stdout, "pass", 4)
+    first.wait_for("pass", 4)
     second = start(tmp_path)
-    wait_for(second.stderr, "another process is computing this reference")
+    second.wait_for("another process is computing this reference")
     first.kill()
-    first.communicate(timeout=LIMIT)
+    first.communicate(LIMIT)
     assert ended(second) == ["pass"] * (whole[1] - 2) + ["built"]
     assert values(tmp_path) == whole[0]
 
@@ -112,7 +100,7 @@ def test_the_one_that_waits_continues_a_killed_build(tmp_path: Path, whole: tupl
 def test_a_limit_on_files(tmp_path: Path, whole: tuple[dict[str, bytes], int]) -> None:
     """Prevents: a process that dies of a signal, or leaves half a cache, where files may not be as large."""
     process = start(tmp_path, 0, "1000")
-    _, error = process.communicate(timeout=LIMIT)
+    _, error = process.communicate(LIMIT)
     assert process.returncode == 1
     assert "PactError: Expected to write" in error
     assert "File too large" in error

@@ -18,7 +18,7 @@ from pact_plugins import PactCallback, PactConfig, PactError
 from pact_plugins.answers import IGNORE_INDEX
 from tests import tiny
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("brief_runs")]
 
 
 def trl_trainer(folder: Path, rows: list[dict[str, Any]], model: Any, tokenizer: Any, **settings: Any) -> Any:

@@ -1,0 +1,19 @@
+"""What runs leave out, or do less of, where something else is tested."""
+
+from __future__ import annotations
+
+import pytest
+
+from pact_plugins import own_answers
+
+
+def without_page(patch: pytest.MonkeyPatch) -> None:
+    """As where the extra `report` is not installed: plots take longer to draw than a tiny model to train."""
+    patch.setattr("pact_plugins.report.write._lacking", lambda: ["jinja2", "matplotlib"])
+
+
+def few_prompts(patch: pytest.MonkeyPatch) -> None:
+    """Short answers to some of the shipped prompts: to answer all of them takes longer than to train, too."""
+    shipped = own_answers.shipped
+    patch.setattr(own_answers, "shipped", lambda name, language="en": shipped(name, language)[:16])
+    patch.setattr(own_answers, "MAX_ANSWER_TOKENS", 8)
