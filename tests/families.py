@@ -15,7 +15,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from benchmarks.tiny_models import tiny_config
-from pact_plugins import own_answers
+from tests.brief import few_prompts
 from tests.templates import MISTRAL, shipped_templates, tokenizer_with
 
 CHAT = [
@@ -74,13 +74,6 @@ FAMILIES = {
     "mistral-7b": Family("mistral", None, {"bos_token": "<s>", "eos_token": "</s>"}),
 }
 """By the folder of their examples."""
-
-
-def few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets models be asked eight of the shipped prompts of each kind: minutes become seconds."""
-    shipped = own_answers.shipped
-    for place in ("own_answers", "evaluation.prompts"):
-        monkeypatch.setattr(f"pact_plugins.{place}.shipped", lambda *which: shipped(*which)[:8])
 
 
 def main(files: list[str]) -> None:

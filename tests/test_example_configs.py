@@ -26,8 +26,9 @@ from pact_plugins.demo import comparison, world
 from pact_plugins.evidence import Part
 from pact_plugins.requirements import installed
 from pact_plugins.verification import verify
+from tests.brief import few_prompts
 from tests.contract.commands import EXAMPLES, ROOT, run
-from tests.families import CHAT, FAMILIES, few_prompts
+from tests.families import CHAT, FAMILIES
 from tests.templates import tokenizer_with
 
 SEVERAL_GPUS = EXAMPLES / "several-gpus"
