@@ -18,6 +18,6 @@ def few_prompts(patch: pytest.MonkeyPatch) -> None:
     for place in (
         "evaluation.prompts",
         "own_answers",
-    ):  # the first is imported here, and takes the name from the second
+    ):  # importing the first takes the name
         patch.setattr(f"pact_plugins.{place}.shipped", lambda *which: shipped(*which)[:16])
     patch.setattr(own_answers, "MAX_ANSWER_TOKENS", 8)
