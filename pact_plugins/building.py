@@ -1,4 +1,4 @@
-"""Building the reference cache: forward passes of the model as it is before its first step."""
+"""The reference cache, found or built: forward passes of the model as it is before its first step."""
 
 from __future__ import annotations
 

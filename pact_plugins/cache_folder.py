@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from pact_plugins import artefacts
 from pact_plugins.cache_writer import PARTIAL
-from pact_plugins.reference import MANIFEST
+from pact_plugins.reference import MANIFEST, differences
 
 
 def finished(folder: Path) -> list[Path]:
@@ -21,6 +23,22 @@ def finished(folder: Path) -> list[Path]:
 def unfinished(folder: Path) -> list[Path]:
     """Folders of builds that are going on, or that the next run of the same kind continues."""
     return sorted(folder.glob(f"*{PARTIAL}"))
+
+
+def nearest(folder: Path, identity: Mapping[str, Any]) -> tuple[Path, list[str]] | None:
+    """The cache of the same model, but for something else, that differs in the fewest entries; and these entries.
+
+    Reads nothing but manifests, of any format. Those that cannot be read are passed over.
+    """
+    found: list[tuple[Path, list[str]]] = []
+    for path in finished(folder):
+        try:
+            other = artefacts.read(path / MANIFEST).get("identity")
+        except (OSError, ValueError):
+            continue
+        if isinstance(other, dict) and other.get("model") == identity["model"]:
+            found.append((path, differences(identity, other)))
+    return min((one for one in found if one[1]), key=lambda one: len(one[1]), default=None)
 
 
 def size_of(folder: Path) -> int:

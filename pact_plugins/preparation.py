@@ -18,6 +18,7 @@ from torch import nn
 from pact_plugins.anchors import Anchors
 from pact_plugins.answers import AnswerTokens, Document
 from pact_plugins.building import open_or_build
+from pact_plugins.cache_folder import nearest
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.config import PactConfig
 from pact_plugins.cost import Data, Overhead, stratified
@@ -226,17 +227,31 @@ def print_summary(
     table.add_row("safety tokens", f"{len(tokens.ids)}, {len(tokens.positive)} of them held: {strongest}, ...")
     for doubt in tokens.doubts:
         table.add_row("warning", escape(doubt))
-    table.add_row("answer tokens", f"{manifest['answer_tokens']:,} in {manifest['documents']:,} distinct sequences")
     data = preparation.data
+    answers = f"{data.answer_tokens:,} in {data.distinct:,} distinct sequences"
+    if objective.anchors:  # the reference holds those too
+        more, rows = manifest["answer_tokens"] - data.answer_tokens, manifest["documents"] - data.distinct
+        answers += f", and {more:,} in {rows:,} anchors"
+    table.add_row("answer tokens", answers)
     if data.unanswered:
         table.add_row("without an answer", f"{data.unanswered:,} of {data.sequences:,} sequences: not constrained")
-    state = f"computed in {manifest['seconds']:.1f} s" if preparation.built else "found"
-    table.add_row("reference", f"{objective.cache.size / 2**20:.1f} MiB, {state}: {objective.cache.folder}")
+    state = f"computed in {manifest['seconds']:.1f} s{_why_not_found(preparation)}" if preparation.built else "found"
+    reference = f"{objective.cache.size / 2**20:.1f} MiB, {state}: {objective.cache.folder}"
+    table.add_row("reference", escape(reference))
     if overhead is not None:
         parts = f"anchors {overhead.anchors:.1%}, safety tokens' logits {overhead.subset_head:.2%}"
         if overhead.log_normaliser:
-            parts += f", and {overhead.log_normaliser:.1%} if the host's loss gives no value per token"
+            parts += f", and {overhead.log_normaliser:.1%} with some losses, such as Liger's (see `pact estimate`)"
         if overhead.probe:
             parts += f", the probe {overhead.probe:.2%} on average"
         table.add_row("expected cost", f"of a step's FLOP: {parts}")
     (console or Console()).print(table)
+
+
+def _why_not_found(preparation: Preparation) -> str:
+    """What set the reference apart from those that lay there, if any of them is of this model."""
+    found = nearest(preparation.objective.cache.folder.parent, preparation.identity)
+    if found is None:
+        return ""
+    path, differing = found
+    return f" (the cache {path.name[:8]}... of this model differs in `{'`, `'.join(differing)}`)"

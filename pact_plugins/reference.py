@@ -88,8 +88,7 @@ class ReferenceCache:
             raise self._damaged(f"{type(error).__name__}: {error}") from error
         found = manifest.identity
         identity = {**found, "format": FORMAT} if identity is None else identity
-        differing = [k for k in {**identity, **found} if identity.get(k) != found.get(k)]
-        if differing:
+        if differing := differences(identity, found):
             raise PactError(
                 expected="; ".join(f"{k} = {identity.get(k)}" for k in differing),
                 got="; ".join(f"{k} = {found.get(k)}" for k in differing) + f" in {folder}",
@@ -192,6 +191,11 @@ class ReferenceCache:
             consequence="The run would be held to a wrong reference.",
             remedy=f"Remove {self.folder}; the next run builds it again.",
         )
+
+
+def differences(identity: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The entries in which two identities differ."""
+    return [k for k in {**identity, **other} if identity.get(k) != other.get(k)]
 
 
 def log_probabilities(capture: Capture) -> torch.Tensor:

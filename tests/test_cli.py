@@ -41,6 +41,21 @@ def test_info_lists_caches(caches: Path) -> None:
     assert table.startswith("2 reference caches")
 
 
+def test_info_tells_caches_apart(tmp_path: Path) -> None:
+    """Prevents: two caches of one model that the table shows alike."""
+    for rows in (few(), few()[:-1]):
+        config = PactConfig(safety_tokens=[40, 41], anchors=0, cache_dir=tmp_path)
+        prepare(tiny.llama(), tiny.tokenizer(), documents(rows), config, show_progress=False)
+    caches = json.loads(pact("cache", "info", "--dir", str(tmp_path), "--json").stdout)
+    result = CliRunner().invoke(main, ["cache", "info", "--dir", str(tmp_path)], env={"COLUMNS": "200"})
+    header, *lines = [line for line in result.stdout.splitlines() if line[0] in "┃│"]
+    cells = [cell.strip() for cell in header.split("┃")[1:-1]]
+    assert cells == ["folder", "model", "views", "data", "sequences", "answer tokens", "MiB"]
+    shown = {line.split("│")[4].strip() for line in lines}
+    assert shown == {cache["identity"]["data"][:8] for cache in caches}
+    assert len(shown) == 2
+
+
 def test_verify_finds_damage(caches: Path) -> None:
     """Prevents: a flipped bit that is found only in the middle of a run; or an intact cache called damaged."""
     assert pact("cache", "verify", "--dir", str(caches)).output.count("intact: ") == 2

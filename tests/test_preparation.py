@@ -19,10 +19,11 @@ from rich.console import Console
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from pact_plugins import finding, own_answers
+from pact_plugins import artefacts, finding, own_answers
 from pact_plugins.answers import AnswerTokens, Document
+from pact_plugins.cache_folder import nearest
 from pact_plugins.config import PactConfig
-from pact_plugins.cost import Overhead
+from pact_plugins.cost import Overhead, count_answer_tokens
 from pact_plugins.errors import PactError
 from pact_plugins.finding import find_tokens
 from pact_plugins.preparation import Preparation, evidence_of, prepare, print_summary
@@ -353,6 +354,53 @@ def test_where_caches_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert PactConfig(cache_dir=Path("~/named")).cache_folder == tmp_path / "named"
 
 
+def summary(p: Preparation) -> str:
+    printed = io.StringIO()
+    print_summary(p, Console(file=printed, width=400))
+    return printed.getvalue()
+
+
+def test_summary_counts_anchors_apart(tmp_path: Path) -> None:
+    """Prevents: anchors that are counted as rows of the user's data, or rows that are anchors too counted twice."""
+    p = ready(tmp_path, safety_tokens="auto", anchors=2)
+    assert p.objective.anchors is not None
+    anchors = p.objective.anchors.documents
+    own = sum(count_answer_tokens(d, p.objective.chat) for d in documents(ROWS))
+    held = {d.key: count_answer_tokens(d, p.objective.chat) for d in anchors}
+    assert f" {own} in {len(ROWS)} distinct sequences, and {sum(held.values())} in {len(held)} anchors " in summary(p)
+    p = ready(tmp_path, docs=[*documents(ROWS), anchors[0]], safety_tokens="auto", anchors=2)
+    also, others = held.pop(anchors[0].key), sum(held.values())
+    rows = f" {own + also} in {len(ROWS) + 1} distinct sequences"
+    assert f"{rows}, and {others} in {len(held)} anchors " in summary(p)
+    assert f" {own} in {len(ROWS)} distinct sequences " in summary(ready(tmp_path))
+
+
+def test_summary_says_why_no_cache_was_found(tmp_path: Path) -> None:
+    """Prevents: a reference that is computed again and again for no reason that anyone can see."""
+    first = ready(tmp_path)
+    assert "differs" not in summary(first)
+    name = f"{first.objective.cache.folder.name[:8]}..."
+    assert f"(the cache {name} of this model differs in `data`)" in summary(ready(tmp_path, docs=documents(ROWS[:-1])))
+    gated = summary(ready(tmp_path, gate={"hold": 2}))
+    assert f"(the cache {name} of this model differs in `views`, `reach`, `chat`)" in gated
+    assert "differs" not in summary(ready(tmp_path, tiny.llama(seed=1)))
+    assert "differs" not in summary(ready(tmp_path))  # found
+
+
+def test_a_neighbour_that_cannot_be_read_is_passed_over(tmp_path: Path) -> None:
+    """Prevents: a run that another run's damaged cache stops, or one of another version that gives no reason."""
+    first = ready(tmp_path)
+    manifest = first.objective.cache.folder / "manifest.json"
+    content = artefacts.read(manifest)
+    manifest.write_text(manifest.read_text().replace('"documents"', '"document"'))
+    (tmp_path / "cache" / "a" / "manifest.json").mkdir(parents=True)
+    artefacts.write(tmp_path / "cache" / "b" / "manifest.json", {"identity": None})
+    assert nearest(tmp_path / "cache", first.identity) is None
+    old = tmp_path / "cache" / "old"
+    artefacts.write(old / "manifest.json", {"identity": {**content["identity"], "format": 0}, "of": "another version"})
+    assert nearest(tmp_path / "cache", first.identity) == (old, ["format"])
+
+
 @pytest.mark.parametrize("settings", [{}, {"objective": "paper", "weight": 2.5}])
 def test_summary(tmp_path: Path, settings: dict[str, Any]) -> None:
     """Prevents: a table that states other settings than the run's."""
@@ -415,9 +463,9 @@ def test_summary_shows_the_expected_cost(tmp_path: Path) -> None:
     console = Console(file=printed, width=200)
     print_summary(p, console, overhead=Overhead(anchors=0.25, subset_head=0.001, log_normaliser=0.0))
     assert "anchors 25.0%, safety tokens' logits 0.10%" in printed.getvalue()
-    assert "gives no value per token" not in printed.getvalue()
+    assert "Liger" not in printed.getvalue()
     print_summary(p, console, overhead=Overhead(anchors=0.25, subset_head=0.001, log_normaliser=0.5))
-    assert "and 50.0% if the host's loss gives no value per token" in printed.getvalue()
+    assert "and 50.0% with some losses, such as Liger's" in printed.getvalue()
     assert "probe" not in printed.getvalue()
     p = ready(tmp_path, probe={"every": 50})
     print_summary(p, console, overhead=Overhead(anchors=0.25, subset_head=0.001, log_normaliser=0.0, probe=0.02))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -38,6 +38,8 @@ _CACHE_DIR = click.option(
 def info(folder: Path | None) -> Result:
     """List the caches, finished or not.
 
+    With model and views, and whatever else tells them apart.
+
     \b
     Example:
       pact cache info
@@ -63,20 +65,32 @@ def _show(folder: Path, opened: list[ReferenceCache], begun: dict[Path, int]) ->
     from rich.markup import escape
     from rich.table import Table
 
+    from pact_plugins.reference import differences
+
     title = f"{len(opened)} reference cache{'' if len(opened) == 1 else 's'} in {folder}"
     if not opened and not begun:
         click.echo(title)
         return
     table = Table(title=escape(title), title_justify="left")
-    for header in ("folder", "model", "views", "sequences", "answer tokens", "MiB"):
-        table.add_column(header, overflow="fold")
-    for c in opened:
-        m, identity = c.manifest, c.manifest["identity"]
+    identities = [c.manifest["identity"] for c in opened]
+    differing = {entry for other in identities for entry in differences(identities[0], other)}
+    entries = ["model", "views", *sorted(differing - {"model", "views"})]
+    for header in ("folder", *entries, "sequences", "answer tokens", "MiB"):
+        table.add_column(escape(header), overflow="fold")
+    for c, identity in zip(opened, identities, strict=True):
+        about = (escape(_in_short(identity.get(entry))) for entry in entries)
+        m = c.manifest
         sizes = (f"{m['documents']:,}", f"{m['answer_tokens']:,}", f"{c.size / 2**20:.1f}")
-        table.add_row(escape(c.folder.name), identity["model"][:8], ", ".join(identity["views"]), *sizes)
+        table.add_row(escape(c.folder.name), *about, *sizes)
     for path, size in begun.items():
-        table.add_row(escape(path.name), "", "not finished", "", "", f"{size / 2**20:.1f}")
+        table.add_row(escape(path.name), "", "not finished", *[""] * len(entries), f"{size / 2**20:.1f}")
     Console().print(table)
+
+
+def _in_short(value: Any) -> str:
+    """An entry of an identity; of a digest, its beginning."""
+    text = ", ".join(value) if isinstance(value, list) else str(value)
+    return text[:8] if len(text) == 32 else text
 
 
 @cache.command("verify")
