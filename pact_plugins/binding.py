@@ -221,7 +221,7 @@ class Binding:
                 expected="PACT to be prepared before the first training step",
                 got="a training step",
                 consequence="The run would train without PACT.",
-                remedy="Start it with `trainer.train()`, which tells the callbacks that training begins.",
+                remedy="Add the callback: `trainer.add_callback(PactCallback(trainer))`, then `trainer.train()`.",
             )
         objective = self.preparation.objective
         # Before the trainer's own loss: trainers take keys out of the inputs.

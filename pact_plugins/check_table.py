@@ -23,7 +23,8 @@ def show(found: Check, console: Console | None = None) -> None:
         console.print(table)
     _show_findings("error", found.errors, console)
     _show_findings("warning", found.warnings, console)
-    console.print(f"{len(found.errors)} errors, {len(found.warnings)} warnings", highlight=False)
+    counts = [_count("error", found.errors), _count("warning", found.warnings)]
+    console.print(", ".join(counts), highlight=False)
 
 
 def require_sound(path: Path, host: Host | None = None, arguments: Sequence[str] = ()) -> Host:
@@ -35,6 +36,10 @@ def require_sound(path: Path, host: Host | None = None, arguments: Sequence[str]
     found = check(path, host, arguments)
     _show_findings("warning", found.warnings, Console(stderr=True))
     return found.require_sound()
+
+
+def _count(kind: str, findings: Sequence[Finding]) -> str:
+    return f"{len(findings)} {kind}{'' if len(findings) == 1 else 's'}"
 
 
 def _show_findings(kind: str, findings: Sequence[Finding], console: Console) -> None:

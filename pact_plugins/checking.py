@@ -1,4 +1,4 @@
-"""`pact check run.yaml`: what the run of a file will do, and everything that would stop it or leave PACT out."""
+"""`pact check run.yaml`: what a run will do, and what would leave PACT out or stop it, as far as files tell."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Check:
         host: what it is for; None if that is not known.
         config: PACT's settings; None if it is off, or they cannot be read.
         will: what the run will do, in words.
-        errors: what would stop it, or let it train without PACT.
+        errors: what would let it train without PACT, or stop it, as far as files tell.
         warnings: what may be right.
     """
 
@@ -39,7 +39,7 @@ class Check:
 
     @property
     def sound(self) -> bool:
-        """Whether the run can start."""
+        """Whether nothing that was found keeps the run from starting."""
         return not self.errors
 
     def as_dict(self) -> dict[str, Any]:
@@ -79,14 +79,14 @@ def check(path: Path, host: Host | None = None, arguments: Sequence[str] = ()) -
 
     Args:
         path: of a YAML file for `pact sft` or Axolotl.
-        host: what it is for, if that is known.
+        host: the one that is started with it, if any is.
         arguments: of the command line that the file is started with, which win over the file.
     """
     settings, errors, warnings = dict[str, Any](), list[Finding](), list[Finding]()
     try:
         settings = read_run_file(path) | options(arguments)
         errors += run_checks.misspelt(settings)
-        host = host or host_of(settings, path)
+        host = host_of(settings, path, host)
     except PactError as error:
         return Check(path, settings, None, None, {}, (*errors, Finding("", error)), ())
     config = None
@@ -105,6 +105,8 @@ def check(path: Path, host: Host | None = None, arguments: Sequence[str] = ()) -
             *missing,
             *run_checks.unserved(run),
             *run_checks.files(run),
+            *run_checks.empty(run),
+            *run_checks.template(run),
             *run_checks.tokens(run),
             *run_checks.resumed(run),
         ]

@@ -25,6 +25,10 @@ _WITHOUT_A_REQUIREMENT = {
     "axolotl": "PACT could not be imported; Axolotl would train on without it.",
     "trl": "The run could stop where it needs it.",
 }
+_TEMPLATE_FILES = ("*chat_template*", "*processor_config.json", "tekken.json")
+"""Files of a model folder that are or may hold a chat template, beside the tokenizer's settings."""
+_LONGEST_ROW = 2**20
+"""Characters of a first row that are read: a file of JSON may be one line."""
 _FILE_ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".txt", ".yaml", ".yml", ".safetensors", ".jinja")
 
 
@@ -74,11 +78,12 @@ class Run:
     def data(self) -> list[str]:
         """Names and files of its data sets."""
         found = [self.settings.get("dataset_name")]
-        for entry in self.settings.get("datasets") or []:
-            if isinstance(entry, dict):
-                files = entry.get("data_files")
-                found += files if isinstance(files, list) else [files or entry.get("path")]
-        return [str(name) for name in found if name]
+        return [str(name) for name in found if name] + [name for entry in self.datasets for name in _files(entry)]
+
+    @property
+    def datasets(self) -> list[dict[str, Any]]:
+        """The entries under `datasets`."""
+        return [entry for entry in self.settings.get("datasets") or [] if isinstance(entry, dict)]
 
     @property
     def output_dir(self) -> Path | None:
@@ -258,6 +263,77 @@ def _exists(name: str) -> bool:
     path = Path(name).expanduser()
     # A pattern such as `data/*.jsonl` names what it matches.
     return path.exists() or ("*" in name and any(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))))
+
+
+def _files(entry: dict[str, Any]) -> list[str]:
+    """What an entry under `datasets` reads: its files, or its name."""
+    files = entry.get("data_files") or entry.get("path")
+    return [str(name) for name in (files if isinstance(files, list) else [files]) if name]
+
+
+def empty(run: Run) -> Iterator[Finding]:
+    """Data sets of which every file is there and holds nothing; beside full ones, hosts pass over empty JSON files."""
+    for entry in run.datasets:
+        paths = [Path(name) for name in _files(entry)]
+        if paths and all(path.is_file() and not path.stat().st_size for path in paths):
+            yield Finding.of(
+                "datasets",
+                expected=f"rows in {', '.join(map(str, paths))}",
+                got="zero bytes",
+                consequence="The run would stop when it loads its data.",
+                remedy="Write the rows again, or correct the path.",
+            )
+
+
+def template(run: Run) -> Iterator[Finding]:
+    """Conversations for TRL whose model has no chat template to render them: asked where both are files that tell."""
+    model = Path(run.model or "")
+    if run.host != "trl" or run.settings.get("chat_template_path") or not _lacks_template(model):
+        return
+    # Another loader would read other rows out of the same file, and `columns` may leave the conversations out.
+    entries = [entry for entry in run.datasets if entry.get("path") == "json" and not entry.get("columns")]
+    for name in [name for entry in entries for name in _files(entry) if _is_conversation(_first_row(Path(name)))][:1]:
+        yield Finding.of(
+            "model_name_or_path",
+            expected=f"a chat template in {model}, for the conversations in {name}",
+            got="neither `chat_template.jinja` nor `chat_template` in `tokenizer_config.json`",
+            consequence="The run would stop when it renders them.",
+            remedy="Name a chat model, or a template in `chat_template_path`.",
+        )
+
+
+def _lacks_template(model: Path) -> bool:
+    """Whether a whole model with its tokenizer is in this folder, and surely no chat template."""
+    tokenizer = model / "tokenizer_config.json"
+    if not (tokenizer.is_file() and (model / "config.json").is_file()):
+        return False
+    # A tokenizer with code of its own may render conversations without a template.
+    says = _block(str(tokenizer))
+    return (
+        bool(says)
+        and not any(says.get(key) for key in ("chat_template", "auto_map"))
+        and not any(found for pattern in _TEMPLATE_FILES for found in model.glob(pattern))
+    )
+
+
+def _first_row(path: Path) -> Any:
+    """Of a file of JSON, if its first line tells; None if not."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            row = json.loads(lines.readline(_LONGEST_ROW))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return row[0] if isinstance(row, list) and row else row
+
+
+def _is_conversation(row: Any) -> bool:
+    """Whether TRL takes a row for a conversation, and has yet to tokenize it."""
+    if not isinstance(row, dict) or "input_ids" in row:
+        return False
+    found = [row[key] for key in ("messages", "prompt", "completion") if key in row]
+    return bool(found) and all(
+        isinstance(turns, list) and turns and isinstance(turns[0], dict) and "role" in turns[0] for turns in found
+    )
 
 
 def tokens(run: Run) -> Iterator[Finding]:

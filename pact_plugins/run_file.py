@@ -17,6 +17,12 @@ Host = Literal["trl", "axolotl"]
 PLUGIN = "pact_plugins.axolotl.PactPlugin"
 """What a file for Axolotl lists under `plugins`."""
 
+_STARTED_BY: dict[Host, tuple[str, str]] = {
+    "trl": ("`trl sft`", "pact sft --config"),
+    "axolotl": ("Axolotl", "axolotl pact-train"),
+}
+"""What each host is called, and what starts a file of it under PACT."""
+
 _UNSERVED = {
     "rl": "Preference and reinforcement trainers have no supervised answers to constrain.",
     "context_parallel_size": "Answers would be cut between processes.",
@@ -78,15 +84,36 @@ def unserved(settings: Mapping[str, Any]) -> dict[str, str]:
     return {key: why for key, why in _UNSERVED.items() if settings.get(key) not in (None, False, 1)}
 
 
-def host_of(settings: dict[str, Any], path: Path) -> Host:
-    """Which host a run file is for, by its keys."""
+def host_of(settings: dict[str, Any], path: Path, asked: Host | None = None) -> Host:
+    """Which host a run file is for, by its keys.
+
+    Args:
+        settings: of the file.
+        path: of the file, for errors.
+        asked: the host that was started with it, which goes where the keys do not say.
+
+    Raises:
+        PactError: it is for another host than the one that was started, or for none that is known.
+    """
+    host = asked
     if "plugins" in settings or {"base_model", "datasets"} <= settings.keys():
-        return "axolotl"
-    if "model_name_or_path" in settings:
-        return "trl"
-    raise PactError(
-        expected="a file for Axolotl (`plugins`, `base_model`, `datasets`) or for `pact sft` (`model_name_or_path`)",
-        got=f"the keys {', '.join(map(str, settings)) or '(none)'} in {path}",
-        consequence="It is not known how the run would load its model and data.",
-        remedy="Name the file that you train with.",
-    )
+        host = "axolotl"
+    elif "model_name_or_path" in settings:
+        host = "trl"
+    if host is None:
+        raise PactError(
+            expected="a file for Axolotl (`plugins`, `base_model`, `datasets`) or for `pact sft` "
+            "(`model_name_or_path`)",
+            got=f"the keys {', '.join(map(str, settings)) or '(none)'} in {path}",
+            consequence="It is not known how the run would load its model and data.",
+            remedy="Name the file that you train with.",
+        )
+    if asked is not None and host != asked:
+        name, command = _STARTED_BY[host]
+        raise PactError(
+            expected=f"a file for {_STARTED_BY[asked][0]}",
+            got=f"one for {name}",
+            consequence="Nothing was started.",
+            remedy=f"Start it with `{command} {path}`.",
+        )
+    return host

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import tempfile
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -72,7 +74,9 @@ def _run_script(path: Path, settings: dict[str, Any], arguments: Sequence[str], 
         rest = Path(folder) / path.name
         rest.write_text(yaml.safe_dump(settings), encoding="utf-8")
         own = [str(rest) if Path(a) == path else a for a in arguments]
-        parsed = script.make_parser(prog="pact sft").parse_args_and_config(own)
+        parser = script.make_parser(prog="pact sft")
+        _refuse_unknown(settings, parser)
+        parsed = parser.parse_args_and_config(own)
         with _every_trainer(attach) as trainers:
             script.main(*parsed)
     if not trainers:
@@ -82,6 +86,23 @@ def _run_script(path: Path, settings: dict[str, Any], arguments: Sequence[str], 
             consequence="The run went on without PACT: do not use its result.",
             remedy="Use a tested TRL release, or a script of your own with `PactCallback`.",
         )
+
+
+def _refuse_unknown(settings: dict[str, Any], parser: Any) -> None:
+    """Stops at keys that TRL's parser leaves over."""
+    # `env` it takes out of the file before it looks at the others.
+    given = {str(key): value for key, value in settings.items() if key != "env"}
+    unknown = [option.removeprefix("--") for option in parser.set_defaults_with_config(**given)[::2]]
+    if not unknown:
+        return
+    known = [field.name for kind in parser.dataclass_types for field in dataclasses.fields(kind)]
+    near = [match for key in unknown for match in difflib.get_close_matches(key, known, n=1)]
+    raise PactError(
+        expected="keys that TRL knows",
+        got=" and ".join(f"`{key}`" for key in unknown),
+        consequence="Nothing was started.",
+        remedy=f"Did you mean {' and '.join(f'`{key}`' for key in near)}?" if near else "Correct or remove them.",
+    )
 
 
 def _config_file(arguments: Sequence[str]) -> Path:

@@ -15,11 +15,13 @@ from packaging.version import Version
 from pact_plugins import requirements
 from pact_plugins.checking import Check, check
 from pact_plugins.cli import main
+from pact_plugins.demo import ALIGNED_MODEL
 from pact_plugins.errors import PactError
 from pact_plugins.requirements import TESTED, installed
 from pact_plugins.run_file import PLUGIN
 
 TRL = {"pact": True, "model_name_or_path": "m", "dataset_name": "d"}
+TURNS = [{"role": "user", "content": "Hello"}]
 AXOLOTL = {"pact": True, "plugins": [PLUGIN], "base_model": "m", "datasets": [{"path": "d", "type": "chat_template"}]}
 
 
@@ -103,6 +105,48 @@ def test_a_model_of_a_run_under_pact_is_a_warning(tmp_path: Path) -> None:
     assert [finding.key for finding in found.warnings] == ["model"]
 
 
+def test_full_files_make_up_for_empty_ones(tmp_path: Path) -> None:
+    """Prevents a refusal of data that hosts load, and silence where another data set cannot be."""
+    full, empty = tmp_path / "full.jsonl", tmp_path / "empty.jsonl"
+    full.write_text('{"text": "Hello"}\n')
+    empty.touch()
+    beside = {"path": "json", "data_files": [str(empty), str(full)]}
+    assert checked(tmp_path, TRL | {"datasets": [beside]}).sound
+    assert not checked(tmp_path, TRL | {"datasets": [beside, {"path": "json", "data_files": str(empty)}]}).sound
+    assert not checked(tmp_path, AXOLOTL | {"datasets": [{"path": str(empty), "type": "chat_template"}]}).sound
+
+
+@pytest.mark.parametrize(
+    ("row", "file", "settings", "sound"),
+    [
+        ({"messages": TURNS}, None, {}, False),
+        ([{"prompt": TURNS, "completion": TURNS}], None, {}, False),
+        ({"messages": TURNS, "input_ids": [1]}, None, {}, True),
+        ({"text": "Hello"}, None, {}, True),
+        ({"prompt": "Hello", "completion": "Hi"}, None, {}, True),
+        ("Hello", None, {}, True),
+        ({"messages": TURNS}, ("chat_template.jinja", "{{ messages }}"), {}, True),
+        ({"messages": TURNS}, ("tokenizer_config.json", '{"chat_template": "{{ messages }}"}'), {}, True),
+        ({"messages": TURNS}, ("tokenizer_config.json", '{"auto_map": {}, "a": 1'), {}, True),
+        ({"messages": TURNS}, ("processor_config.json", "{}"), {}, True),
+        ({"messages": TURNS}, None, {"chat_template_path": str(ALIGNED_MODEL)}, True),
+    ],
+)
+def test_conversations_need_a_template(
+    row: Any, file: tuple[str, str] | None, settings: dict[str, Any], sound: bool, tmp_path: Path
+) -> None:
+    """Prevents a stack trace of TRL's after a clean check, and a refusal of what needs no template or has one."""
+    model, rows = tmp_path / "model", tmp_path / "rows.jsonl"
+    model.mkdir()
+    for name in ("config.json", "tokenizer_config.json"):
+        (model / name).write_text('{"model_max_length": 64}')
+    if file is not None:
+        (model / file[0]).write_text(file[1])
+    rows.write_text(f"{json.dumps(row)}\n")
+    data = {"model_name_or_path": str(model), "datasets": [{"path": "json", "data_files": str(rows)}]}
+    assert checked(tmp_path, {"pact": True, **data, **settings}).sound == sound
+
+
 def test_the_command(tmp_path: Path) -> None:
     """Prevents exit codes or words that a script cannot rely on."""
     path = tmp_path / "run.yaml"
@@ -116,4 +160,4 @@ def test_the_command(tmp_path: Path) -> None:
         assert [error["key"] for error in found["errors"]] == (["pact"] if code else [])
         assert ("error `pact`: Expected" in shown.output) == bool(code)
         assert found["will"]["model"] == "m"
-        assert f"{code} errors" in shown.output
+        assert shown.output.endswith(f"\n{'1 error' if code else '0 errors'}, 0 warnings\n")

@@ -45,8 +45,10 @@ def estimate(path: Path) -> Result:
 def check(path: Path) -> Result:
     """Find what is wrong with the file of a run.
 
-    Reads the file alone, for `pact sft` or Axolotl: shows what the run will do, and everything that would stop it or
-    leave PACT out. Exits with 1 if there is an error. `pact sft` and `axolotl pact-train` ask the same first.
+    Shows what the run will do, and what would leave PACT out or stop the run as far as files tell: the run's own, and
+    whether local models and data are there, hold anything, and have the chat template that they need. Loads nothing,
+    and does not ask the host: keys that it does not know come up when the run starts. Exits with 1 if there is an
+    error. `pact sft` and `axolotl pact-train` ask the same first.
 
     \b
     Example:

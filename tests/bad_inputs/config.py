@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pact_plugins import before_training, trl
+from pact_plugins.check_table import require_sound
 from pact_plugins.checking import check
 from pact_plugins.config import PactConfig
 from pact_plugins.run_file import host_of, read_run_file
@@ -83,6 +84,31 @@ def _axolotl(name: str, settings: str, message: str, plugins: str = "pact_plugin
     return _checked(name, "\n".join(lines) + "\n", message)
 
 
+def _on_rows(name: str, rows: str, message: str) -> BadInput:
+    """A run on these rows, of a model in a folder without a chat template."""
+
+    def act(folder: Path) -> None:
+        (folder / "m").mkdir()
+        for file in ("config.json", "tokenizer_config.json"):
+            (folder / "m" / file).write_text('{"model_max_length": 64}')
+        (folder / "rows.jsonl").write_text(rows)
+        run = folder / "run.yaml"
+        data = f"datasets: [{{path: json, data_files: {folder}/rows.jsonl}}]"
+        run.write_text(f"pact: true\nmodel_name_or_path: {folder}/m\n{data}\n")
+        check(run).require_sound()
+
+    return BadInput(name, act, message)
+
+
+def _sft(path: Path) -> None:
+    trl.sft(["--config", str(path)])
+
+
+def _pact_train(path: Path) -> None:
+    """What `axolotl pact-train` asks first."""
+    require_sound(path, "axolotl")
+
+
 def _checked(name: str, content: str, message: str) -> BadInput:
     return _run_file(name, content, message, lambda path: check(path).require_sound())
 
@@ -105,6 +131,24 @@ RUN_FILES = [
     _run_file("A zero byte", b"pact: \x00\n", r"run\.yaml; got ReaderError"),
     _run_file("A file for no known host", "pact: true\nmodel: m\n", r"the keys pact, model in .*run\.yaml", _host),
     BadInput("`pact sft` without a file", given(trl.sft, ["--max_steps", "1"]), r"`--config FILE`|pip install"),
+    _run_file(
+        "`pact sft` of a file for Axolotl",
+        "pact: true\nbase_model: m\ndatasets: [{path: d, type: chat_template, field_messages: turns}]\n",
+        r"a file for `trl sft`; got one for Axolotl\..*`axolotl pact-train .*run\.yaml`",
+        _sft,
+    ),
+    _run_file(
+        "`axolotl pact-train` of a file for TRL",
+        "pact: true\nmodel_name_or_path: m\ndatasets: [{path: d}]\n",
+        r"a file for Axolotl; got one for `trl sft`\..*`pact sft --config .*run\.yaml`",
+        _pact_train,
+    ),
+    _run_file(
+        "A key that TRL does not know",
+        "pact: true\nmodel_name_or_path: m\ndataset_name: d\nouput_dir: out\n",
+        r"keys that TRL knows; got `ouput_dir`\..*Did you mean `output_dir`",
+        _sft,
+    ),
     _run_file(
         "`pact estimate` of a run without PACT", "pact: false\n", r"a run with PACT; got `pact: false`", _settings
     ),
@@ -131,6 +175,12 @@ CHECKED = [
     _trl("A smoothed loss, damped", "pact: true\nlabel_smoothing_factor: 0.1", r"`label_smoothing_factor: 0\.1`"),
     _trl("Another loss, damped", "pact: true\nloss_type: dft", r"`loss_type: dft`.*`pact\.conflict: keep`"),
     _trl("Data that are not there", "pact: true\ndatasets: [{path: json, data_files: rows.jsonl}]", r"rows\.jsonl"),
+    _on_rows("Data of zero bytes", "", r"rows in .*rows\.jsonl; got zero bytes"),
+    _on_rows(
+        "Conversations for a model without a chat template",
+        '{"messages": [{"role": "user", "content": "Hello"}]}\n',
+        r"a chat template in .*rows\.jsonl; got neither .*`chat_template_path`",
+    ),
     _trl("A template that is not there", "pact: true\nchat_template_path: t.jinja", r"t\.jinja to be there"),
     _trl("Prompts that are not there", "pact: {eval: {prompts: [p.csv]}}", r"p\.csv to be there; got no such file"),
     _trl("Own prompts that are not there", "pact: {prompts: {harmful: h.txt, harmless: g.txt}}", r"h\.txt to be there"),

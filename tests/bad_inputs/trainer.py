@@ -112,11 +112,10 @@ def _after_removal(folder: Path) -> None:
     trainer.train()
 
 
-def _a_step_before_training_begins(folder: Path) -> None:
+def _made_and_not_added(folder: Path) -> None:
     trainer = trainer_on(folder)
     PactCallback(trainer, config(folder))
-    trainer.model.train()
-    trainer.compute_loss(trainer.model, next(iter(trainer.get_train_dataloader())))
+    trainer.train()
 
 
 def _the_end_without_a_beginning(folder: Path) -> None:
@@ -207,7 +206,11 @@ INPUTS = [
     BadInput("A loss of one's own beside damping", _bound(_own_loss), _OTHER_LOSS),
     BadInput("PACT twice", _twice, r"one PACT per trainer"),
     BadInput("PACT taken off before training", _after_removal, r"a trainer that still has PACT"),
-    BadInput("A training step before training begins", _a_step_before_training_begins, r"PACT to be prepared"),
+    BadInput(
+        "A callback that was made and not added",
+        _made_and_not_added,
+        r"PACT to be prepared.*`trainer\.add_callback\(PactCallback\(trainer\)\)`, then `trainer\.train\(\)`",
+    ),
     BadInput("The end of a run that never began", _the_end_without_a_beginning, r"told that training begins"),
     BadInput("A step without a forward pass", given(SubsetHead.one, []), r"exactly one forward pass.*; got 0"),
     BadInput(
