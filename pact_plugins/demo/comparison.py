@@ -137,7 +137,8 @@ def show(results: list[Result], folder: Path) -> None:
         table.add_column(header, justify="left" if header == "run" else "right")
     for r in results:
         rates = (r.refusal_rate, r.affirmative_opening_rate, r.over_refusal_rate, r.task_accuracy)
-        table.add_row(f"{r.name}: {IN_WORDS[r.name]}", *(f"{rate:.1%}" for rate in rates))
+        table.add_row(r.name, *(f"{rate:.1%}" for rate in rates))
     console = Console()
     console.print(table)
+    console.print("; ".join(f"{name}: {words}" for name, words in IN_WORDS.items()), highlight=False)
     console.print(f"Report: {folder / 'report.html'}")

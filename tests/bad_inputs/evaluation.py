@@ -88,7 +88,7 @@ def _smaller_embeddings(folder: Path) -> Any:
 _UNDER = r"an adapter under `.*` that was trained on the model .*; got "
 
 INPUTS = [
-    BadInput("No adapter", lambda folder: with_adapter(_model(), str(folder)), _UNDER + "ValueError"),
+    BadInput("No adapter", lambda folder: with_adapter(_model(), str(folder)), _UNDER + "a folder without"),
     BadInput("An adapter of a wider model", _adapter(hidden_size=64), _UNDER + "RuntimeError"),
     BadInput(
         "An adapter of a deeper model", _adapter(num_hidden_layers=3), _UNDER + r"\d+ weights without a counterpart"
