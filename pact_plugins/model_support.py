@@ -64,7 +64,7 @@ def check_supported(model: nn.Module) -> None:
     for adapter in cast(Any, getattr(model, "peft_config", {})).values():
         if adapter.is_prompt_learning:
             refuse(
-                f"the prompt-learning adapter {adapter.peft_type}",
+                f"the prompt-learning adapter {adapter.peft_type.value}",
                 "Its virtual tokens shift every position, and the loss would sit on the wrong tokens.",
                 "Use LoRA, QLoRA or full fine-tuning.",
             )

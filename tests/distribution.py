@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 def build(folder: Path) -> tuple[Path, Path]:
     """Builds both into `folder`: sdist and wheel."""
-    command = [sys.executable, "-m", "build", "--quiet", "--outdir", str(folder), str(ROOT)]
+    command = [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")

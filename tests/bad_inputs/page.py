@@ -53,5 +53,6 @@ def _plain(text: str, folder: Path) -> str:
     """The same on every machine, and with every release of the libraries below."""
     if not re.search(_OWN_WORDS, text):
         text = re.sub(r"\b((?:\w+\.)*\w+(?:Error|Exception))( on \S+)?: .*", r"\1\2: …", text, flags=re.DOTALL)
+        text = re.sub(r"(its content: )Exceeds the limit.*", r"\1…", text)  # Python's own words
     text = re.sub(r"\b[0-9a-f]{32}\b", "FINGERPRINT", text.replace(str(folder), "FOLDER"))
     return re.sub(r"\s+", " ", text).strip().replace("<", "&lt;")
