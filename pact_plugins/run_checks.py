@@ -292,7 +292,9 @@ def template(run: Run) -> Iterator[Finding]:
         return
     # Another loader would read other rows out of the same file, and `columns` may leave the conversations out.
     entries = [entry for entry in run.datasets if entry.get("path") == "json" and not entry.get("columns")]
-    for name in [name for entry in entries for name in _files(entry) if _is_conversation(_first_row(Path(name)))][:1]:
+    names = (name for entry in entries for name in _files(entry))
+    name = next((name for name in names if _is_conversation(_first_row(Path(name)))), None)
+    if name is not None:
         yield Finding.of(
             "model_name_or_path",
             expected=f"a chat template in {model}, for the conversations in {name}",

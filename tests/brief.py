@@ -15,9 +15,7 @@ def without_page(patch: pytest.MonkeyPatch) -> None:
 def few_prompts(patch: pytest.MonkeyPatch) -> None:
     """Short answers to some of the shipped prompts: to answer all of them takes longer than to train, too."""
     shipped = own_answers.shipped
-    for place in (
-        "evaluation.prompts",
-        "own_answers",
-    ):  # importing the first takes the name
+    # In this order: the first takes the name from the second when it is imported.
+    for place in ("evaluation.prompts", "own_answers"):
         patch.setattr(f"pact_plugins.{place}.shipped", lambda *which: shipped(*which)[:16])
     patch.setattr(own_answers, "MAX_ANSWER_TOKENS", 8)

@@ -132,13 +132,16 @@ def verdicts(behaviour: Behaviour | None) -> tuple[Verdict, ...]:
 
 def _verdict(behaviour: Behaviour, model: int) -> Verdict:
     findings = [*_findings(behaviour.lines, model), *_missing(behaviour.lines)]
-    of_groups = [_together(list(group)) for _, group in groupby(findings, key=lambda f: (f.rule, f.prompt_set, f.kind))]
+    of_groups = [
+        (rule, *_together(list(group)))
+        for (rule, *_), group in groupby(findings, key=lambda f: (f.rule, f.prompt_set, f.kind))
+    ]
     name = behaviour.names[model]
     for outcome in ("did not hold", "not shown"):
-        if deciding := [words for found, words in of_groups if found == outcome]:
+        if deciding := [words for _, found, words in of_groups if found == outcome]:
             start = "It did not hold" if outcome == "did not hold" else "Not shown that it held"
             return Verdict(name, outcome, f"{start}: {'; '.join(deciding)}.", tuple(findings))
-    refusals = "; ".join(words for _, words in of_groups if words.startswith(("refusals", "compliance")))
+    refusals = "; ".join(words for rule, _, words in of_groups if rule in ("refusals", "compliance"))
     return Verdict(name, "held", f"It held: {refusals}; and every other rule is kept.", tuple(findings))
 
 
