@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -48,17 +49,24 @@ class Document:
         supervised: [L] True where the token is a target of cross-entropy. The first is always False: nothing predicts
             it, and packing and padding collators disagree about its label.
         row, start: the coordinates of its first token in the batch, or in the data set that it was read from.
+        seen: [L] False where the attention mask hides a token from the others, as collators do that take every token
+            equal to the padding for padding; None if all are seen.
+        positions: [L] the position of each token, counted from that of the first; None if they go on by one.
     """
 
     input_ids: Ints
     supervised: Bools
     row: int = 0
     start: int = 0
+    seen: Bools | None = None
+    positions: Ints | None = None
 
     @cached_property
     def key(self) -> bytes:
         """16 bytes that name the content, whatever the packing, padding, order, epoch or rank."""
         content = self.input_ids.tobytes() + np.packbits(self.supervised).tobytes()
+        for name, values in (("seen", self.seen), ("positions", self.positions)):
+            content += b"" if values is None else name.encode() + values.tobytes()
         return hashlib.blake2b(content, digest_size=16).digest()
 
     def answers(self, chat: ChatFormat) -> list[Answer]:
@@ -218,10 +226,12 @@ class AnswerTokens:
 
 
 def split_documents(inputs: Mapping[str, Any]) -> list[Document]:
-    """The documents of a batch that have at least one supervised token.
+    """The documents of a batch that have at least one supervised token, as the model sees them.
 
-    A row is cut where `position_ids` do not continue by one and where `attention_mask` changes: that serves padded
-    batches, TRL's packed and padding-free ones, and Axolotl's sample packing.
+    Without an `attention_mask` a row is cut where `position_ids` do not go on by one. With one it is cut where they
+    begin again at 0, and where the mask goes over from one number to another. A 0 between two tokens of a document
+    hides a token from the others, but ends nothing; at an end it is padding. That serves padded batches, TRL's packed
+    and padding-free ones, Axolotl's sample packing, and masks of everything but the padding token.
 
     Args:
         inputs: `input_ids` and `labels` [B, L], and where present `position_ids` and `attention_mask` [B, L].
@@ -240,22 +250,60 @@ def split_documents(inputs: Mapping[str, Any]) -> list[Document]:
         inputs = on_host(inputs)
     except (TypeError, ValueError) as error:
         raise _no_batch("integers in rows of equal length", f"{type(error).__name__}: {error}") from error
-    input_ids = inputs["input_ids"]
+    input_ids, labels = inputs["input_ids"], inputs["labels"]
     for name, values in inputs.items():
         # One row of positions may stand for all rows.
         if values.shape != input_ids.shape and (name, values.shape) != ("position_ids", (1, input_ids.shape[-1])):
             raise _no_batch(f"`{name}` of one value per token, {input_ids.shape}", f"the shape {values.shape}")
     if not input_ids.size:
         return []
-    breaks = np.zeros(input_ids.shape, bool)
-    breaks[:, 0] = True
-    if "position_ids" in inputs:
-        position_ids = np.broadcast_to(inputs["position_ids"], input_ids.shape)
-        breaks[:, 1:] |= position_ids[:, 1:] != position_ids[:, :-1] + 1
-    if "attention_mask" in inputs:
-        mask = inputs["attention_mask"]
-        breaks[:, 1:] |= mask[:, 1:] != mask[:, :-1]
-    return list(_cut(input_ids, inputs["labels"], breaks))
+    positions = inputs.get("position_ids")
+    if positions is not None:
+        positions = np.broadcast_to(positions, input_ids.shape)
+    mask = inputs.get("attention_mask")
+    documents: list[Document] = []
+    for row in range(len(input_ids)):
+        own = None if positions is None else positions[row]
+        seen = None if mask is None else mask[row]
+        documents += documents_of_row(input_ids[row], labels[row], seen, own, row)
+    return documents
+
+
+def documents_of_row(
+    input_ids: Ints, labels: Ints, mask: Ints | None, positions: Ints | None, row: int = 0
+) -> list[Document]:
+    """The documents of one row (see `split_documents`); all arrays are [L]."""
+    cuts = _jumps(positions) if mask is None else _restarts(mask, positions)
+    found: list[Document] = []
+    for start, stop in pairwise([0, *cuts, len(input_ids)]):
+        supervised = labels[start:stop] != IGNORE_INDEX
+        if mask is not None:
+            # A supervised token at the end may be hidden itself: nothing after it has to see it.
+            inside = np.flatnonzero((mask[start:stop] != 0) | supervised)
+            start, stop = (start + int(inside[0]), start + int(inside[-1]) + 1) if len(inside) else (start, start)
+            supervised = labels[start:stop] != IGNORE_INDEX
+        supervised[:1] = False
+        if supervised.any():
+            seen = None if mask is None or mask[start:stop].all() else mask[start:stop] != 0
+            own = None if positions is None or mask is None else positions[start:stop]
+            if own is not None:
+                own = own - own[0] if len(_jumps(own)) else None
+            found.append(Document(input_ids[start:stop].copy(), supervised, row, start, seen, own))
+    return found
+
+
+def _jumps(positions: Ints | None) -> list[int]:
+    """Where positions do not go on by one."""
+    return [] if positions is None else (np.flatnonzero(np.diff(positions) != 1) + 1).tolist()
+
+
+def _restarts(mask: Ints, positions: Ints | None) -> list[int]:
+    """Where positions begin again at 0, and where the mask goes over to another number; hidden tokens left out."""
+    places = np.flatnonzero(mask)
+    ended = np.diff(mask[places]) != 0
+    if positions is not None:
+        ended |= positions[places][1:] == 0
+    return places[1:][ended].tolist()
 
 
 def _no_batch(expected: str, got: str) -> PactError:
@@ -273,7 +321,7 @@ def on_host(inputs: Mapping[str, Any]) -> dict[str, Ints]:
     One copy for all tensors: each copy from a GPU waits until it has nothing left to do.
 
     Raises:
-        PactError: the batch holds images or sounds, which no token id tells apart.
+        PactError: the batch holds images or sounds, which no token id tells apart, or fractions in place of integers.
     """
     other = [k for k, v in inputs.items() if k not in _READ and isinstance(v, torch.Tensor) and v.is_floating_point()]
     if other:
@@ -286,6 +334,10 @@ def on_host(inputs: Mapping[str, Any]) -> dict[str, Ints]:
     present = {k: inputs[k] for k in _READ if inputs.get(k) is not None}
     if not all(isinstance(values, torch.Tensor) for values in present.values()):
         return {k: _array(values) for k, values in present.items()}
+    for name, values in present.items():
+        # Rounded, a mask of additive terms or a soft one would hide other tokens than it does in the model.
+        if values.is_floating_point() and not torch.isin(values, torch.tensor([0.0, 1.0]).to(values)).all():
+            raise _no_batch(f"integers under `{name}`", f"numbers of {values.dtype}, others than 0 and 1 among them")
     together = torch.cat([values.detach().reshape(-1).long() for values in present.values()]).cpu().numpy()
     ends = np.cumsum([values.numel() for values in present.values()])
     parts = np.split(together, ends[:-1])
@@ -294,17 +346,10 @@ def on_host(inputs: Mapping[str, Any]) -> dict[str, Ints]:
 
 def _array(values: Any) -> Ints:
     """An integer tensor, array or nested list with at least two dimensions."""
-    return np.atleast_2d(np.asarray(values, dtype=np.int64))
-
-
-def _cut(input_ids: Ints, labels: Ints, breaks: Bools) -> Iterator[Document]:
-    for row in range(len(input_ids)):
-        starts = np.flatnonzero(breaks[row])
-        for start, stop in zip(starts, [*starts[1:], input_ids.shape[1]], strict=True):
-            supervised = labels[row, start:stop] != IGNORE_INDEX
-            supervised[0] = False
-            if supervised.any():
-                yield Document(input_ids[row, start:stop].copy(), supervised, row, int(start))
+    array = np.asarray(values)
+    if array.size and array.dtype.kind not in "iub":
+        raise TypeError(f"values of the type {array.dtype}")
+    return np.atleast_2d(array.astype(np.int64))
 
 
 def _runs(mask: Bools) -> list[tuple[int, int]]:

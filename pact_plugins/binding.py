@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pact_plugins.agreement import Agreement, check_agreement
 from pact_plugins.anchors import Anchors
 from pact_plugins.config import PactConfig
 from pact_plugins.cost import ModelSize, Overhead
@@ -113,7 +115,12 @@ class Binding:
                 show_progress=self.ranks.is_first,
                 ranks=self.ranks,
             )
-            about = {"versions": versions(trainer), "training": about_training(trainer)}
+            agreement = None if resumed else self._check_agreement(trainer, self.preparation.objective)
+            about = {
+                "versions": versions(trainer),
+                "training": about_training(trainer),
+                "agreement": asdict(agreement) if agreement else None,
+            }
             self.recorder = Recorder(trainer, evidence_of(self.preparation, **about))
             self._reporting = Reporting(trainer, self.preparation, evaluation, self.ranks)
             self._reporting.begin(resumed=resumed)
@@ -121,6 +128,10 @@ class Binding:
                 print_summary(self.preparation, overhead=self._overhead(self.preparation))
         self._recorder.begin(started_from)
         return self.preparation
+
+    def _check_agreement(self, trainer: Any, objective: PactObjective) -> Agreement:
+        documents = training_documents(trainer)
+        return check_agreement(trainer, objective, self._compute_loss, documents, self.ranks)
 
     def step_ended(self, *, saves: bool) -> None:
         """Call it after each optimiser step; `saves` says whether a checkpoint is about to be written.

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from pact_plugins import artefacts
-from pact_plugins.answers import AnswerTokens, Document, Ints
+from pact_plugins.answers import AnswerTokens, Bools, Document, Ints
 from pact_plugins.cache_writer import CacheWriter, Place
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest
-from pact_plugins.forward import batches_by_length, evaluating, pad, progress, to_device
+from pact_plugins.forward import batches_by_length, evaluating, padded, progress, to_device
 from pact_plugins.ranks import ALONE, Ranks
 from pact_plugins.reference import Halves, ReferenceCache, log_probabilities
 from pact_plugins.subset_head import Request, SubsetHead
@@ -88,7 +88,7 @@ def build(
         "answer_only": np.asarray([int((t.position < reach).sum()) for t in tokens], np.int64),
     }
     work = forward_sequences(tokens, identity["views"], reach, chat)
-    batches = [[work[i] for i in batch] for batch in batches_by_length([len(s.ids) for s in work])]
+    batches = [[work[i] for i in batch] for batch in batches_by_length([len(s.input_ids) for s in work])]
     places = [[place for sequence in batch for place in sequence.wanted] for batch in batches]
     writes = artefacts.first_on_disk(target.parent, ranks) and not target.exists()
     with artefacts.locked(target, _WHAT, ranks, holds=writes):
@@ -125,13 +125,16 @@ class ForwardSequence:
     """What one row of a forward pass computes.
 
     Attributes:
-        ids: [L] ids to run.
+        input_ids: [L] what to run.
         columns: [n] places whose next token is an answer token.
+        seen, positions: [L] as in the document (`answers.Document`), or None.
         wanted: every place that the result is written to.
     """
 
-    ids: Ints
+    input_ids: Ints
     columns: Ints
+    seen: Bools | None = None
+    positions: Ints | None = None
     wanted: list[Place] = field(default_factory=list)
 
 
@@ -159,7 +162,10 @@ def _full_sequences(tokens: Sequence[AnswerTokens]) -> Iterator[ForwardSequence]
         columns = t.column - t.documents[0].start
         place = Place("full", i, 0, len(columns))
         # Nothing after the last answer token is needed.
-        yield ForwardSequence(t.documents[0].input_ids[: int(columns[-1]) + 1], columns, [place])
+        document, length = t.documents[0], int(columns[-1]) + 1
+        seen = None if document.seen is None else document.seen[:length]
+        positions = None if document.positions is None else document.positions[:length]
+        yield ForwardSequence(document.input_ids[:length], columns, seen, positions, [place])
 
 
 def _answer_only_sequences(tokens: Sequence[AnswerTokens], reach: int, chat: ChatFormat) -> list[ForwardSequence]:
@@ -175,11 +181,14 @@ def _answer_only_sequences(tokens: Sequence[AnswerTokens], reach: int, chat: Cha
                 continue
             before = np.asarray([*kept, *answer.header], np.int64)
             ids = np.concatenate([before, document.input_ids[answer.start : own[-1]]])
+            seen = None
+            if document.seen is not None:
+                seen = np.concatenate([np.ones(len(before), bool), document.seen[answer.start : own[-1]]])
             columns = own - answer.start + len(before) - 1
             place = Place("answer_only", i, skip, len(own))
             # Which tokens are supervised can differ between equal answers.
-            key = ids.tobytes() + b"|" + columns.tobytes()
-            distinct.setdefault(key, ForwardSequence(ids, columns)).wanted.append(place)
+            key = ids.tobytes() + b"|" + columns.tobytes() + (b"" if seen is None else b"|" + seen.tobytes())
+            distinct.setdefault(key, ForwardSequence(ids, columns, seen)).wanted.append(place)
             skip += len(own)
     return list(distinct.values())
 
@@ -211,12 +220,14 @@ def _collected(batch: list[ForwardSequence], values: Callable[[], Halves]) -> li
 
 def _log_probabilities(head: SubsetHead, batch: list[ForwardSequence]) -> Tensor:
     """[N, S] float16, on the model's device; NaN where a value is not finite, so that infinity is seen too."""
-    ids, mask = pad([s.ids for s in batch], next(head.model.parameters()).device)
+    device = next(head.model.parameters()).device
+    inputs = padded(batch, device)
+    ids = inputs["input_ids"]
     flat = np.concatenate([row * ids.shape[1] + s.columns for row, s in enumerate(batch)])
-    positions = to_device(flat, ids.device)
-    request = Request(positions, ids.reshape(-1)[positions], normalise=True)
+    places = to_device(flat, device)
+    request = Request(places, ids.reshape(-1)[places], normalise=True)
     with head.watch(request) as captures:
-        head.decode(ids, mask)
+        head.decode(**inputs)
     values = log_probabilities(head.one(captures))
     least = float(np.finfo(np.float16).min)
     return torch.where(values.isfinite(), values.clamp(min=least), torch.nan).half()

@@ -89,7 +89,7 @@ def forward_lengths(documents: Sequence[Document], chat: ChatFormat, reach: int)
     """
     tokens = [AnswerTokens.of([d], chat) for d in documents]
     views = ["full", "answer_only"] if reach else ["full"]
-    return [len(s.ids) for s in forward_sequences(tokens, views, reach, chat)]
+    return [len(s.input_ids) for s in forward_sequences(tokens, views, reach, chat)]
 
 
 def padded_tokens(lengths: Sequence[int]) -> int:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from importlib import import_module
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from pact_plugins.answers import Document, Ints, split_documents
+from pact_plugins.answers import Document, Ints, documents_of_row
 from pact_plugins.errors import PactError
 
 ROWS_AT_A_TIME = 1000
+
+_ABSENT = None, None
 
 
 def read_documents(dataset: Any) -> Iterator[Document]:
@@ -38,22 +40,20 @@ def read_documents(dataset: Any) -> Iterator[Document]:
                     f"as many values under `{name}` as under `input_ids`",
                     f"{own[row]} and {lengths[row]} in row {before + row}",
                 )
-        # All rows as one packed row. The mask's lowest bit changes from each row to the next, which ends documents.
-        mask = flat["attention_mask"][0] if "attention_mask" in flat else np.ones_like(input_ids)
-        batch = {
-            "input_ids": input_ids,
-            "labels": flat["labels"][0],
-            "attention_mask": 2 * mask + np.repeat(np.arange(len(lengths)) % 2, lengths),
-        }
+        labels, (mask, _) = flat["labels"][0], flat.get("attention_mask", _ABSENT)
+        positions, _ = flat.get("position_ids", _ABSENT)
         if "seq_lengths" in flat:
-            documents = flat["seq_lengths"][0]
-            batch["position_ids"] = np.arange(len(input_ids)) - np.repeat(np.cumsum(documents) - documents, documents)
-        elif "position_ids" in flat:
-            batch["position_ids"] = flat["position_ids"][0]
-        ends = np.cumsum(lengths)
-        for document in split_documents({name: values[np.newaxis] for name, values in batch.items()}):
-            row = int(np.searchsorted(ends, document.start, side="right"))
-            yield replace(document, row=before + row, start=document.start - int(ends[row] - lengths[row]))
+            packed = flat["seq_lengths"][0]
+            mask, positions = None, np.arange(len(input_ids)) - np.repeat(np.cumsum(packed) - packed, packed)
+        for row, (start, stop) in enumerate(pairwise([0, *np.cumsum(lengths).tolist()]), before):
+            own = slice(start, stop)
+            yield from documents_of_row(
+                input_ids[own],
+                labels[own],
+                None if mask is None else mask[own],
+                None if positions is None else positions[own],
+                row,
+            )
         before += len(lengths)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from pact_plugins.answers import IGNORE_INDEX, Document
+from pact_plugins.answers import IGNORE_INDEX, Bools, Document, Ints
 
 T = TypeVar("T")
 
@@ -71,18 +71,45 @@ def pad(sequences: Sequence[npt.NDArray[np.int64]], device: torch.device) -> tup
     return to_device(ids, device), to_device(mask, device)
 
 
+class Seen(Protocol):
+    """What goes through the model as one sequence: token ids, which of them are seen, and where they stand.
+
+    All are [L], as in `answers.Document`.
+    """
+
+    @property
+    def input_ids(self) -> Ints: ...
+    @property
+    def seen(self) -> Bools | None: ...
+    @property
+    def positions(self) -> Ints | None: ...
+
+
+def padded(sequences: Sequence[Seen], device: torch.device) -> dict[str, Tensor]:
+    """What a decoder takes: `input_ids`, `attention_mask` and, where positions jump, `position_ids`, all [B, L]."""
+    ids, mask = pad([s.input_ids for s in sequences], device)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if any(s.seen is not None for s in sequences):
+        inputs["attention_mask"], _ = pad([_or(s.seen, np.ones_like(s.input_ids)) for s in sequences], device)
+    if any(s.positions is not None for s in sequences):
+        inputs["position_ids"], _ = pad([_or(s.positions, np.arange(len(s.input_ids))) for s in sequences], device)
+    return inputs
+
+
+def _or(values: Ints | Bools | None, otherwise: Ints) -> Ints:
+    return otherwise if values is None else values.astype(np.int64)
+
+
 def collate(documents: Sequence[Document]) -> dict[str, Tensor]:
-    """The documents as a padded batch: `input_ids`, `attention_mask` and `labels`, all [B, L], on the host."""
-    host = torch.device("cpu")
-    ids, mask = pad([d.input_ids for d in documents], host)
-    supervised, _ = pad([d.supervised.astype(np.int64) for d in documents], host)
-    return {"input_ids": ids, "attention_mask": mask, "labels": ids.where(supervised > 0, IGNORE_INDEX)}
+    """The documents as a batch of a trainer: what `padded` gives, and `labels`, on the host."""
+    inputs = padded(documents, torch.device("cpu"))
+    supervised, _ = pad([d.supervised.astype(np.int64) for d in documents], torch.device("cpu"))
+    return {**inputs, "labels": inputs["input_ids"].where(supervised > 0, IGNORE_INDEX)}
 
 
-def decoder_inputs(batch: Mapping[str, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask of what `collate` gives, on `device`."""
-    ids, mask = (to_device(batch[name].numpy(), device) for name in ("input_ids", "attention_mask"))
-    return ids, mask
+def decoder_inputs(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """What `collate` gives without its labels, on `device`."""
+    return {name: to_device(values.numpy(), device) for name, values in batch.items() if name != "labels"}
 
 
 def pad_left(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

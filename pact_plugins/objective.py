@@ -199,9 +199,8 @@ class PactObjective:
         """The objective on the anchors of this turn, from a forward pass of the decoder alone."""
         inputs = anchors.batch(turn)
         targets = self.targets(inputs, device=device, damps=False)
-        ids, mask = decoder_inputs(inputs, device)
         with self.watch(targets) as captured:
-            connection = self.head.decode(ids, mask)
+            connection = self.head.decode(**decoder_inputs(inputs, device))
         terms = self.terms(captured, targets)
         return replace(terms, kl=terms.kl + connection)
 

@@ -128,12 +128,13 @@ def _log_probabilities(head: SubsetHead, documents: Sequence[Document]) -> Tenso
     with evaluating(head.model):
         for batch in batches_by_length([len(d.input_ids) for d in documents]):
             inputs = collate([documents[i] for i in batch])
-            ids, mask = decoder_inputs(inputs, device)
+            own = decoder_inputs(inputs, device)
+            ids = own["input_ids"]
             rows, columns = (part.numpy() for part in (inputs["labels"] != IGNORE_INDEX).nonzero(as_tuple=True))
             flat, owner = (to_device(v, device) for v in (rows * ids.shape[1] + columns - 1, np.asarray(batch)[rows]))
             request = Request(flat, ids.reshape(-1)[flat + 1], labelled=torch.arange(len(flat), device=device))
             with head.watch(request) as captures:
-                head.decode(ids, mask)
+                head.decode(**own)
             cross_entropy = head.one(captures).cross_entropy
             assert cross_entropy is not None, "the request asks for it"
             scores.index_add_(0, owner, -cross_entropy)

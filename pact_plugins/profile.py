@@ -60,9 +60,8 @@ def measure_profile(objective: PactObjective, documents: Sequence[Document]) -> 
         for batch in batches_by_length([len(d.input_ids) for d in documents]):
             inputs = collate([documents[i] for i in batch])
             targets = objective.targets(inputs, device=device, damps=False)
-            ids, mask = decoder_inputs(inputs, device)
             with objective.head.watch(replace(targets.request, normalise=True)) as captures:
-                objective.head.decode(ids, mask)
+                objective.head.decode(**decoder_inputs(inputs, device))
             student = log_probabilities(SubsetHead.one(captures))
             divergence, _ = objective.divergence(student, targets)
             masses = objective.held_mass(student), objective.held_mass(targets.full)

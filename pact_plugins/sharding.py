@@ -64,11 +64,11 @@ def take_apart(model: nn.Module) -> None:
             module.reshard()
 
 
-def forward(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Logits of the last column of [B, L] inputs, through the outermost module, whose hooks gather the weights."""
+def last_logits(model: nn.Module, **inputs: Any) -> Tensor:
+    """[B, V] logits of the last column of a batch, through the outermost module, whose hooks gather the weights."""
     inner = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
     last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(inner.forward).parameters else {}
-    return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **last).logits[:, -1]
+    return model(**inputs, **last).logits[:, -1]
 
 
 @contextmanager

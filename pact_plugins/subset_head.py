@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pact_plugins.errors import PactError
 from pact_plugins.model_support import check_supported, decoder_of, trained_module, underlying
-from pact_plugins.sharding import forward, full_shape, is_sharded, keep_whole, whole
+from pact_plugins.sharding import full_shape, is_sharded, keep_whole, last_logits, whole
 from pact_plugins.token_losses import TokenLosses
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -310,16 +310,22 @@ class SubsetHead:
             ]
         return torch.cat(parts) if parts else rows.new_zeros(0, dtype=torch.float32)
 
-    def decode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def decode(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None) -> Tensor:
         """A forward pass over [B, L] of the decoder alone: the head's full-vocabulary logits would be thrown away.
+
+        Args:
+            position_ids: [B, L] where the positions of a row do not simply go on by one.
 
         Returns:
             A zero that belongs into every loss on what was captured: where weights are sharded the whole model has to
             run, and its engine gathers them again for a backward pass that goes through the model's own outputs.
         """
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+        if position_ids is not None:
+            inputs["position_ids"] = position_ids
         if self._sharded:
-            return 0.0 * forward(self.model, input_ids, attention_mask).float().sum()
-        decoder_of(self.base)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+            return 0.0 * last_logits(self.model, **inputs).float().sum()
+        decoder_of(self.base)(**inputs)
         return input_ids.new_zeros((), dtype=torch.float32)
 
 

@@ -236,9 +236,13 @@ def test_what_stands_before_an_answer_without_its_prompt(prefix: Any, kept: int 
     sequences = building.forward_sequences([AnswerTokens.of([document], chat)], ["answer_only"], 100, chat)
     before = tokenizer.decode(ids[:kept] if kept is not None else ids[: ids.index(chat.user[0])])
     header = tokenizer.decode(list(chat.header))
-    assert [tokenizer.decode(s.ids) for s in sequences] == [before + header + text for text in ("first", "second")]
+    assert [tokenizer.decode(s.input_ids) for s in sequences] == [
+        before + header + text for text in ("first", "second")
+    ]
     for sequence, text in zip(sequences, ("first", "second"), strict=True):
-        assert sequence.columns.tolist() == list(range(len(sequence.ids) - len(text) - 1, len(sequence.ids)))
+        assert sequence.columns.tolist() == list(
+            range(len(sequence.input_ids) - len(text) - 1, len(sequence.input_ids))
+        )
 
 
 def test_a_gap_and_a_lead_keep_their_places_without_the_prompt() -> None:
@@ -249,5 +253,5 @@ def test_a_gap_and_a_lead_keep_their_places_without_the_prompt() -> None:
     tokens = AnswerTokens.of([document], chat)
     assert tokens.position.tolist() == [-1, 0, 2, 3]
     (sequence,) = building.forward_sequences([tokens], ["answer_only"], 3, chat)
-    assert sequence.ids.tolist() == [50, 51, 60, 61]
+    assert sequence.input_ids.tolist() == [50, 51, 60, 61]
     assert sequence.columns.tolist() == [0, 1, 3]
