@@ -60,6 +60,12 @@ class Agreement:
     difference: float
     seconds: float
 
+    def rows(self, startup: float) -> list[tuple[str, str]]:
+        """For a table; `startup`: seconds of everything that PACT does before the first step."""
+        seen = f"{self.batches} batches of the trainer, {self.sequences} sequences"
+        cost = f"{self.seconds:.1f} s, {self.seconds / startup:.0%} of the start-up"
+        return [("reference against model", f"{seen}: off by at most {self.difference:.4f} nats a token ({cost})")]
+
 
 def check_agreement(
     trainer: Any,

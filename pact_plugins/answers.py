@@ -9,7 +9,8 @@ predicts it stands one column to its left.
 Position 0 of an answer is the first of the turn's own words, thoughts or answer. What the template writes before them
 may be supervised too (an opening `<think>`, an empty thinking block, a channel's name): the model hardly chooses it, so
 what looks at the first tokens of an answer looks past it. Its tokens are answer tokens like others, at positions below
-0. Where thoughts are trained on, position 0 is their first word; where they are masked, that of what follows them.
+0. Where thoughts are trained on, position 0 is their first word; where they are masked, that of what follows them. What
+packing or truncation has cut off the beginning of is at positions from `CONTINUED` on.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ from pact_plugins.errors import PactError
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+
+CONTINUED = 1 << 20
+"""Position of the first token of an answer that a sequence goes on with: beyond all that looks at the first ones."""
 
 IGNORE_INDEX = -100
 """The label that means "not supervised" in transformers, TRL and Axolotl."""
@@ -69,6 +73,10 @@ class Document:
             content += b"" if values is None else name.encode() + values.tobytes()
         return hashlib.blake2b(content, digest_size=16).digest()
 
+    def begins_inside(self, chat: ChatFormat) -> bool:
+        """Whether it begins inside a turn, since packing or truncation has cut it: not as a conversation does."""
+        return bool(chat.starts) and self.input_ids[0] not in (*chat.starts, chat.bos)
+
     def answers(self, chat: ChatFormat) -> list[Answer]:
         """Every answer, in order.
 
@@ -77,7 +85,9 @@ class Document:
         opening, belongs to that turn as a whole. Of a run with whole openings (training on inputs), only what lies
         inside turns is answers, and of other runs (a user's turn, the ends of its turns) nothing. A document without
         any opening was not made by the template: there each run after unsupervised tokens is an answer, and so it is
-        under a template whose openings are plain text, which may be missed.
+        under a template whose openings are plain text, which may be missed. A run at the very beginning, before any
+        opening, goes on with an answer of another sequence if the data trains on answers alone
+        (`ChatFormat.answers_only`).
 
         Raises:
             PactError: answers have to be told from other turns that are trained on, and the template has no header, or
@@ -85,13 +95,17 @@ class Document:
         """
         turns = self._turns(chat)
         runs = _runs(self.supervised)
+        continued: list[Answer] = []
+        if chat.answers_only and runs and runs[0][0] == 1 and self.begins_inside(chat):
+            (start, stop), *runs = runs
+            continued = [Answer(start, stop, start - CONTINUED, chat.header)]
         if not turns and chat.exact and find(self.input_ids, chat.user):
-            return []
+            return continued
         if not turns:
             for start, _ in runs:
                 if start <= 1:
                     chat.require_header("tell the answers from the prompts, since both are trained on")
-            return [Answer(start, stop, start, chat.header) for start, stop in runs if start > 1]
+            return [*continued, *(Answer(start, stop, start, chat.header) for start, stop in runs if start > 1)]
         owned: dict[int, tuple[int, int]] = {}
         others: list[Answer] = []
         for start, stop in runs:
@@ -107,7 +121,7 @@ class Document:
                 last = min(turn.stop, stop) if inside else stop
                 owned[turn.opening] = owned.get(turn.opening, (first, 0))[0], last
         found = [self._answer(turn, *owned[turn.opening], chat) for turn in turns if turn.opening in owned]
-        return sorted([*found, *others], key=lambda answer: answer.start)
+        return sorted([*continued, *found, *others], key=lambda answer: answer.start)
 
     def _turns(self, chat: ChatFormat) -> list[_Turn]:
         """The assistant turns, in order. An opening's text inside a turn opens none."""
@@ -348,7 +362,7 @@ def _array(values: Any) -> Ints:
     """An integer tensor, array or nested list with at least two dimensions."""
     array = np.asarray(values)
     if array.size and array.dtype.kind not in "iub":
-        raise TypeError(f"values of the type {array.dtype}")
+        raise TypeError(f"values of the type {array.dtype.name}")
     return np.atleast_2d(array.astype(np.int64))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pact_plugins.agreement import Agreement, check_agreement
+from pact_plugins.agreement import check_agreement
 from pact_plugins.anchors import Anchors
 from pact_plugins.config import PactConfig
 from pact_plugins.cost import ModelSize, Overhead
@@ -101,6 +102,7 @@ class Binding:
         resumed = trainer.state.global_step > 0
         started_from: StartedFrom = "checkpoint" if resumed else "trained" if self.preparation else "reference"
         if self.preparation is None:
+            started = time.perf_counter()
             if not resumed:
                 check_untrained(self._model)
             # First, since the reference may take long: a misspelt judge is noticed at once.
@@ -115,7 +117,11 @@ class Binding:
                 show_progress=self.ranks.is_first,
                 ranks=self.ranks,
             )
-            agreement = None if resumed else self._check_agreement(trainer, self.preparation.objective)
+            agreement = None
+            if not resumed:
+                documents, objective = training_documents(trainer), self.preparation.objective
+                agreement = check_agreement(trainer, objective, self._compute_loss, documents, self.ranks)
+            startup = time.perf_counter() - started
             about = {
                 "versions": versions(trainer),
                 "training": about_training(trainer),
@@ -125,13 +131,10 @@ class Binding:
             self._reporting = Reporting(trainer, self.preparation, evaluation, self.ranks)
             self._reporting.begin(resumed=resumed)
             if self.ranks.is_first:
-                print_summary(self.preparation, overhead=self._overhead(self.preparation))
+                checked = agreement.rows(startup) if agreement else ()
+                print_summary(self.preparation, overhead=self._overhead(self.preparation), checked=checked)
         self._recorder.begin(started_from)
         return self.preparation
-
-    def _check_agreement(self, trainer: Any, objective: PactObjective) -> Agreement:
-        documents = training_documents(trainer)
-        return check_agreement(trainer, objective, self._compute_loss, documents, self.ranks)
 
     def step_ended(self, *, saves: bool) -> None:
         """Call it after each optimiser step; `saves` says whether a checkpoint is about to be written.

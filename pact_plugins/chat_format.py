@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pact_plugins.chat_template import (
     ANSWER,
     NEXT,
+    SYSTEM,
     USER,
     Ids,
     TemplateProbe,
@@ -64,8 +65,11 @@ class ChatFormat:
         user: ids that open a user's turn.
         exact: whether each opening, the user's too, holds a special token. Others may be split into tokens otherwise
             beside other words, and are not always found.
+        starts: ids of which one begins a rendered conversation, with a system prompt or without.
         bos: id of the tokenizer's first token of a sequence.
         prefix: what stands before an answer whose prompt is removed (`before`).
+        answers_only: whether the labels of the data mask all but answers. Then what is supervised at the beginning of a
+            sequence, before any opening, goes on with an answer that packing or truncation has cut.
         notes: what the user should know of the template.
         history: what the user should know of it if a sequence holds several answers.
     """
@@ -76,8 +80,10 @@ class ChatFormat:
     ends: Ids = ()
     user: Ids = ()
     exact: bool = False
+    starts: Ids = ()
     bos: int | None = None
     prefix: Prefix = "header"
+    answers_only: bool = False
     notes: tuple[str, ...] = field(default=(), compare=False)
     history: tuple[str, ...] = field(default=(), compare=False)
 
@@ -190,6 +196,7 @@ def _found(probe: TemplateProbe, prefix: Prefix) -> ChatFormat:
         )
     openings = tuple(ids for ids in openings if ids)
     opens_user = probe.user_opening(start, boundary, closing, starter)
+    with_system = probe.text_if([message("system", SYSTEM), user])
     return ChatFormat(
         header=header,
         openings=openings,
@@ -197,6 +204,7 @@ def _found(probe: TemplateProbe, prefix: Prefix) -> ChatFormat:
         ends=tuple(sorted({*ends, *tool_ends})),
         user=opens_user,
         exact=all(probe.special.intersection(ids) for ids in (*openings, opens_user)),
+        starts=tuple(sorted({i for text in (closed, with_system) for i in probe.ids(text, 0, len(text))[:1]})),
         bos=probe.tokenizer.bos_token_id,
         prefix=prefix,
         notes=tuple(notes),

@@ -204,6 +204,13 @@ class PactConfig(_Block):
         description="The drift probe: `true` or a block measures, without generation, how far the model leans towards "
         "refusing. Off by default: each measurement costs forward passes.",
     )
+    min_coverage: float = Field(
+        default=0.95,
+        ge=0,
+        le=1,
+        description="Share of the supervised assistant tokens that must be constrained: below it the run stops, and "
+        "below 1 it warns. Packing that splits answers and a foreign chat template are what lowers it.",
+    )
     cache_dir: Path | None = Field(
         default=None,
         description="Where reference caches live. Default: `$PACT_CACHE_DIR`, else `~/.cache/pact_plugins`.",

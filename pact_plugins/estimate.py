@@ -50,8 +50,8 @@ def estimate(trainer: Any, config: PactConfig) -> Estimate:
         PactError: PACT cannot serve the run.
     """
     model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
-    chat, reach = ChatFormat.from_tokenizer(tokenizer, config.answer_prefix), config.gate_reach
-    answered, data = find_answers(list(training_documents(trainer)), chat, config)
+    chat, answered, data, _ = find_answers(list(training_documents(trainer)), tokenizer, config)
+    reach = config.gate_reach
     with trainer.accelerator.autocast():
         fingerprint = model_fingerprint(model)
         tokens = known_tokens(config, tokenizer, fingerprint)

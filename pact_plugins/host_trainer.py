@@ -151,9 +151,11 @@ def training_documents(trainer: Any) -> Iterator[Document]:
     """Every sequence of the training set, as the trainer's batches will hold it; its `row` is that of the set."""
     dataset = trainer.train_dataset
     columns: set[str] = set(getattr(dataset, "column_names", None) or ())
-    # Rows that hold their labels need no collator, unless they are packed: then it decides whether boundaries count.
+    # Rows that hold their labels need no collator of a host's, unless they are packed: then it decides whether
+    # boundaries count. One of somebody's own may change anything.
     bounded = getattr(trainer.data_collator, "padding_free", False)
-    if {"input_ids", "labels"} <= columns and ("seq_lengths" not in columns or bounded):
+    of_a_host = type(trainer.data_collator).__module__.partition(".")[0] in ("axolotl", "transformers", "trl")
+    if of_a_host and {"input_ids", "labels"} <= columns and ("seq_lengths" not in columns or bounded):
         yield from read_documents(dataset)
         return
     # One row at a time, so that no collator option (shuffling, dropping the last batch) can leave one out.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -22,6 +22,7 @@ from pact_plugins.cache_folder import nearest
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.config import PactConfig
 from pact_plugins.cost import Data, Overhead, stratified
+from pact_plugins.coverage import Coverage, coverage_of
 from pact_plugins.errors import PactError
 from pact_plugins.evidence import Evidence, tokens_source
 from pact_plugins.finding import find_anchors, find_tokens
@@ -51,6 +52,7 @@ class Preparation:
         identity: what the reference cache was made for.
         built: whether the cache was built now rather than found.
         data: how much there is to constrain. Sequences without an answer token (cut off before it) train without PACT.
+        coverage: how much of what assistants say in it is constrained.
         probe: the drift probe, or None when it is off.
         sample: at most `SAMPLE` sequences with an answer, of all lengths.
         continued: evidence of the run that is being resumed.
@@ -60,6 +62,7 @@ class Preparation:
     identity: dict[str, Any]
     built: bool
     data: Data
+    coverage: Coverage
     probe: Probe | None
     sample: list[Document]
     continued: Evidence | None = None
@@ -92,8 +95,7 @@ def prepare(
     Raises:
         PactError: the model, tokenizer, tokens, data or cache cannot be served.
     """
-    chat = ChatFormat.from_tokenizer(tokenizer, config.answer_prefix)
-    answered, data = find_answers(documents, chat, config)
+    chat, answered, data, coverage = find_answers(documents, tokenizer, config)
     check_ids(model, (d.input_ids for d in documents), "the training set")
     check_lengths(model, [len(d.input_ids) for d in documents])
     probe = Probe(tokenizer, config.active_probe) if config.active_probe else None
@@ -123,17 +125,36 @@ def prepare(
         config, tokens, chat, head, cache, Anchors(anchor_rows, config.anchors_per_step) if anchor_rows else None
     )
     sample = [answered[i] for i in stratified([len(d.input_ids) for d in answered], SAMPLE)]
-    return Preparation(objective, identity, built, data, probe, sample, run)
+    return Preparation(objective, identity, built, data, coverage, probe, sample, run)
 
 
-def find_answers(documents: Sequence[Document], chat: ChatFormat, config: PactConfig) -> tuple[list[Document], Data]:
-    """The documents that have an answer token, and how much all of them hold.
+class Found(NamedTuple):
+    """What a training set holds.
+
+    Attributes:
+        chat: what its chat template puts around turns.
+        answered: the documents that have an answer token.
+        data: how much all of them hold.
+        coverage: how much of what assistants say in them is constrained.
+    """
+
+    chat: ChatFormat
+    answered: list[Document]
+    data: Data
+    coverage: Coverage
+
+
+def find_answers(documents: Sequence[Document], tokenizer: Any, config: PactConfig) -> Found:
+    """Locates the answers of a training set.
 
     Raises:
-        PactError: there is no answer token, or the chat template has no header that the settings need.
+        PactError: there is no answer token, too few supervised assistant tokens are in an answer that was located, or
+            the chat template has no header that the settings need.
     """
+    chat = ChatFormat.from_tokenizer(tokenizer, config.answer_prefix)
     if config.active_gate is not None:
         chat.require_header("build the reference without the prompt, which the gate needs (`pact.gate`)")
+    coverage, chat = coverage_of(documents, chat, tokenizer.decode)
     counts: list[int] = []
     several = False
     for tokens in (AnswerTokens.of([d], chat) for d in documents):
@@ -149,7 +170,8 @@ def find_answers(documents: Sequence[Document], chat: ChatFormat, config: PactCo
             consequence="The run would train without PACT, or train on nothing.",
             remedy="Check the chat template, and that `max_length`/`sequence_len` does not cut the answers off.",
         )
-    return answered, Data.of(documents, counts)
+    coverage.require(config.min_coverage)
+    return Found(chat, answered, Data.of(documents, counts), coverage)
 
 
 def cache_identity(
@@ -196,6 +218,7 @@ def evidence_of(preparation: Preparation, **about: Any) -> Evidence:
         "settings": objective.config.resolved(),
         "data": {
             **asdict(preparation.data),
+            "coverage": preparation.coverage.as_dict(),
             "anchors": len(objective.anchors.documents) if objective.anchors else 0,
         },
         "reference": {
@@ -211,9 +234,20 @@ def evidence_of(preparation: Preparation, **about: Any) -> Evidence:
 
 
 def print_summary(
-    preparation: Preparation, console: Console | None = None, *, overhead: Overhead | None = None
+    preparation: Preparation,
+    console: Console | None = None,
+    *,
+    overhead: Overhead | None = None,
+    checked: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """A short table of what PACT will do in this run; `overhead` counts the log-normaliser as computed by PACT."""
+    """A short table of what PACT will do in this run.
+
+    Args:
+        preparation: of the run.
+        console: where it is printed.
+        overhead: what a step costs, the log-normaliser counted as computed by PACT.
+        checked: further rows, on how the reference was checked.
+    """
     objective = preparation.objective
     config, tokens, manifest = objective.config, objective.tokens, objective.cache.manifest
     strongest = escape(", ".join(repr(text) for text in tokens.texts[:5]))
@@ -233,11 +267,15 @@ def print_summary(
         more, rows = manifest["answer_tokens"] - data.answer_tokens, manifest["documents"] - data.distinct
         answers += f", and {more:,} in {rows:,} anchors"
     table.add_row("answer tokens", answers)
+    for name, words in preparation.coverage.rows():
+        table.add_row(name, escape(words))
     if data.unanswered:
         table.add_row("without an answer", f"{data.unanswered:,} of {data.sequences:,} sequences: not constrained")
     state = f"computed in {manifest['seconds']:.1f} s{_why_not_found(preparation)}" if preparation.built else "found"
     reference = f"{objective.cache.size / 2**20:.1f} MiB, {state}: {objective.cache.folder}"
     table.add_row("reference", escape(reference))
+    for name, words in checked:
+        table.add_row(name, words)
     if overhead is not None:
         parts = f"anchors {overhead.anchors:.1%}, safety tokens' logits {overhead.subset_head:.2%}"
         if overhead.log_normaliser:

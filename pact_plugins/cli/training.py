@@ -41,8 +41,9 @@ def estimate(path: Path) -> Result:
 
 @click.command()
 @_RUN_FILE
+@click.option("--deep", is_flag=True, help="Load model and data, and do all that the run does before its first step.")
 @prints_result
-def check(path: Path) -> Result:
+def check(path: Path, deep: bool) -> Result:
     """Find what is wrong with the file of a run.
 
     Shows what the run will do, and what would leave PACT out or stop the run as far as files tell: the run's own, and
@@ -50,15 +51,32 @@ def check(path: Path) -> Result:
     and does not ask the host: keys that it does not know come up when the run starts. Exits with 1 if there is an
     error. `pact sft` and `axolotl pact-train` ask the same first.
 
+    With `--deep` the tokens and the reference are made too (the run finds them again), and both guards of the start are
+    shown: what share of the supervised assistant tokens is constrained, and how far the reference is from the model on
+    batches of the trainer.
+
     \b
-    Example:
+    Examples:
       pact check run.yaml
+      pact check --deep run.yaml
     """
     from pact_plugins.check_table import show
     from pact_plugins.checking import check as of_file
 
     found = of_file(path)
-    return Result(found.as_dict(), partial(show, found), holds=found.sound)
+    result = Result(found.as_dict(), partial(show, found), holds=found.sound)
+    if not (deep and found.sound):
+        return result
+    from pact_plugins.guards import guards
+    from pact_plugins.guards import show as show_guards
+
+    seen = _in_place_of_training(path, guards, "`pact check --deep`")
+
+    def show_both() -> None:
+        show(found)
+        show_guards(seen)
+
+    return Result({**result.value, "guards": seen.as_dict()}, show_both)
 
 
 @click.command()

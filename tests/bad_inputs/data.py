@@ -21,7 +21,7 @@ from pact_plugins.subset_head import SubsetHead
 from tests import tiny
 from tests.bad_inputs.case import BadInput, given
 from tests.caches import IDS, look_up, made
-from tests.rows import alone, documents, few
+from tests.rows import alone, conversation, documents, few
 
 
 def _batch(**columns: Any) -> Callable[[Path], Any]:
@@ -96,8 +96,13 @@ INPUTS = [
     ),
     BadInput(
         "A mask for each pair of tokens",
-        _batch(input_ids=[[1, 2]], labels=[[1, 2]], attention_mask=np.ones((1, 1, 2, 2))),
+        _batch(input_ids=[[1, 2]], labels=[[1, 2]], attention_mask=np.ones((1, 1, 2, 2), int)),
         r"`attention_mask`.*\(1, 2\); got the shape \(1, 1, 2, 2\)",
+    ),
+    BadInput(
+        "A mask of fractions",
+        _batch(**{**alone(few()[0]), "attention_mask": torch.rand(1, len(few()[0][0]))}),
+        r"integers under `attention_mask`; got numbers of torch.float32",
     ),
     BadInput(
         "Positions in three dimensions",
@@ -127,6 +132,13 @@ INPUTS = [
         "A training set without an answer",
         _prepared(*documents([(ids, [_IGNORE] * len(ids)) for ids, _ in few()])),
         r"at least one answer token.*; got none in 0",
+    ),
+    BadInput(
+        "Answers that packing has split, among prompts that are trained on",
+        _prepared(
+            *documents([conversation(("Why?", "Because."), on_inputs=True)]), _document(*range(6, 46), answer=39)
+        ),
+        r"at least 95% of the supervised.*; got 20\.\d% .* begins inside a turn \(first in row 0.*`pact.min_coverage`",
     ),
     BadInput(
         "A token beyond the model's vocabulary",
