@@ -12,6 +12,7 @@ from peft import PeftModel
 from safetensors.numpy import load_file
 
 from pact_plugins import artefacts
+from pact_plugins.agreement import TOLERANCE
 from pact_plugins.demo import ALIGNED_MODEL, comparison, criteria, evaluate, world
 from tests.contract.commands import needs_axolotl, run, shortened
 
@@ -148,7 +149,10 @@ def test_estimate_agrees_with_the_run(name: str, train: list[str], tmp_path: Pat
     ],
 )
 def test_audit_finds_the_harmful_rows(name: str, train: list[str], tmp_path: Path) -> None:
-    """Prevents an audit of another data set or reference than the run's, and one that lists what is harmless."""
+    """Prevents an audit of another data set or reference than the run's, and one that lists what is harmless.
+
+    And a `pact check --deep` that looks at less than the run would, or at something else.
+    """
     path, out = shortened(tmp_path, name, pact={"eval": False}), tmp_path / "audit.jsonl"
     result = run(tmp_path, "pact", "audit", str(path), "--out", str(out), "--json")
     assert result.returncode == 0, result.stderr[-3000:]
@@ -162,6 +166,13 @@ def test_audit_finds_the_harmful_rows(name: str, train: list[str], tmp_path: Pat
     assert sorted(copies) == sorted((row.prompt, row.answer) for row in rows if row.harmful)
     if train[0] == "pact":  # Axolotl shuffles
         assert all(rows[i].prompt == one["prompt"] for one in listed for i in one["rows"])
+    checked = run(tmp_path, "pact", "check", "--deep", str(path), "--json")
+    assert checked.returncode == 0, checked.stderr[-3000:]
+    guards = json.loads(checked.stdout)["guards"]
+    assert (guards["coverage"]["share"], guards["reference"]) == (1.0, audit["cache"])
+    assert guards["agreement"]["sequences"] > 0
+    assert 0 < guards["agreement"]["difference"] < TOLERANCE
+    assert not (tmp_path / "out").exists()
     launcher = ["--launcher", "python"] if train[0] == "axolotl" else []
     trained = run(tmp_path, *train, str(path), *launcher)
     assert trained.returncode == 0, trained.stderr[-3000:]
