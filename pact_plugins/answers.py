@@ -16,7 +16,7 @@ packing or truncation has cut off the beginning of is at positions from `CONTINU
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -129,14 +129,19 @@ class Document:
         opened = sorted((place, place + len(ids)) for ids in openings for place in find(self.input_ids, ids))
         if not opened:
             return []
+        length = len(self.input_ids)
         stops = [int(i) + 1 for i in np.flatnonzero(np.isin(self.input_ids, chat.ends))]
         if not chat.ends:
             stops = sorted([*find(self.input_ids, chat.user), *(place for place, _ in opened)])
+        results = np.flatnonzero(np.isin(self.input_ids, chat.results)).tolist()
         turns: list[_Turn] = []
         for place, start in opened:
             if not turns or place >= turns[-1].stop:
-                later = bisect_right(stops, start)
-                turns.append(_Turn(place, start, stops[later] if later < len(stops) else len(self.input_ids)))
+                # An end belongs to its turn; what opens the result of a tool does not, and may follow at once.
+                ended, result = bisect_right(stops, start), bisect_left(results, start)
+                turns.append(
+                    _Turn(place, start, min([*stops[ended : ended + 1], *results[result : result + 1], length]))
+                )
         return turns
 
     def _answer(self, turn: _Turn, start: int, stop: int, chat: ChatFormat) -> Answer:

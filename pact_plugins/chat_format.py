@@ -62,6 +62,7 @@ class ChatFormat:
         leads: ids that the template may put between an opening and the turn's own words.
         ends: ids that close a turn: after a last answer, before a user's turn, after a tool call. Of several special
             tokens the last that is no part of the next turn. Empty if the template adds no special token.
+        results: ids of which each opens a tool's result, where an opening stands between two of them.
         user: ids that open a user's turn.
         exact: whether each opening, the user's too, holds a special token. Others may be split into tokens otherwise
             beside other words, and are not always found.
@@ -78,6 +79,7 @@ class ChatFormat:
     openings: tuple[Ids, ...] = ()
     leads: tuple[Ids, ...] = ()
     ends: Ids = ()
+    results: Ids = ()
     user: Ids = ()
     exact: bool = False
     starts: Ids = ()
@@ -176,11 +178,14 @@ def _found(probe: TemplateProbe, prefix: Prefix) -> ChatFormat:
         )
         opening = gaps[0][len(common(gaps[0], closing)) :]
     # Turns that call a tool may go on otherwise from an earlier token.
-    calling, after_tools, tool_ends = probe.tool_turns(starter)
-    shorter = common(gaps[0], calling)
-    if calling and not find(calling, opening) and shorter and not find(boundary, shorter):
+    tools = probe.tool_turns(starter)
+    shorter = common(gaps[0], tools.calling)
+    if tools.calling and not find(tools.calling, opening) and shorter and not find(boundary, shorter):
         opening = shorter
-    openings = opening, *([] if find(after_tools, opening) else [probe.from_last_special(after_tools)])
+    openings = opening, *([] if find(tools.after, opening) else [probe.from_last_special(tools.after)])
+    # Where an opening stands between two results too, what follows it there opens the turn of a tool.
+    behind = [tools.gap[place + len(ids) :] for ids in openings for place in find(tools.gap, ids)]
+    results = {i for rest in behind for i in [i for i in rest if i in probe.special][:1]}
     ends = probe.ends(tail, boundary, starter)
     leads = {gap[place + len(opening) :] for gap in (*gaps, *headers, *thoughts) for place in find(gap, opening)}
     history = ()
@@ -201,7 +206,8 @@ def _found(probe: TemplateProbe, prefix: Prefix) -> ChatFormat:
         header=header,
         openings=openings,
         leads=tuple(sorted(lead for lead in leads if lead)),
-        ends=tuple(sorted({*ends, *tool_ends})),
+        ends=tuple(sorted({*ends, *tools.ends})),
+        results=tuple(sorted(results)),
         user=opens_user,
         exact=all(probe.special.intersection(ids) for ids in (*openings, opens_user)),
         starts=tuple(sorted({i for text in (closed, with_system) for i in probe.ids(text, 0, len(text))[:1]})),

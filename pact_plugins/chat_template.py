@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import json
+from collections.abc import Iterable, Sequence
+from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Ids = tuple[int, ...]
 
-SYSTEM, USER, ANSWER, NEXT, THOUGHT, CALL, RESULT = (
-    f"PACT{name}" for name in ("SYSTEM", "USER", "ANSWER", "NEXT", "THOUGHT", "CALL", "RESULT")
+SYSTEM, USER, ANSWER, NEXT, THOUGHT, CALL, RESULT, SECOND = (
+    f"PACT{name}" for name in ("SYSTEM", "USER", "ANSWER", "NEXT", "THOUGHT", "CALL", "RESULT", "SECOND")
 )
 """Stand for the texts of messages when the template is probed; no template treats them specially."""
 
 
 class TemplateProbe:
-    """A tokenizer's chat template, and what can be seen of it."""
+    """A tokenizer's chat template, and what can be seen of it.
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self.special = set(tokenizer.all_special_ids)
+    Args:
+        tokenizer: the tokenizer.
+        template: that rows are rendered with, in place of the tokenizer's own.
+    """
+
+    def __init__(self, tokenizer: Any, template: str | None = None) -> None:
+        self.tokenizer, self._template = tokenizer, template
+        self.special = markers(tokenizer)
 
     def text(self, messages: list[dict[str, Any]], **settings: Any) -> str:
         """The rendered conversation."""
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **settings))
+        own = {} if self._template is None else {"chat_template": self._template}
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **own, **settings))
 
     def text_if(self, messages: list[dict[str, Any]], **settings: Any) -> str:
         """The same, or nothing from a template that has no such conversations: none of the data holds any then."""
@@ -67,18 +75,28 @@ class TemplateProbe:
         firsts = ([i for i in ids if i in self.special][:1] for ids in (tail, boundary))
         return [i for first in firsts for i in first]
 
-    def tool_turns(self, starter: int | None) -> tuple[Ids, Ids, Iterable[int]]:
-        """What stands before a tool's call, what between its result and the answer, and what ends the call's turn."""
-        function = {"name": "pact", "arguments": {"text": CALL}}
-        calls = [{"type": "function", "id": "pact00000", "function": function}]
-        asked = [message("user", USER), {**message("assistant", ""), "tool_calls": calls}]
-        result = {**message("tool", RESULT), "name": "pact", "tool_call_id": "pact00000"}
-        last, whole = self.text_if(asked), self.text_if([*asked, result, message("assistant", ANSWER)])
-        if not -1 < whole.find(USER) < whole.find(CALL) < whole.find(RESULT) < whole.find(ANSWER):
-            return (), (), ()
+    def tool_turns(self, starter: int | None) -> ToolTurns:
+        """What the template writes around the calls and the results of tools; nothing where it has none."""
+        for spelling in _SPELLINGS:
+            asked = [message("user", USER), _calling(spelling, CALL)]
+            whole = self.text_if([*asked, _result(RESULT), message("assistant", ANSWER)])
+            if -1 < whole.find(USER) < whole.find(CALL) < whole.find(RESULT) < whole.find(ANSWER):
+                break
+        else:
+            return ToolTurns()
+        last = self.text_if(asked)
         tail = self.between(last, CALL) if CALL in last else ()
-        ends = self.ends(tail, self.between(whole, CALL, RESULT), starter)
-        return self.between(whole, USER, CALL), self.between(whole, RESULT, ANSWER), ends
+        boundary = self.between(whole, CALL, RESULT)
+        calls = [message("user", USER), _calling(spelling, CALL, NEXT)]
+        several = self.text_if([*calls, _result(RESULT), _result(SECOND, 1), message("assistant", ANSWER)])
+        inner, gap = (
+            self.between(several, one, other) if -1 < several.find(one) < several.find(other) else ()
+            for one, other in ((CALL, NEXT), (RESULT, SECOND))
+        )
+        # What closes each of several calls does not close their turn.
+        ends = [i for i in self.ends(tail, boundary, starter) if i not in inner]
+        opener = [i for i in boundary if i in self.special and i not in (*tail, *inner)][:1]
+        return ToolTurns(self.between(whole, USER, CALL), self.between(whole, RESULT, ANSWER), ends or opener, gap)
 
     def from_last_special(self, ids: Ids) -> Ids:
         """What precedes it after a tool's result may name the call."""
@@ -99,9 +117,54 @@ class TemplateProbe:
         return SYSTEM in text and text.startswith(alone.partition(USER)[0])
 
 
+def markers(tokenizer: Any) -> set[int]:
+    """Ids of the tokens that are always split off as they are, whatever stands beside them.
+
+    Tokenizers keep those apart as added tokens. Whether one is flagged as special or has a name says nothing: DeepSeek
+    flags none of its roles, and Gemma names none of its turns. Blank ones, such as Gemma's lines, mark nothing.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return {*tokenizer.all_special_ids, *(i for i, token in added.items() if str(token).strip())}
+
+
 def message(role: str, content: str) -> dict[str, Any]:
     """A turn of a conversation, as chat templates take it."""
     return {"role": role, "content": content}
+
+
+class ToolTurns(NamedTuple):
+    """What a template writes around tools.
+
+    Attributes:
+        calling: between a user's message and a call.
+        after: between a result and the answer.
+        ends: what closes a turn that calls.
+        gap: between two results.
+    """
+
+    calling: Ids = ()
+    after: Ids = ()
+    ends: Sequence[int] = ()
+    gap: Ids = ()
+
+
+_SPELLINGS = tuple(product((False, True), ({"content": ""}, {"content": None}, {})))
+"""Arguments as a text or not, and the content beside a call: templates serve some of them."""
+
+
+def _calling(spelling: tuple[bool, dict[str, Any]], *texts: str) -> dict[str, Any]:
+    """An assistant's turn that calls a tool, once for each text."""
+    as_text, content = spelling
+    arguments = [json.dumps({"text": text}) if as_text else {"text": text} for text in texts]
+    calls = [
+        {"type": "function", "id": f"pact0000{i}", "function": {"name": "pact", "arguments": own}}
+        for i, own in enumerate(arguments)
+    ]
+    return {"role": "assistant", **content, "tool_calls": calls}
+
+
+def _result(text: str, number: int = 0) -> dict[str, Any]:
+    return {**message("tool", text), "name": "pact", "tool_call_id": f"pact0000{number}"}
 
 
 def common(one: Ids, other: Ids) -> Ids:

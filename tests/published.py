@@ -1,0 +1,186 @@
+"""Tokenizers of model families, with their markers flagged and named as the published files have them.
+
+A marker is an added token of the tokenizer: always split off as it is. `special` is its flag in `tokenizer.json`, which
+decides what `skip_special_tokens` leaves out; `named` says whether `all_special_ids` knows it, since a field of
+`tokenizer_config.json` names it. The rest of each tokenizer is one token a byte.
+"""
+
+# ruff: noqa: RUF001 (DeepSeek writes its markers with fullwidth bars)
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tests.templates import MISTRAL, shipped_templates
+
+_HEADERS = "<|start_header_id|> <|end_header_id|> <|eot_id|> <|end_of_text|>"
+_CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One tokenizer.
+
+    Attributes:
+        template: of a host (`trl/...`, `axolotl/...`), or a text of ours that writes the same markers.
+        bos, eos: named in any case, and special.
+        special, plain, named: its other added tokens: flagged as special, not flagged, and flagged and named.
+    """
+
+    template: str
+    bos: str | None
+    eos: str
+    special: str = ""
+    plain: str = ""
+    named: str = ""
+
+    @property
+    def source(self) -> str | None:
+        """The template's text; None if its host is not installed."""
+        return shipped_templates().get(self.template) if "{" not in self.template else self.template
+
+
+FAMILIES = {
+    "Llama 2": Family(
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token }}[INST] {{ m['content'] }} [/INST]"
+        "{% else %} {{ m['content'] }} {{ eos_token }}{% endif %}{% endfor %}",
+        "<s>",
+        "</s>",
+    ),
+    "Llama 3": Family("trl/llama3", "<|begin_of_text|>", "<|eot_id|>", _HEADERS),
+    "Llama 3.1": Family("trl/llama3_1", "<|begin_of_text|>", "<|eot_id|>", f"{_HEADERS} <|eom_id|> <|python_tag|>"),
+    "Llama 4": Family(
+        "axolotl/llama4",
+        "<|begin_of_text|>",
+        "<|eot|>",
+        "<|header_start|> <|header_end|> <|eom|> <|end_of_text|> <|python_start|> <|python_end|>",
+    ),
+    "Gemma 2": Family("trl/gemma", "<bos>", "<eos>", plain="\n \n\n", named="<start_of_turn> <end_of_turn>"),
+    "Gemma 3": Family("trl/gemma3", "<bos>", "<eos>", "<start_of_turn> <end_of_turn>", "\n \n\n"),
+    "Qwen 2.5": Family("trl/qwen2_5", None, "<|im_end|>", "<|endoftext|>", "<tool_call> </tool_call>", "<|im_start|>"),
+    "Qwen 3": Family(
+        "trl/qwen3",
+        None,
+        "<|im_end|>",
+        "<|endoftext|>",
+        "<tool_call> </tool_call> <tool_response> </tool_response> <think> </think>",
+        "<|im_start|>",
+    ),
+    "Phi 3": Family("trl/phi3", "<s>", "<|endoftext|>", "<|user|> <|assistant|> <|system|> <|end|>", "</s>"),
+    "Phi 4": Family("axolotl/phi_4", "<|endoftext|>", "<|im_end|>", "<|im_start|> <|im_sep|>"),
+    "Mistral 7B v0.3": Family(
+        MISTRAL,
+        "<s>",
+        "</s>",
+        "[INST] [/INST] [TOOL_CALLS] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_RESULTS] [/TOOL_RESULTS]",
+    ),
+    "Mistral Nemo": Family(
+        "axolotl/mistral_v3_tekken",
+        "<s>",
+        "</s>",
+        "[INST] [/INST] [TOOL_CALLS] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_RESULTS] [/TOOL_RESULTS]",
+    ),
+    "Mistral Small": Family(
+        "axolotl/mistral_v7_tekken",
+        "<s>",
+        "</s>",
+        "[INST] [/INST] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [TOOL_CALLS] [TOOL_RESULTS] [/TOOL_RESULTS]",
+    ),
+    "DeepSeek V2.5": Family(
+        "axolotl/deepseek_v2", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", plain="<｜User｜> <｜Assistant｜>"
+    ),
+    "DeepSeek V3": Family(
+        "trl/deepseekv3",
+        "<｜begin▁of▁sentence｜>",
+        "<｜end▁of▁sentence｜>",
+        plain="<｜User｜> <｜Assistant｜> <｜tool▁calls▁begin｜> <｜tool▁calls▁end｜> <｜tool▁call▁begin｜> "
+        "<｜tool▁call▁end｜> <｜tool▁outputs▁begin｜> <｜tool▁outputs▁end｜> <｜tool▁output▁begin｜> "
+        "<｜tool▁output▁end｜> <｜tool▁sep｜>",
+    ),
+    "DeepSeek R1 distilled": Family(
+        "trl/deepseek_r1_distill",
+        "<｜begin▁of▁sentence｜>",
+        "<｜end▁of▁sentence｜>",
+        plain="<｜User｜> <｜Assistant｜> <think> </think>",
+    ),
+    "gpt-oss": Family(
+        "trl/gptoss",
+        "<|startoftext|>",
+        "<|return|>",
+        "<|start|> <|end|> <|message|> <|channel|> <|constrain|> <|call|> <|endoftext|>",
+    ),
+    "Granite 3": Family(
+        "{% for m in messages %}<|start_of_role|>{{ m['role'] }}<|end_of_role|>{{ m['content'] }}<|end_of_text|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|start_of_role|>assistant<|end_of_role|>{% endif %}",
+        "<|end_of_text|>",
+        "<|end_of_text|>",
+        named="<|start_of_role|> <|end_of_role|> <|tool_call|>",
+    ),
+    "Command R": Family(
+        "trl/cohere",
+        "<BOS_TOKEN>",
+        "<|END_OF_TURN_TOKEN|>",
+        plain="<|START_OF_TURN_TOKEN|> <|USER_TOKEN|> <|CHATBOT_TOKEN|> <|SYSTEM_TOKEN|>",
+    ),
+    "OLMo 2": Family(
+        "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}"
+        "{{ eos_token if m['role'] == 'assistant' }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+        "<|endoftext|>",
+        "<|endoftext|>",
+    ),
+    "SmolLM 2": Family(_CHATML, "<|im_start|>", "<|im_end|>", "<|endoftext|>"),
+    "Falcon H1": Family("axolotl/falcon_h1", "<|begin_of_text|>", "<|end_of_text|>", "<|im_start|> <|im_end|>"),
+    "Nemotron 3": Family(
+        "trl/nemotron_3_nano",
+        "<s>",
+        "<|im_end|>",
+        "<|im_start|>",
+        "<think> </think> <tool_call> </tool_call> <tool_response> </tool_response>",
+    ),
+    "GLM 4": Family(
+        "trl/glm4moe",
+        None,
+        "<|endoftext|>",
+        plain="<think> </think> <tool_call> </tool_call> <tool_response> </tool_response> <arg_key> </arg_key> "
+        "<arg_value> </arg_value>",
+        named="[gMASK] <sop> <|system|> <|user|> <|assistant|> <|observation|>",
+    ),
+    "Kimi K2": Family(
+        "{% for m in messages %}<|im_{{ m['role'] }}|>{{ m['role'] }}<|im_middle|>{{ m['content'] }}<|im_end|>"
+        "{% endfor %}{% if add_generation_prompt %}<|im_assistant|>assistant<|im_middle|>{% endif %}",
+        "[BOS]",
+        "[EOS]",
+        "<|im_user|> <|im_assistant|> <|im_system|> <|im_middle|> <|im_end|>",
+    ),
+    "EXAONE 3.5": Family("axolotl/exaone", "[BOS]", "[|endofturn|]", "[|user|] [|assistant|] [|system|]"),
+    "LFM 2": Family("trl/lfm2", "<|startoftext|>", "<|im_end|>", "<|im_start|> <|endoftext|>"),
+}
+
+
+@lru_cache
+def tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of a family whose template is there."""
+    family = FAMILIES[name]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    flagged = [*family.special.split(" "), *family.named.split(" "), family.eos, family.bos or ""]
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in flagged if text])
+    plain = [text for text in family.plain.split(" ") if text]
+    backend.add_tokens([AddedToken(text, special=False, normalized=False) for text in plain])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=family.bos,
+        eos_token=family.eos,
+        pad_token=family.eos,
+        additional_special_tokens=[text for text in family.named.split(" ") if text],
+        chat_template=family.source,
+    )
