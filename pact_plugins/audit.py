@@ -12,7 +12,7 @@ from pact_plugins import artefacts
 from pact_plugins.answers import Answer, AnswerTokens, Document
 from pact_plugins.config import PactConfig
 from pact_plugins.forward import progress
-from pact_plugins.host_trainer import training_documents
+from pact_plugins.host_trainer import training_documents, training_template
 from pact_plugins.objective import PactObjective
 from pact_plugins.preparation import prepare
 
@@ -97,7 +97,13 @@ def audit(trainer: Any, config: PactConfig, *, threshold: float | None = None) -
     documents = list(training_documents(trainer))
     model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
     objective = prepare(
-        model, tokenizer, documents, config, autocast=trainer.accelerator.autocast, show_progress=shown
+        model,
+        tokenizer,
+        documents,
+        config,
+        template=training_template(trainer),
+        autocast=trainer.accelerator.autocast,
+        show_progress=shown,
     ).objective
     objective.head.remove()
     threshold = config.conflict_threshold if threshold is None else threshold

@@ -25,6 +25,7 @@ from pact_plugins.host_trainer import (
     mark_trained,
     probe_flop,
     training_documents,
+    training_template,
     versions,
 )
 from pact_plugins.objective import PactObjective, Targets
@@ -112,6 +113,7 @@ class Binding:
                 trainer.processing_class,
                 list(training_documents(trainer)),
                 self.config,
+                template=training_template(trainer),
                 resumed_from=self.output_dir if resumed else None,
                 autocast=trainer.accelerator.autocast,
                 show_progress=self.ranks.is_first,

@@ -119,8 +119,8 @@ class ChatFormat:
         return tuple(input_ids[:start].tolist())
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: Any, prefix: Prefix = "header") -> ChatFormat:
-        """Reads everything off the tokenizer's chat template.
+    def from_tokenizer(cls, tokenizer: Any, prefix: Prefix = "header", template: str | None = None) -> ChatFormat:
+        """Reads everything off the chat template: the tokenizer's, or `template` where rows are rendered with another.
 
         Raises:
             PactError: the template refuses a plain conversation of one user turn and one assistant turn, or leaves
@@ -128,7 +128,7 @@ class ChatFormat:
         """
         if getattr(tokenizer, "chat_template", None) is None:
             return cls(prefix=prefix)
-        return _found(TemplateProbe(tokenizer), prefix)
+        return _found(TemplateProbe(tokenizer, template), prefix)
 
 
 def _found(probe: TemplateProbe, prefix: Prefix) -> ChatFormat:
@@ -189,7 +189,7 @@ def _found(probe: TemplateProbe, prefix: Prefix) -> ChatFormat:
     ends = probe.ends(tail, boundary, starter)
     leads = {gap[place + len(opening) :] for gap in (*gaps, *headers, *thoughts) for place in find(gap, opening)}
     history = ()
-    if not longer.startswith(last):
+    if not longer.startswith(last.partition(ANSWER)[0]):
         history = (
             "writes an answer differently once the conversation goes on (for example without its thoughts): in "
             "sequences of several answers the earlier ones are trained on, and held, as they never are when the "

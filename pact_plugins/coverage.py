@@ -167,11 +167,15 @@ class _Part:
         # A user's words go from the opening of the turn up to the next token that ends a turn or opens one.
         asked = find(ids, chat.user)
         opened = sorted({*asked, *(place for opening in chat.openings for place in find(ids, opening))})
+        header = np.zeros(len(ids), bool)
+        for opening in chat.openings:
+            for place in find(ids, opening):
+                header[place : place + len(opening)] = True
         stops = np.sort(np.concatenate([np.flatnonzero(np.isin(ids, chat.ends)), opened, [len(ids)]]))
         for start in (place + len(chat.user) for place in asked):
             user[start : int(stops[np.searchsorted(stops, start)])] = True
         rest = supervised & ~answers
-        missed, begun = rest & ~user, opened[0] if opened else len(ids)
+        missed, begun = rest & ~user & ~header, opened[0] if opened else len(ids)
         cut = document.begins_inside(chat)
         if opened and not chat.answers_only:
             # Other turns may be trained on: what stands behind the first opening, and is no answer, is one of them.

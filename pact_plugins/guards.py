@@ -13,7 +13,7 @@ from rich.table import Table
 from pact_plugins.agreement import Agreement, check_agreement
 from pact_plugins.config import PactConfig
 from pact_plugins.coverage import Coverage
-from pact_plugins.host_trainer import training_documents
+from pact_plugins.host_trainer import training_documents, training_template
 from pact_plugins.preparation import prepare
 from pact_plugins.ranks import ALONE
 
@@ -51,6 +51,7 @@ def guards(trainer: Any, config: PactConfig) -> Guards:
         trainer.processing_class,
         list(training_documents(trainer)),
         config,
+        template=training_template(trainer),
         autocast=trainer.accelerator.autocast,
         show_progress=trainer.is_world_process_zero(),
     )

@@ -147,6 +147,11 @@ def _checkpoints_reentrantly(trainer: Any) -> bool:
     return bool(args.gradient_checkpointing) and bool((args.gradient_checkpointing_kwargs or {}).get("use_reentrant"))
 
 
+def training_template(trainer: Any) -> str | None:
+    """The chat template that renders the rows, if it is not the tokenizer's: TRL has its own for some families."""
+    return getattr(trainer, "chat_template", None)
+
+
 def training_documents(trainer: Any) -> Iterator[Document]:
     """Every sequence of the training set, as the trainer's batches will hold it; its `row` is that of the set."""
     dataset = trainer.train_dataset

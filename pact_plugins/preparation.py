@@ -74,6 +74,7 @@ def prepare(
     documents: Sequence[Document],
     config: PactConfig,
     *,
+    template: str | None = None,
     resumed_from: Path | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     show_progress: bool = True,
@@ -83,9 +84,10 @@ def prepare(
 
     Args:
         model: the model before its first step, adapter included; unwrapped of any engine.
-        tokenizer: its tokenizer, with the chat template that the data was rendered with.
+        tokenizer: its tokenizer, with its chat template.
         documents: all training sequences.
         config: the run's settings.
+        template: that the data was rendered with, if it is not the tokenizer's own.
         resumed_from: folder of a run that is being continued. Its weights are no reference any more: the cache and the
             tokens of that run are used, and nothing is computed from the model.
         autocast: makes the context in which the trainer runs its forward passes.
@@ -95,7 +97,7 @@ def prepare(
     Raises:
         PactError: the model, tokenizer, tokens, data or cache cannot be served.
     """
-    chat, answered, data, coverage = find_answers(documents, tokenizer, config)
+    chat, answered, data, coverage = find_answers(documents, tokenizer, config, template)
     check_ids(model, (d.input_ids for d in documents), "the training set")
     check_lengths(model, [len(d.input_ids) for d in documents])
     probe = Probe(tokenizer, config.active_probe) if config.active_probe else None
@@ -144,14 +146,16 @@ class Found(NamedTuple):
     coverage: Coverage
 
 
-def find_answers(documents: Sequence[Document], tokenizer: Any, config: PactConfig) -> Found:
-    """Locates the answers of a training set.
+def find_answers(
+    documents: Sequence[Document], tokenizer: Any, config: PactConfig, template: str | None = None
+) -> Found:
+    """Locates the answers of a training set, which was rendered with `template` or the tokenizer's own.
 
     Raises:
         PactError: there is no answer token, too few supervised assistant tokens are in an answer that was located, or
             the chat template has no header that the settings need.
     """
-    chat = ChatFormat.from_tokenizer(tokenizer, config.answer_prefix)
+    chat = ChatFormat.from_tokenizer(tokenizer, config.answer_prefix, template)
     if config.active_gate is not None:
         chat.require_header("build the reference without the prompt, which the gate needs (`pact.gate`)")
     coverage, chat = coverage_of(documents, chat, tokenizer.decode)

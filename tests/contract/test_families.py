@@ -5,21 +5,33 @@ The truth is computed from the rendered text: the characters of each message, ma
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pact_plugins.answers import AnswerTokens, Document
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.chat_template import markers
+from pact_plugins.config import PactConfig
+from pact_plugins.host_trainer import training_documents, training_template
+from pact_plugins.preparation import find_answers
+from tests import tiny
+from tests.contract.hosts import common
 from tests.published import FAMILIES, tokenizer
 from tests.templates import rendered
+
+if find_spec("trl"):
+    from trl import SFTConfig, SFTTrainer
 
 Bools = npt.NDArray[np.bool_]
 PRESENT = [name for name, family in FAMILIES.items() if family.source is not None]
@@ -166,6 +178,40 @@ def check(name: str, r: Row, mask: str) -> None:
 def test_an_assistants_tokens_and_no_others(name: str, shape: str, mask: str) -> None:
     """Prevents: user words, tool results and turn ends that are constrained, and answers that are not, in silence."""
     check(name, row(name, SHAPES[shape]), mask)
+
+
+THOUGHT = dict.fromkeys(("reasoning_content", "thinking"), "Tthought.")
+
+
+@pytest.mark.trl
+@pytest.mark.parametrize("own", [True, False], ids=["assistant_only_loss", "every token"])
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.template.startswith("trl/")])
+def test_rows_of_trl_are_covered(name: str, own: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Prevents: advice on a template that TRL does not render with, and thoughts or answers that are left out."""
+    messages = [*ONE[:1], {**ONE[1], **THOUGHT}, *TWO[2:3], {**TWO[3], **THOUGHT}]
+    tokens = tokenizer(name)
+    settings = {**common(tmp_path), "assistant_only_loss": own, "max_length": 2048}
+    try:
+        trainer = SFTTrainer(
+            model=tiny.llama(vocab_size=len(tokens)),
+            args=SFTConfig(**settings),
+            train_dataset=Dataset.from_list([{"messages": messages}]),
+            processing_class=copy.deepcopy(tokens),
+        )
+    except ValueError as error:
+        pytest.skip(f"TRL does not train on this template: {error}")
+    documents = list(training_documents(trainer))
+    template = training_template(trainer)
+    found = find_answers(documents, trainer.processing_class, PactConfig(), template)
+    assert (found.coverage.share, found.coverage.missed) == (1.0, ())
+    (document,) = documents
+    constrained = AnswerTokens.of([document], found.chat)
+    text = tokens.decode(constrained.label)
+    told = tokens.decode(document.input_ids)
+    assert [word in text for word in ("Aone.", "Atwo.", "Qone?", "Qtwo?")] == [True, True, False, False]
+    assert text.count("Tthought.") == told.count("Tthought.")
+    if own:
+        assert "writes an answer differently" not in caplog.text
 
 
 WORDS = st.text("abc.?\n é你", min_size=1, max_size=12).map(lambda text: f"{text}!").map(str.strip)
