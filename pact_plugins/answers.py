@@ -84,10 +84,10 @@ class Document:
         on. A run of supervised tokens that begins inside an assistant turn, or inside its opening, and holds no other
         opening, belongs to that turn as a whole. Of a run with whole openings (training on inputs), only what lies
         inside turns is answers, and of other runs (a user's turn, the ends of its turns) nothing. A document without
-        any opening was not made by the template: there each run after unsupervised tokens is an answer, and so it is
-        under a template whose openings are plain text, which may be missed. A run at the very beginning, before any
-        opening, goes on with an answer of another sequence if the data trains on answers alone
-        (`ChatFormat.answers_only`).
+        any opening was not made by the template: there each run after unsupervised tokens is an answer. So it is under
+        a template whose openings are plain text, which may be missed, unless it begins as a user's turn does. A run at
+        the very beginning, before any opening, goes on with an answer of another sequence if the data trains on answers
+        alone (`ChatFormat.answers_only`).
 
         Raises:
             PactError: answers have to be told from other turns that are trained on, and the template has no header, or
@@ -105,7 +105,8 @@ class Document:
             for start, _ in runs:
                 if start <= 1:
                     chat.require_header("tell the answers from the prompts, since both are trained on")
-            return [*continued, *(Answer(start, stop, start, chat.header) for start, stop in runs if start > 1)]
+            found = [Answer(start, stop, start, chat.header) for start, stop in runs if start > 1]
+            return [*continued, *(answer for answer in found if not self._asks(answer.start, chat))]
         owned: dict[int, tuple[int, int]] = {}
         others: list[Answer] = []
         for start, stop in runs:
@@ -114,7 +115,7 @@ class Document:
             around = [t for t in turns if t.opening < begin < t.stop and t.start < stop]
             if inside and not chat.ends and len(inside) + len(around) > 1:
                 raise _no_end()
-            if not (inside or around or chat.exact) and start > 1:
+            if not (inside or around or chat.exact) and start > 1 and not self._asks(start, chat):
                 others.append(Answer(start, stop, start, chat.header))
             for turn in (*around, *inside):
                 first = turn.start if turn in inside else start
@@ -122,6 +123,10 @@ class Document:
                 owned[turn.opening] = owned.get(turn.opening, (first, 0))[0], last
         found = [self._answer(turn, *owned[turn.opening], chat) for turn in turns if turn.opening in owned]
         return sorted([*continued, *found, *others], key=lambda answer: answer.start)
+
+    def _asks(self, start: int, chat: ChatFormat) -> bool:
+        """Whether a user's words begin at `start`, or behind a blank there."""
+        return any(0 <= start - place - len(chat.user) <= 1 for place in find(self.input_ids, chat.user))
 
     def _turns(self, chat: ChatFormat) -> list[_Turn]:
         """The assistant turns, in order. An opening's text inside a turn opens none."""

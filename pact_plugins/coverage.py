@@ -182,7 +182,8 @@ class _Part:
             missed[begun if cut else 0 :] = False
         return cls(
             constrained=int((supervised & answers).sum()),
-            outside=int((supervised & answers & user).sum()),
+            # Behind an opening in plain text that was missed, an answer looks like the user's.
+            outside=int((supervised & answers & user).sum()) if chat.exact else 0,
             rest=int(rest.sum()),
             missed=int(missed.sum()),
             reason="begins inside a turn" if cut and missed[:begun].any() else "no assistant turn located",

@@ -49,7 +49,7 @@ class Family:
 FAMILIES = {
     "Llama 2": Family(
         "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token }}[INST] {{ m['content'] }} [/INST]"
-        "{% else %} {{ m['content'] }} {{ eos_token }}{% endif %}{% endfor %}",
+        "{% elif m['role'] == 'assistant' %} {{ m['content'] }} {{ eos_token }}{% endif %}{% endfor %}",
         "<s>",
         "</s>",
     ),

@@ -147,8 +147,7 @@ def test_a_users_words_are_never_constrained(name: str) -> None:
     tokenizer, chat, text = prepared(name, CHAT)
     users = [(text.index(m["content"]), text.index(m["content"]) + len(m["content"])) for m in CHAT[::2]]
     masked = document(tokenizer, text, users)
-    # Openings in plain text can be missed: there the labels are trusted.
-    assert places(masked, chat) == ([] if chat.exact else np.flatnonzero(masked.supervised).tolist())
+    assert places(masked, chat) == []
     assert chat.exact is (name.partition("/")[2] not in PLAIN_TEXT)
 
 

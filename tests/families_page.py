@@ -1,0 +1,65 @@
+"""The page of model families: what is constrained of conversations of every shape, under published tokenizers.
+
+`python -m tests.families_page` writes its rows anew: those of Axolotl's templates where Axolotl is installed, and the
+others where the newest TRL is.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from pact_plugins import artefacts
+from tests.conversations import MASKS, SHAPES, found, left_alone, row
+from tests.published import FAMILIES
+
+PAGE = Path(__file__).parents[1] / "docs" / "families.md"
+
+_HEAD = """# Model families
+
+What PACT constrains under the tokenizers of model families, their markers flagged and named as the published files have
+them (`tests/published.py`), and the chat templates that TRL and Axolotl ship, or one of the project's own that writes
+the same markers. A family is tried with every shape of conversation that its template has: {shapes}; each with these
+tokens trained on: {masks}.
+
+*Supervised* are the tokens of assistants that are trained on: their own words, thoughts and calls of tools.
+*Constrained* are those of them under the safety term. *Outside* are constrained tokens of users, systems and tools, and
+of the ends of their turns: none may be.
+
+This page is made by `python -m tests.families_page` in both environments, and tested to be up to date.
+
+| family | template | shapes | constrained / supervised | outside |
+|---|---|---|---|---|
+"""
+
+
+def page() -> str:
+    """All of it; the rows that are not told here are kept."""
+    head = _HEAD.format(shapes=", ".join(SHAPES), masks=", ".join(MASKS))
+    kept = {row.split(" | ")[0]: row for row in PAGE.read_text(encoding="utf-8").splitlines(keepends=True)}
+    return head + "".join(line(name) if told_here(name) else kept.get(f"| {name}", "") for name in FAMILIES)
+
+
+def told_here(name: str) -> bool:
+    """Whether this environment is the one whose templates a family's row is made with."""
+    return bool(find_spec("axolotl")) == FAMILIES[name].template.startswith("axolotl/")
+
+
+def line(name: str) -> str:
+    """The row of one family."""
+    rows = [r for shape in SHAPES.values() if (r := row(name, shape)) is not None]
+    counts = np.zeros(3, int)
+    for r in rows:
+        for labels in MASKS.values():
+            supervised, constrained = found(name, r, labels(r))
+            own = supervised & r.of("assistant")
+            counts += [(constrained & own).sum(), own.sum(), (constrained & left_alone(r)).sum()]
+    template = FAMILIES[name].template
+    source = f"`{template}`" if "{" not in template else "own"
+    return f"| {name} | {source} | {len(rows)} of {len(SHAPES)} | {counts[0]:,} / {counts[1]:,} | {counts[2]} |\n"
+
+
+if __name__ == "__main__":
+    artefacts.write_text(PAGE, page())
