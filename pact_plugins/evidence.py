@@ -19,6 +19,11 @@ from pact_plugins.safety_tokens import SafetyTokens
 
 EVIDENCE, TOKENS, HISTORY = "pact_evidence.json", "pact_safety_tokens.json", "pact_history.json"
 
+_DATED = (
+    " The chat template writes the date into each row: put the day on which that run began in place of "
+    "`strftime_now(...)`, which is {began}."
+)
+
 StartedFrom = Literal["reference", "checkpoint", "trained"]
 """The weights that a call of `train()` began with: untouched, of a checkpoint, or trained by a call before it."""
 
@@ -77,6 +82,7 @@ class Evidence:
         about: settings, versions, amounts of data and the like, for people; resuming compares none of it.
         parts: its calls of `train()`, in order.
         trained_model: fingerprint of the model after its last step, once there is one.
+        anchors: name of the file of its anchors in the folder of caches; None if they are off.
     """
 
     identity: dict[str, Any]
@@ -85,6 +91,7 @@ class Evidence:
     about: dict[str, Any] = field(default_factory=dict[str, Any])
     parts: tuple[Part, ...] = ()
     trained_model: str | None = None
+    anchors: str | None = None
 
     @property
     def covered(self) -> int:
@@ -111,6 +118,7 @@ class Evidence:
             "identity": self.identity,
             "tokens_source": self.tokens_source,
             "tokens": self.tokens.fingerprint,
+            "anchors": self.anchors,
             "about": self.about,
             "parts": [asdict(part) for part in self.parts],
             "trained_model": self.trained_model,
@@ -166,21 +174,28 @@ class Evidence:
         """Writes what the trainer logged, entry by entry; of a resumed run from its first step."""
         artefacts.write(folder / HISTORY, {"log": list(log)})
 
-    def cache(self, config: PactConfig, identity: dict[str, Any]) -> ReferenceCache:
+    def cache(self, config: PactConfig, identity: dict[str, Any], *, dated: bool = False) -> ReferenceCache:
         """The reference that the run began with.
+
+        Args:
+            config: the settings of the run that resumes it.
+            identity: what that run's cache would be made for.
+            dated: whether its chat template writes the date, so that rows may differ in it alone.
 
         Raises:
             PactError: the run is resumed with other data, template, gate, anchors or choice of tokens, or its cache is
                 gone. Its model is taken from its evidence: the weights have been trained since.
         """
         now, then = {**identity, **tokens_source(config)}, {**self.identity, **self.tokens_source}
+        now["anchors"], then["anchors"] = bool(config.anchors_per_step), self.anchors is not None
         differing = [k for k in now if now[k] != then.get(k)]
         if differing:
             raise PactError(
                 expected="; ".join(f"{k} = {then.get(k)}" for k in differing) + ", as in the run being resumed",
                 got="; ".join(f"{k} = {now[k]}" for k in differing),
                 consequence="The reference of that run does not cover this one.",
-                remedy="Resume with the run's own data, tokenizer and `pact:` block.",
+                remedy="Resume with the run's own data, tokenizer and `pact:` block."
+                + _DATED.format(began=self.about.get("began") or "that day") * (dated and "data" in differing),
             )
         stored = config.cache_folder / digest(identity)
         if not stored.exists():

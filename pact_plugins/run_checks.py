@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pact_plugins import run_file
+from pact_plugins import anchors, run_file
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.evidence import EVIDENCE, Evidence
@@ -370,6 +370,8 @@ def resumed(run: Run) -> Iterator[Finding]:
     try:
         evidence = Evidence.load(run.output_dir)
         evidence.cache(run.config, evidence.identity)
+        if evidence.anchors is not None:
+            anchors.load(run.config.cache_folder / evidence.anchors)
     except PactError as error:
         yield Finding(key, error)
 
