@@ -14,6 +14,7 @@ from pact_plugins import artefacts
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest
+from pact_plugins.own_answers import Prompts
 from pact_plugins.reference import ReferenceCache
 from pact_plugins.safety_tokens import SafetyTokens
 
@@ -67,8 +68,13 @@ class Part:
 
 
 def tokens_source(config: PactConfig) -> dict[str, Any]:
-    """The settings that choose the safety tokens."""
-    return config.model_dump(mode="json", include={"safety_tokens", "base_model", "top_k"})
+    """The settings that choose the safety tokens; of files the content, since a path may lead elsewhere by then."""
+    names = {"safety_tokens", "safety_tokens_add", "safety_tokens_exclude", "base_model", "top_k"}
+    source = config.model_dump(mode="json", include=names)
+    if isinstance(config.safety_tokens, Path):
+        source["safety_tokens"] = SafetyTokens.load(config.safety_tokens).fingerprint
+    prompts = Prompts.of(config.prompts)
+    return {**source, "prompts": digest([prompts.harmful, prompts.harmless])}
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from pact_plugins import before_training, trl
 from pact_plugins.check_table import require_sound
@@ -17,6 +19,11 @@ NAN = float("nan")
 
 def _block(name: str, value: Any, message: str) -> BadInput:
     return BadInput(name, given(PactConfig.parse, value), message)
+
+
+def _caches_below_nothing(_folder: Path) -> None:
+    with patch.dict(os.environ, {"PACT_CACHE_DIR": "$NO_SUCH/pact"}):
+        PactConfig.parse(True)
 
 
 BLOCKS = [
@@ -55,6 +62,11 @@ BLOCKS = [
     _block("A probe that can never stop the run", {"probe": {"stop_below": 0}}, r"`pact\.probe.*greater than 0"),
     _block("An evaluation without judges", {"eval": {"judges": []}}, r"`pact\.eval\.judges`.*at least 1"),
     _block("One prompt set in place of a list", {"eval": {"prompts": "held-out"}}, r"`pact\.eval\.prompts`"),
+    _block("A path with a variable that is not set", {"cache_dir": "$NO_SUCH/pact"}, r"`pact\.cache_dir`.*`\$NO_SUCH`"),
+    _block(
+        "The home folder of nobody", {"safety_tokens": "~no-such-user/t.json"}, r"`pact\.safety_tokens`.*home folder"
+    ),
+    BadInput("A default folder that cannot be known", _caches_below_nothing, r"`\$NO_SUCH`.*`PACT_CACHE_DIR`"),
     _block("`pact:` with nothing behind it", None, r"`pact:`.*None"),
     _block("`pact:` in words", "on please", r"`pact:`.*on please"),
     _block("`pact:` as a list", [True], r"`pact:`.*\[True\]"),
