@@ -105,6 +105,7 @@ def check(path: Path, host: Host | None = None, arguments: Sequence[str] = ()) -
             *missing,
             *run_checks.unserved(run),
             *run_checks.files(run),
+            *run_checks.folders(run),
             *run_checks.empty(run),
             *run_checks.template(run),
             *run_checks.tokens(run),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -88,7 +89,8 @@ class Run:
     @property
     def output_dir(self) -> Path | None:
         folder = self.settings.get("output_dir")
-        return Path(str(folder)) if folder else None
+        # As transformers reads it.
+        return Path(os.path.expanduser(str(folder))) if folder else None
 
 
 def misspelt(settings: Mapping[str, Any]) -> Iterator[Finding]:
@@ -250,6 +252,24 @@ def files(run: Run) -> Iterator[Finding]:
                     consequence="The run would stop when it asks for it.",
                     remedy="Correct the path; it is relative to the folder in which the run is started.",
                 )
+
+
+def folders(run: Run) -> Iterator[Finding]:
+    """Folders that could not be made, or written to."""
+    assert run.config is not None, "only asked of runs under PACT"
+    for key, folder in (("output_dir", run.output_dir), ("pact.cache_dir", run.config.cache_folder)):
+        if folder is None:
+            continue
+        way = (folder.absolute(), *folder.absolute().parents)
+        there = next(path for path in way if os.path.exists(path))
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            yield Finding.of(
+                key,
+                expected=f"to write files into {folder}",
+                got=f"{there}, {'where nobody may write' if there.is_dir() else 'which is a file'}",
+                consequence="The run would stop when it keeps something there.",
+                remedy=f"Name another folder in `{key}`, or make this one writable.",
+            )
 
 
 def _is_path(name: str) -> bool:

@@ -197,6 +197,12 @@ CHECKED = [
     _trl("Prompts that are not there", "pact: {eval: {prompts: [p.csv]}}", r"p\.csv to be there; got no such file"),
     _trl("Own prompts that are not there", "pact: {prompts: {harmful: h.txt, harmless: g.txt}}", r"h\.txt to be there"),
     _trl("Safety tokens that are not there", "pact: {safety_tokens: tokens.json}", r"tokens\.json"),
+    _trl(
+        "Caches below a file",
+        "pact: {cache_dir: run.yaml/pact}",
+        r"into run\.yaml/pact; got .*run\.yaml, which is a file",
+    ),
+    _trl("An output folder below a file", "pact: true\noutput_dir: run.yaml/out", r"in `output_dir`"),
     _trl("A checkpoint that is not there", "pact: true\noutput_dir: o\nresume_from_checkpoint: o/1", r"a checkpoint"),
     _trl(
         "Going on with a run without evidence",
