@@ -63,7 +63,7 @@ def test_bad_blocks_are_refused_by_name(block: Any, words: list[str]) -> None:
 
 
 def test_paths_are_read_as_in_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prevents a folder called `$SCRATCH` or `~` in the working folder; and token texts or names that are taken apart."""
+    """Prevents a folder called `$SCRATCH` or `~` in the working folder, and token texts that are taken for paths."""
     monkeypatch.setenv("SCRATCH", "/scratch")
     monkeypatch.setenv("HOME", "/home/me")
     config = PactConfig.model_validate(

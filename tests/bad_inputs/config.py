@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -125,6 +126,17 @@ def _checked(name: str, content: str, message: str) -> BadInput:
     return _run_file(name, content, message, lambda path: check(path).require_sound())
 
 
+def _below_a_file(settings: str) -> Callable[[Path], None]:
+    """A run with these settings, filled in with a file that is where a folder should be."""
+
+    def act(folder: Path) -> None:
+        run = folder / "run.yaml"
+        run.write_text(f"model_name_or_path: m\ndataset_name: d\n{settings.format(run)}\n")
+        check(run).require_sound()
+
+    return act
+
+
 RUN_FILES = [
     BadInput("No such file", lambda folder: read_run_file(folder / "run.yaml"), r"run\.yaml; got FileNotFoundError"),
     BadInput("A folder in place of a file", read_run_file, r"a readable YAML file .*; got IsADirectoryError"),
@@ -197,12 +209,10 @@ CHECKED = [
     _trl("Prompts that are not there", "pact: {eval: {prompts: [p.csv]}}", r"p\.csv to be there; got no such file"),
     _trl("Own prompts that are not there", "pact: {prompts: {harmful: h.txt, harmless: g.txt}}", r"h\.txt to be there"),
     _trl("Safety tokens that are not there", "pact: {safety_tokens: tokens.json}", r"tokens\.json"),
-    _trl(
-        "Caches below a file",
-        "pact: {cache_dir: run.yaml/pact}",
-        r"into run\.yaml/pact; got .*run\.yaml, which is a file",
+    BadInput(
+        "Caches below a file", _below_a_file("pact: {{cache_dir: {}/pact}}"), r"to write .*; got .*, which is a file"
     ),
-    _trl("An output folder below a file", "pact: true\noutput_dir: run.yaml/out", r"in `output_dir`"),
+    BadInput("An output folder below a file", _below_a_file("pact: true\noutput_dir: {}/out"), r" in `output_dir`"),
     _trl("A checkpoint that is not there", "pact: true\noutput_dir: o\nresume_from_checkpoint: o/1", r"a checkpoint"),
     _trl(
         "Going on with a run without evidence",
