@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from transformers import TrainerCallback
 
 from pact_plugins.binding import Binding
@@ -14,6 +13,7 @@ from pact_plugins.config import PactConfig
 from pact_plugins.evidence import Evidence
 from pact_plugins.probing import Probing
 from pact_plugins.report.write import in_a_line
+from pact_plugins.telling import tell
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,8 @@ class PactCallback(TrainerCallback):
             return
         self.binding.end()
         try:
-            folder = self.binding.report()
+            if (folder := self.binding.report()) is not None:
+                self.announce(folder)
         except Exception:
             # Hosts save the weights after this: what goes wrong with a report must not cost the training.
             logger.exception(
@@ -90,9 +91,6 @@ class PactCallback(TrainerCallback):
                 "makes it from what was recorded.",
                 self.binding.output_dir,
             )
-        else:
-            if folder is not None:
-                self.announce(folder)
 
     def announce(self, folder: Path) -> None:
         """Prints what the run's report says. For whoever makes another one of it to override.
@@ -100,4 +98,4 @@ class PactCallback(TrainerCallback):
         Args:
             folder: of the report.
         """
-        Console().print(f"PACT: {in_a_line(folder)}", highlight=False, markup=False)
+        tell(f"PACT: {in_a_line(folder)}", highlight=False, markup=False)

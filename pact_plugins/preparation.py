@@ -38,6 +38,7 @@ from pact_plugins.reference import FORMAT
 from pact_plugins.safety_tokens import SafetyTokens
 from pact_plugins.sharding import full_shape
 from pact_plugins.subset_head import SubsetHead, hold_head
+from pact_plugins.telling import tell
 
 logger = logging.getLogger(__name__)
 
@@ -294,7 +295,7 @@ def print_summary(
         if overhead.probe:
             parts += f", the probe {overhead.probe:.2%} on average"
         table.add_row("expected cost", f"of a step's FLOP: {parts}")
-    (console or Console()).print(table)
+    tell(table, console)
 
 
 def _why_not_found(preparation: Preparation) -> str:

@@ -24,6 +24,7 @@ FLOW = [
     "fingerprints",
     "artefacts",
     "loading",
+    "telling",
     "chat_template",
     "chat_format",
     "answers",
