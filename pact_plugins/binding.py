@@ -23,6 +23,7 @@ from pact_plugins.host_trainer import (
     check_untrained,
     expected_step,
     mark_trained,
+    output_dir,
     probe_flop,
     training_documents,
     versions,
@@ -90,9 +91,16 @@ class Binding:
     def prepare(self) -> Preparation:
         """Finds the tokens and the reference. Call it whenever training begins, before the first step.
 
-        From the second call on they are what they were, since by then the weights may be trained.
+        From the second call on they are what they were, since by then the weights may be trained; of a trainer that has
+        a new model made each time (`model_init`), they are that model's.
         """
         self._check_attached()
+        head = self.preparation.objective.head if self.preparation else None
+        # Not where a trainer begins again after running out of memory: it keeps its model, trained.
+        if head is not None and self.trainer.model_init is not None and head.model is not self._model:
+            head.remove()
+            self.preparation, self._sums = None, {}
+            check_trainer(self.trainer, self.config)
         if self.preparation is None:
             self.ranks = Ranks.of_run(self.trainer.args.ddp_timeout)
         with self.ranks.together("the preparation of the run"):
@@ -201,7 +209,7 @@ class Binding:
     @property
     def output_dir(self) -> Path:
         """Where the run leaves what it leaves."""
-        return Path(self.trainer.args.output_dir)
+        return output_dir(self.trainer)
 
     def _overhead(self, preparation: Preparation) -> Overhead | None:
         """What each step will cost, if PACT has to compute the log-normaliser; None without a data loader."""

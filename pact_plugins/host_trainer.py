@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from torch.distributed.fsdp import CPUOffloadPolicy
@@ -32,6 +33,14 @@ def check_trainer(trainer: Any, config: PactConfig) -> None:
         )
 
     args = trainer.args
+    # User's own trainers and other hosts' derive from these two.
+    kind = next((cls.__name__ for cls in type(trainer).__mro__ if cls.__module__.startswith("trl.")), "SFTTrainer")
+    if kind != "SFTTrainer":
+        refuse(
+            f"TRL's {kind}",
+            "Its loss is not cross-entropy on answers of the data set, beside which PACT stands.",
+            "Train with `SFTTrainer`, or without PACT.",
+        )
     check_supported(trainer.accelerator.unwrap_model(trainer.model))
     check_tokenizer(trainer.processing_class)
     if args.n_gpu > 1:
@@ -69,6 +78,12 @@ def check_trainer(trainer: Any, config: PactConfig) -> None:
             "Its sequences are not known before the first step, and the reference is computed then.",
             "Load the data set whole (`streaming: false`).",
         )
+
+
+def output_dir(trainer: Any) -> Path:
+    """Where the run leaves what it leaves: of a sweep, in the folder of the trial."""
+    trial = getattr(trainer, "_trial", None)
+    return Path(trainer.args.output_dir if trial is None else trainer._get_output_dir(trial))
 
 
 def check_untrained(model: Any) -> None:

@@ -24,13 +24,20 @@ from tests.rows import documents, few
 ROWS = [{"input_ids": [0, 7, 7, 8, 9], "labels": [-100, -100, -100, 8, 9]}] * 2
 
 
-def trainer_on(folder: Path, data: Any = None, tokenizer: Any = "tiny", **settings: Any) -> Any:
+def trainer_on(
+    folder: Path,
+    data: Any = None,
+    tokenizer: Any = "tiny",
+    model_init: Callable[[], Any] | None = None,
+    **settings: Any,
+) -> Any:
     """Transformers' own trainer: what every host is derived from."""
     args = TrainingArguments(
         output_dir=str(folder / "out"), use_cpu=True, report_to=[], max_steps=1, disable_tqdm=True, **settings
     )
     return Trainer(
-        model=tiny.llama(),
+        model=None if model_init else tiny.llama(),
+        model_init=model_init,
         args=args,
         train_dataset=Dataset.from_list(ROWS) if data is None else data,
         processing_class=tiny.tokenizer() if tokenizer == "tiny" else tokenizer,
@@ -115,6 +122,34 @@ def _after_removal(folder: Path) -> None:
 def _made_and_not_added(folder: Path) -> None:
     trainer = trainer_on(folder)
     PactCallback(trainer, config(folder))
+    trainer.train()
+
+
+def _the_same_twice(folder: Path) -> None:
+    trainer = trainer_on(folder)
+    callback = PactCallback(trainer, config(folder))
+    trainer.add_callback(callback)
+    trainer.add_callback(callback)
+    trainer.train()
+
+
+def _on_another_trainer(folder: Path) -> None:
+    other = trainer_on(folder)
+    other.add_callback(PactCallback(trainer_on(folder), config(folder)))
+    other.train()
+
+
+def _after_training(folder: Path) -> None:
+    trainer = trainer_on(folder)
+    trainer.train()
+    PactCallback(trainer, config(folder))
+
+
+def _preference_trainer(folder: Path) -> None:
+    trainer = trainer_on(folder)
+    of_trl = type("DPOTrainer", (Trainer,), {"__module__": "trl.trainer.dpo_trainer"})
+    trainer.__class__ = type("MyTrainer", (of_trl,), {})
+    trainer.add_callback(PactCallback(config(folder)))
     trainer.train()
 
 
@@ -204,6 +239,32 @@ INPUTS = [
     ),
     BadInput("Label smoothing beside damping", _bound(label_smoothing_factor=0.1), _OTHER_LOSS),
     BadInput("A loss of one's own beside damping", _bound(_own_loss), _OTHER_LOSS),
+    BadInput("A trainer for preferences", _preference_trainer, r"; got TRL's DPOTrainer\..*`SFTTrainer`"),
+    BadInput(
+        "The class of a trainer in its place",
+        given(PactCallback, Trainer),
+        r"as `PactCallback\(trainer\)`; got the class Trainer\..*`callbacks=\[PactCallback\(\)\]`",
+    ),
+    BadInput("A model in the trainer's place", lambda _: PactCallback(tiny.llama()), r"; got a LlamaForCausalLM"),
+    BadInput(
+        "Settings before the trainer",
+        lambda folder: PactCallback(config(folder), trainer_on(folder)),  # pyright: ignore[reportArgumentType]
+        r"; got a PactConfig\..*Settings come second",
+    ),
+    BadInput(
+        "Settings in two ways",
+        lambda folder: PactCallback(trainer_on(folder), {"weight": 2}, anchors=0),
+        r"; got an object, and anchors by name",
+    ),
+    BadInput("A misspelt setting by name", given(PactCallback, wieght=2), r"`pact\.wieght`.*Did you mean `weight`"),
+    BadInput("A callback twice", _the_same_twice, r"once in the trainer's list"),
+    BadInput("A callback on another trainer than its own", _on_another_trainer, r"; got another trainer"),
+    BadInput(
+        "A callback without a trainer",
+        lambda _: PactCallback().on_train_begin(),
+        r"the trainer of the callback to begin training; got something else",
+    ),
+    BadInput("A callback after training", _after_training, r"yet to train; got one that has trained 1 steps"),
     BadInput("PACT twice", _twice, r"one PACT per trainer"),
     BadInput("PACT taken off before training", _after_removal, r"a trainer that still has PACT"),
     BadInput(
