@@ -68,7 +68,8 @@ def test_each_trial_of_a_sweep_has_its_own_reference(tmp_path: Path, monkeypatch
     """Prevents the second trial from being held through the first one's model, and evidence of the last trial alone."""
     monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial)
     seeds = iter([0, 1, 2])
-    trainer = trainer_on(tmp_path, model_init=lambda: tiny.llama(seed=next(seeds)), learning_rate=0.5, optim="sgd")
+    settings: dict[str, Any] = {"learning_rate": 0.5, "optim": "sgd", "logging_steps": 1}
+    trainer = trainer_on(tmp_path, model_init=lambda: tiny.llama(seed=next(seeds)), **settings)
     trainer.add_callback(PactCallback(trainer, config(tmp_path)))
     kept: list[Evidence] = []
     for trial in range(2):
