@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from pact_plugins import anchors, run_file
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
@@ -202,12 +204,14 @@ def _unserved_sharding(run: Run, refused: Callable[[str, str, str], Finding]) ->
     """Ways of sharing weights and sequences between processes that PACT does not know."""
     settings = run.settings
     unknown = "It is not known that the reference would be computed from whole weights."
-    fsdp = {k.removeprefix("fsdp_"): v for k, v in _block(settings.get("fsdp_config")).items()}
+    launched = _block(settings.get("accelerate_config")).get("fsdp_config")
+    fsdp = {k.removeprefix("fsdp_"): v for k, v in _block(settings.get("fsdp_config") or launched).items()}
     quantised = any(settings.get(key) for key in ("load_in_4bit", "load_in_8bit"))
     if settings.get("fsdp") or fsdp:
-        key = "fsdp_config" if fsdp else "fsdp"
-        # What the hosts take if nothing is said.
-        version = settings.get("fsdp_version") or fsdp.get("version") or (1 if run.host == "axolotl" else 2)
+        key = "accelerate_config" if launched else "fsdp_config" if fsdp else "fsdp"
+        # What the hosts and the launcher take if nothing is said.
+        default = 1 if launched or run.host == "axolotl" else 2
+        version = settings.get("fsdp_version") or fsdp.get("version") or default
         if str(version) != "2":
             yield refused(key, f"FSDP1 flattens the weights. {unknown}", "Set `fsdp_version: 2`.")
         if fsdp.get("offload_params") or fsdp.get("cpu_offload") or "offload" in str(settings.get("fsdp")):
@@ -223,11 +227,12 @@ def _unserved_sharding(run: Run, refused: Callable[[str, str, str], Finding]) ->
 
 
 def _block(settings: Any) -> Mapping[str, Any]:
-    """A block of settings, or of the JSON file that is named in its place; empty where there is none to be read."""
-    if isinstance(settings, str) and Path(settings).is_file():
+    """A block of settings, or of the file that is named in its place; empty where there is none to be read."""
+    if isinstance(settings, str) and (path := Path(settings)).is_file():
+        read = yaml.safe_load if path.suffix in (".yaml", ".yml") else json.loads
         try:
-            settings = json.loads(Path(settings).read_text(encoding="utf-8"))
-        except ValueError:
+            settings = read(path.read_text(encoding="utf-8"))
+        except (ValueError, yaml.YAMLError):
             return {}
     return settings if isinstance(settings, dict) else {}
 
@@ -237,7 +242,7 @@ def files(run: Run) -> Iterator[Finding]:
     assert run.config is not None, "only asked of runs under PACT"
     eval_prompts = run.config.active_eval.prompts if run.config.active_eval else ()
     named = [("model", run.model), ("datasets", run.data)]
-    named += [(key, run.settings.get(key)) for key in ("deepspeed", "chat_template_path")]
+    named += [(key, run.settings.get(key)) for key in ("deepspeed", "chat_template_path", "accelerate_config")]
     named += [("pact.eval.prompts", [name.split(":")[0] for name in eval_prompts])]
     named += [("pact.base_model", run.config.base_model)]
     own = run.config.prompts

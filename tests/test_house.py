@@ -75,6 +75,7 @@ FLOW = [
     "audit",
     "audit_table",
     "verification",
+    "launching",
     "trl",
     "axolotl",
     "demo",

@@ -137,6 +137,13 @@ def _below_a_file(settings: str) -> Callable[[Path], None]:
     return act
 
 
+def _launched_by_fsdp1(folder: Path) -> None:
+    (folder / "a.yaml").write_text("distributed_type: FSDP\nfsdp_config: {fsdp_reshard_after_forward: FULL_SHARD}\n")
+    run = folder / "run.yaml"
+    run.write_text(f"pact: true\nmodel_name_or_path: m\ndataset_name: d\naccelerate_config: {folder}/a.yaml\n")
+    check(run).require_sound()
+
+
 RUN_FILES = [
     BadInput("No such file", lambda folder: read_run_file(folder / "run.yaml"), r"run\.yaml; got FileNotFoundError"),
     BadInput("A folder in place of a file", read_run_file, r"a readable YAML file .*; got IsADirectoryError"),
@@ -171,6 +178,12 @@ RUN_FILES = [
         "A key that TRL does not know",
         "pact: true\nmodel_name_or_path: m\ndataset_name: d\nouput_dir: out\n",
         r"keys that TRL knows; got `ouput_dir`\..*Did you mean `output_dir`",
+        _sft,
+    ),
+    _run_file(
+        "A file for the launcher that is not there",
+        "pact: true\nmodel_name_or_path: m\ndataset_name: d\naccelerate_config: zero4\n",
+        r"`accelerate_config` to be a file.*zero4",
         _sft,
     ),
     _run_file(
@@ -213,6 +226,7 @@ CHECKED = [
         "Caches below a file", _below_a_file("pact: {{cache_dir: {}/pact}}"), r"to write .*; got .*, which is a file"
     ),
     BadInput("An output folder below a file", _below_a_file("pact: true\noutput_dir: {}/out"), r" in `output_dir`"),
+    BadInput("FSDP1 by the launcher", _launched_by_fsdp1, r"`accelerate_config: .*FSDP1 .*`fsdp_version: 2`"),
     _trl("A checkpoint that is not there", "pact: true\noutput_dir: o\nresume_from_checkpoint: o/1", r"a checkpoint"),
     _trl(
         "Going on with a run without evidence",
