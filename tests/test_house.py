@@ -84,7 +84,7 @@ FLOW = [
 ]
 """Each module may import the ones before it."""
 
-MAY_IMPORT_TRL = {"trl", "demo", "cli"}
+MAY_IMPORT_TRL = {"launching", "trl", "demo", "cli"}
 MAY_IMPORT_AXOLOTL = {"axolotl"}
 
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
