@@ -23,6 +23,9 @@ from pact_plugins.sharding import is_cut, is_sharded
 
 _TRAINED = "_pact_has_trained"
 
+_READ_TWICE = 8
+"""Rows that are read a second time, where something of the user's own makes them."""
+
 
 def check_trainer(trainer: Any, config: PactConfig) -> None:
     """Refuses trainers on which the safety term would be wrong."""
@@ -163,20 +166,38 @@ def _checkpoints_reentrantly(trainer: Any) -> bool:
 
 
 def training_documents(trainer: Any) -> Iterator[Document]:
-    """Every sequence of the training set, as the trainer's batches will hold it; its `row` is that of the set."""
+    """Every sequence of the training set, as the trainer's batches will hold it; its `row` is that of the set.
+
+    Raises:
+        PactError: rows are others each time that they are read, or cannot be read.
+    """
     dataset = trainer.train_dataset
     columns: set[str] = set(getattr(dataset, "column_names", None) or ())
     # Rows that hold their labels need no collator of a host's, unless they are packed: then it decides whether
     # boundaries count. One of somebody's own may change anything.
     bounded = getattr(trainer.data_collator, "padding_free", False)
     of_a_host = type(trainer.data_collator).__module__.partition(".")[0] in ("axolotl", "transformers", "trl")
-    if of_a_host and {"input_ids", "labels"} <= columns and ("seq_lengths" not in columns or bounded):
+    labelled = {"input_ids", "labels"} <= columns and ("seq_lengths" not in columns or bounded)
+    # Under a transform (`with_transform`), what the trainer's loader sees is not what is stored.
+    if of_a_host and labelled and dataset.format["type"] != "custom":
         yield from read_documents(dataset)
         return
     # One row at a time, so that no collator option (shuffling, dropping the last batch) can leave one out.
     for i in range(len(dataset)):
-        batch: Mapping[str, Any] = trainer.data_collator([_collatable(trainer, dataset[i])])
-        yield from (replace(document, row=i) for document in split_documents(batch))
+        documents = _documents_of_row(trainer, i)
+        if i < _READ_TWICE and [d.key for d in documents] != [d.key for d in _documents_of_row(trainer, i)]:
+            raise PactError(
+                expected="rows that are the same each time that the trainer reads them",
+                got=f"a data set or data collator that gives row {i} differently the second time",
+                consequence="The reference would be of other rows than those that are trained on.",
+                remedy="Apply what changes them once, for example with `dataset.map(...)` in place of `with_transform`.",
+            )
+        yield from documents
+
+
+def _documents_of_row(trainer: Any, row: int) -> list[Document]:
+    batch: Mapping[str, Any] = trainer.data_collator([_collatable(trainer, trainer.train_dataset[row])])
+    return [replace(document, row=row) for document in split_documents(batch)]
 
 
 def expected_step(trainer: Any, data: Data, anchors: Sequence[Document], config: PactConfig) -> Step | None:

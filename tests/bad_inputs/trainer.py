@@ -153,6 +153,14 @@ def _preference_trainer(folder: Path) -> None:
     trainer.train()
 
 
+def _rows_of_chance(folder: Path) -> None:
+    answers = iter(range(40, 100))
+    other = Dataset.from_list(ROWS).with_transform(lambda rows: {**rows, "input_ids": [[0, 7, 8, 9, next(answers)]]})
+    trainer = trainer_on(folder, data=other)
+    trainer.add_callback(PactCallback(trainer, config(folder)))
+    trainer.train()
+
+
 def _the_end_without_a_beginning(folder: Path) -> None:
     binding = PactCallback(trainer_on(folder), config(folder)).binding
     assert binding is not None
@@ -206,6 +214,7 @@ INPUTS = [
         _bound(data=Dataset.from_list(ROWS).to_iterable_dataset()),
         r"a streaming data set.*whole",
     ),
+    BadInput("Rows that are others each time", _rows_of_chance, r"gives row 0 differently the second time"),
     BadInput("Several GPUs in one process", _bound(_gpus), r"DataParallel over 2 GPUs.*torchrun"),
     BadInput("FSDP1", _bound(_fsdp(fsdp_version=1)), r"; got FSDP1\..*fsdp_version: 2"),
     BadInput(
