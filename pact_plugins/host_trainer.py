@@ -190,7 +190,7 @@ def training_documents(trainer: Any) -> Iterator[Document]:
                 expected="rows that are the same each time that the trainer reads them",
                 got=f"a data set or data collator that gives row {i} differently the second time",
                 consequence="The reference would be of other rows than those that are trained on.",
-                remedy="Apply what changes them once, for example with `dataset.map(...)` in place of `with_transform`.",
+                remedy="Apply what changes them once: `dataset.map(...)`, for example, in place of `with_transform`.",
             )
         yield from documents
 
