@@ -25,6 +25,7 @@ from pact_plugins.host_trainer import (
     mark_trained,
     output_dir,
     probe_flop,
+    tokenizer_of,
     training_documents,
     versions,
 )
@@ -117,7 +118,7 @@ class Binding:
             evaluation = evaluation_of(trainer, self.config.active_eval, self.ranks)
             self.preparation = prepare(
                 self._model,
-                trainer.processing_class,
+                tokenizer_of(trainer),
                 list(training_documents(trainer)),
                 self.config,
                 resumed_from=self.output_dir if resumed else None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -45,7 +47,7 @@ def check_trainer(trainer: Any, config: PactConfig) -> None:
             "Train with `SFTTrainer`, or without PACT.",
         )
     check_supported(trainer.accelerator.unwrap_model(trainer.model))
-    check_tokenizer(trainer.processing_class)
+    tokenizer_of(trainer)
     if args.n_gpu > 1:
         refuse(
             f"torch.nn.DataParallel over {args.n_gpu} GPUs",
@@ -81,6 +83,21 @@ def check_trainer(trainer: Any, config: PactConfig) -> None:
             "Its sequences are not known before the first step, and the reference is computed then.",
             "Load the data set whole (`streaming: false`).",
         )
+
+
+def tokenizer_of(trainer: Any) -> Any:
+    """The tokenizer of the trainer's model: its own, or that of its processor with the template that renders the rows.
+
+    Raises:
+        PactError: it has neither.
+    """
+    processor = trainer.processing_class
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if tokenizer is not processor and getattr(processor, "chat_template", None):
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.chat_template = processor.chat_template
+    check_tokenizer(tokenizer)
+    return tokenizer
 
 
 def output_dir(trainer: Any) -> Path:
@@ -197,6 +214,13 @@ def training_documents(trainer: Any) -> Iterator[Document]:
 
 def _documents_of_row(trainer: Any, row: int) -> list[Document]:
     batch: Mapping[str, Any] = trainer.data_collator([_collatable(trainer, trainer.train_dataset[row])])
+    if seen := [name for name in batch if re.search("pixel|image|video|audio|input_features", name)]:
+        raise PactError(
+            expected="a training set of text alone",
+            got=f"`{seen[0]}` in the batch of row {row}",
+            consequence="The reference would be computed without what its answers are about.",
+            remedy="Leave images and sounds out, or train without PACT.",
+        )
     return [replace(document, row=row) for document in split_documents(batch)]
 
 

@@ -97,11 +97,16 @@ def _own_loss(trainer: Any) -> None:
     trainer.compute_loss_func = lambda *_args, **_kw: torch.tensor(0.0)
 
 
-class Processor:
-    """What a multimodal model has in place of a tokenizer."""
+class ImageProcessor:
+    """What prepares images, and no text."""
 
-    tokenizer = tiny.tokenizer()
-    chat_template = tiny.TEMPLATE
+
+def _with_images(trainer: Any) -> None:
+    trainer.data_collator = lambda rows: {
+        **default_data_collator(rows),
+        "pixel_values": torch.zeros(len(rows), 3, 2, 2),
+    }
+    trainer.train_dataset = [dict(row) for row in ROWS]
 
 
 def _twice(folder: Path) -> None:
@@ -167,9 +172,10 @@ def _the_end_without_a_beginning(folder: Path) -> None:
     binding.end()
 
 
-def _trained(**settings: Any) -> Callable[[Path], Any]:
+def _trained(change: Callable[[Any], Any] = lambda trainer: None, **settings: Any) -> Callable[[Path], Any]:
     def act(folder: Path) -> Any:
         trainer = trainer_on(folder)
+        change(trainer)
         trainer.add_callback(PactCallback(trainer, config(folder, **settings)))
         return trainer.train()
 
@@ -205,10 +211,11 @@ INPUTS = [
         "A trainer without a tokenizer", _bound(tokenizer=None), r"`processing_class`.*; got a trainer without one"
     ),
     BadInput(
-        "A processor in place of the tokenizer",
-        _bound(tokenizer=Processor()),
-        r"`processing_class`.*; got a Processor\..*processing_class=processor\.tokenizer",
+        "What prepares images in place of the tokenizer",
+        _bound(tokenizer=ImageProcessor()),
+        r"`processing_class`.*; got a ImageProcessor\..*processing_class=tokenizer",
     ),
+    BadInput("Images in the training set", _trained(_with_images), r"text alone; got `pixel_values` in the"),
     BadInput(
         "A streaming data set",
         _bound(data=Dataset.from_list(ROWS).to_iterable_dataset()),
