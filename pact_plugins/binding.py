@@ -228,17 +228,15 @@ class Binding:
             probe_flop=probe_flop(self.trainer, size, preparation.probe),
         )
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-        **kw: Any,
-    ) -> Any:
-        """The trainer's own loss, plus weight * KL - damped cross-entropy, normalised like its cross-entropy."""
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kw: Any) -> Any:
+        """The trainer's own loss, plus weight * KL - damped cross-entropy, normalised like its cross-entropy.
+
+        The rest is handed on as it came: trainers of people's own take `**kwargs`, or name less than transformers does.
+        """
         if not (model.training and torch.is_grad_enabled()):
-            return self._compute_loss(model, inputs, return_outputs, num_items_in_batch, **kw)
+            return self._compute_loss(model, inputs, *args, **kw)
+        given = {**dict(zip(("return_outputs", "num_items_in_batch"), args, strict=False)), **kw}
+        return_outputs, num_items_in_batch = given.get("return_outputs", False), given.get("num_items_in_batch")
         if self.preparation is None:
             raise PactError(
                 expected="PACT to be prepared before the first training step",
@@ -250,7 +248,7 @@ class Binding:
         # Before the trainer's own loss: trainers take keys out of the inputs.
         targets = self._targets(objective, inputs)
         with objective.watch(targets) as captured:
-            result = self._compute_loss(model, inputs, return_outputs, num_items_in_batch, **kw)
+            result = self._compute_loss(model, inputs, *args, **kw)
         terms = objective.terms(captured, targets)
         counts = {"answer_tokens": terms.count, "cache_hits": targets.documents}
         self._recorder.add({"micro_batches": 1, "supervised_tokens": targets.supervised, **counts})

@@ -167,7 +167,8 @@ class Evidence:
                 expected=f"the evidence of the run being resumed, {folder / EVIDENCE}",
                 got=f"{type(error).__name__}: {error}",
                 consequence="The weights of the checkpoint are already fine-tuned: they are no reference.",
-                remedy="Resume in the output folder of a run that had PACT on, or start from the original model.",
+                remedy="Resume with the output folder of the run that had PACT on, where its checkpoints are, or start "
+                "from the original model.",
             ) from error
 
     @staticmethod

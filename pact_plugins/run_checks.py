@@ -255,7 +255,8 @@ def files(run: Run) -> Iterator[Finding]:
                     expected=f"{name} to be there",
                     got="no such file or folder",
                     consequence="The run would stop when it asks for it.",
-                    remedy="Correct the path; it is relative to the folder in which the run is started.",
+                    remedy="Correct the path; it is relative to the folder in which the run is started, and hosts take "
+                    "`~` and `$` as they stand.",
                 )
 
 
@@ -285,7 +286,7 @@ def _is_path(name: str) -> bool:
 
 
 def _exists(name: str) -> bool:
-    path = Path(name).expanduser()
+    path = Path(name)  # no host takes `~` for the home folder in these; `pact:` has its own filled in
     # A pattern such as `data/*.jsonl` names what it matches.
     return path.exists() or ("*" in name and any(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))))
 
@@ -411,6 +412,14 @@ def remarks(run: Run) -> Iterator[Finding]:
             got=f"one that a run under PACT wrote: {model}",
             consequence="Its refusals as they are now would be the reference.",
             remedy="Name the original model, or resume that run, unless this is a second stage.",
+        )
+    if "$" in str(run.settings.get("output_dir")):
+        yield Finding.of(
+            "output_dir",
+            expected="a folder by its name",
+            got=f"`{run.settings['output_dir']}`, in which hosts fill in no variable",
+            consequence="The run would write into a folder of that name below the one in which it is started.",
+            remedy="Write the folder out, or give `--output_dir` on the command line, where the shell fills it in.",
         )
     if run.settings.get("gradient_checkpointing") and run.config and run.config.anchors_per_step:
         reentrant = (run.settings.get("gradient_checkpointing_kwargs") or {}).get("use_reentrant")

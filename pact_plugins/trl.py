@@ -45,7 +45,8 @@ def sft(arguments: Sequence[str]) -> None:
         with _in_place_of(path, settings, arguments) as own:
             launching.launch(launcher, own)
         return
-    config = PactConfig.parse(settings.pop("pact"))
+    with run_file.variables(settings):
+        config = PactConfig.parse(settings.pop("pact"))
     _run_script(
         path,
         settings,
@@ -61,7 +62,8 @@ def in_place_of_training(path: Path, act: Act[T]) -> T:
         PactError: there is no such file or key, or PACT is off or cannot serve the run.
     """
     settings, arguments, _ = _parted(read_run_file(path), ["--config", str(path)])
-    config = before_training.config_of(settings)
+    with run_file.variables(settings):
+        config = before_training.config_of(settings)
     del settings["pact"]
     return before_training.in_place_of_training(
         lambda folder: _run_script(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import Trainer
 
 from pact_plugins import PactCallback
 from pact_plugins.evidence import Evidence
@@ -82,3 +83,30 @@ def test_each_trial_of_a_sweep_has_its_own_reference(tmp_path: Path, monkeypatch
         assert part.loss_at_start["pact/kl"] < 1e-5
     assert kept[0].identity["model"] != kept[1].identity["model"]
     assert kept[0].trained_model != kept[1].trained_model
+
+
+class _WithAnyKeywords(Trainer):
+    """The loss as people copy it from examples."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        outputs = model(**inputs)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+
+class _InAnotherOrder(Trainer):
+    def compute_loss(
+        self, model: Any, inputs: Any, num_items_in_batch: Any = None, return_outputs: bool = False
+    ) -> Any:
+        outputs = model(**inputs)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+
+@pytest.mark.parametrize("kind", [_WithAnyKeywords, _InAnotherOrder])
+def test_a_loss_of_ones_own_is_called_as_the_trainer_calls_it(kind: type[Trainer], tmp_path: Path) -> None:
+    """Prevents a trainer of one's own that stops under PACT alone, because its loss names less than transformers'."""
+    trainer = trainer_on(tmp_path)
+    trainer.__class__ = kind
+    trainer.add_callback(PactCallback(trainer, config(tmp_path)))
+    trainer.train()
+    assert verify(tmp_path / "out").holds
+    trainer.evaluate(trainer.train_dataset)

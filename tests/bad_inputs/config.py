@@ -197,6 +197,8 @@ RUN_FILES = [
     ),
 ]
 
+_AT_HOME = "pact: true\ndatasets: [{path: json, data_files: ~/}]"
+
 CHECKED = [
     _trl("A file for `pact sft` without `pact`", "", r"the key `pact` in .*run\.yaml; got no such key"),
     _trl("The key `pact` with nothing behind it", "pact:", r"`pact:` with nothing behind it"),
@@ -218,6 +220,7 @@ CHECKED = [
         '{"messages": [{"role": "user", "content": "Hello"}]}\n',
         r"a chat template in .*rows\.jsonl; got neither .*`chat_template_path`",
     ),
+    _trl("Data in a home folder that the host does not look into", _AT_HOME, r"~/.* to be there"),
     _trl("A template that is not there", "pact: true\nchat_template_path: t.jinja", r"t\.jinja to be there"),
     _trl("Prompts that are not there", "pact: {eval: {prompts: [p.csv]}}", r"p\.csv to be there; got no such file"),
     _trl("Own prompts that are not there", "pact: {prompts: {harmful: h.txt, harmless: g.txt}}", r"h\.txt to be there"),
