@@ -25,15 +25,15 @@ The same keys, with the same meaning, in an Axolotl YAML file, in a file for `pa
 ```yaml
 pact:
   weight: 0.3
-  eval: {judges: [opening, phrases], limit: 64}
+  eval: {limit: 64}
 ```
 
 ```python
-PactCallback(trainer, PactConfig(weight=0.3))
+PactCallback(trainer, weight=0.3, eval={"limit": 64})
 ```
 
-`pact: true` is all defaults, `pact: false` an explicit off. `PactCallback(trainer)` is `pact: true`; it takes a dict
-too.
+`pact: true` is all defaults, `pact: false` an explicit off. `PactCallback(trainer)` is `pact: true`; in place of single
+settings it takes a `PactConfig` or a dict.
 
 A key that is not on this page is an error, as is a value outside its bounds, and a setting that another one would make
 idle: nothing that is written down is ignored. `pact check run.yaml` reads a file without starting its run. Why the

@@ -70,7 +70,9 @@ def load(path: Path) -> list[Document]:
             expected=f"the anchors of this model in {path}",
             got=f"{type(error).__name__}: {error}",
             consequence="The run would be held to other answers than the reference's own.",
-            remedy="Remove that file and start from the original model.",
+            remedy="Point `pact.cache_dir` to where the run began, or start from the original model."
+            if isinstance(error, FileNotFoundError)
+            else "Remove that file and start from the original model.",
         ) from error
 
 

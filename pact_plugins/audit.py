@@ -12,7 +12,7 @@ from pact_plugins import artefacts
 from pact_plugins.answers import Answer, AnswerTokens, Document
 from pact_plugins.config import PactConfig
 from pact_plugins.forward import progress
-from pact_plugins.host_trainer import training_documents, training_template
+from pact_plugins.host_trainer import tokenizer_of, training_documents, training_template
 from pact_plugins.objective import PactObjective
 from pact_plugins.preparation import prepare
 
@@ -95,7 +95,7 @@ def audit(trainer: Any, config: PactConfig, *, threshold: float | None = None) -
     """
     shown = trainer.is_world_process_zero()
     documents = list(training_documents(trainer))
-    model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
+    model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), tokenizer_of(trainer)
     objective = prepare(
         model,
         tokenizer,

@@ -23,7 +23,9 @@ from pact_plugins.host_trainer import (
     check_untrained,
     expected_step,
     mark_trained,
+    output_dir,
     probe_flop,
+    tokenizer_of,
     training_documents,
     training_template,
     versions,
@@ -91,9 +93,16 @@ class Binding:
     def prepare(self) -> Preparation:
         """Finds the tokens and the reference. Call it whenever training begins, before the first step.
 
-        From the second call on they are what they were, since by then the weights may be trained.
+        From the second call on they are what they were, since by then the weights may be trained; of a trainer that has
+        a new model made each time (`model_init`), they are that model's.
         """
         self._check_attached()
+        head = self.preparation.objective.head if self.preparation else None
+        # Not where a trainer begins again after running out of memory: it keeps its model, trained.
+        if head is not None and self.trainer.model_init is not None and head.model is not self._model:
+            head.remove()
+            self.preparation, self._sums = None, {}
+            check_trainer(self.trainer, self.config)
         if self.preparation is None:
             self.ranks = Ranks.of_run(self.trainer.args.ddp_timeout)
         with self.ranks.together("the preparation of the run"):
@@ -110,7 +119,7 @@ class Binding:
             evaluation = evaluation_of(trainer, self.config.active_eval, self.ranks)
             self.preparation = prepare(
                 self._model,
-                trainer.processing_class,
+                tokenizer_of(trainer),
                 list(training_documents(trainer)),
                 self.config,
                 template=training_template(trainer),
@@ -203,7 +212,7 @@ class Binding:
     @property
     def output_dir(self) -> Path:
         """Where the run leaves what it leaves."""
-        return Path(self.trainer.args.output_dir)
+        return output_dir(self.trainer)
 
     def _overhead(self, preparation: Preparation) -> Overhead | None:
         """What each step will cost, if PACT has to compute the log-normaliser; None without a data loader."""
@@ -221,17 +230,15 @@ class Binding:
             probe_flop=probe_flop(self.trainer, size, preparation.probe),
         )
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-        **kw: Any,
-    ) -> Any:
-        """The trainer's own loss, plus weight * KL - damped cross-entropy, normalised like its cross-entropy."""
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kw: Any) -> Any:
+        """The trainer's own loss, plus weight * KL - damped cross-entropy, normalised like its cross-entropy.
+
+        The rest is handed on as it came: trainers of people's own take `**kwargs`, or name less than transformers does.
+        """
         if not (model.training and torch.is_grad_enabled()):
-            return self._compute_loss(model, inputs, return_outputs, num_items_in_batch, **kw)
+            return self._compute_loss(model, inputs, *args, **kw)
+        given = {**dict(zip(("return_outputs", "num_items_in_batch"), args, strict=False)), **kw}
+        return_outputs, num_items_in_batch = given.get("return_outputs", False), given.get("num_items_in_batch")
         if self.preparation is None:
             raise PactError(
                 expected="PACT to be prepared before the first training step",
@@ -243,7 +250,7 @@ class Binding:
         # Before the trainer's own loss: trainers take keys out of the inputs.
         targets = self._targets(objective, inputs)
         with objective.watch(targets) as captured:
-            result = self._compute_loss(model, inputs, return_outputs, num_items_in_batch, **kw)
+            result = self._compute_loss(model, inputs, *args, **kw)
         terms = objective.terms(captured, targets)
         counts = {"answer_tokens": terms.count, "cache_hits": targets.documents}
         self._recorder.add({"micro_batches": 1, "supervised_tokens": targets.supervised, **counts})

@@ -33,18 +33,17 @@ from pact_plugins.fingerprints import digest
 
 
 def check_tokenizer(tokenizer: Any) -> None:
-    """Refuses what is no tokenizer: nothing at all, or the processor of a multimodal model.
+    """Refuses what is no tokenizer: nothing at all, or what prepares images alone.
 
     Raises:
         PactError: it cannot turn text into ids and back, or does not say which ids are special.
     """
     if tokenizer is None or not all(hasattr(tokenizer, name) for name in ("get_vocab", "decode", "all_special_ids")):
-        inner = hasattr(tokenizer, "tokenizer")
         raise PactError(
-            expected="a trainer whose `processing_class` is the model's tokenizer",
+            expected="a trainer whose `processing_class` is the model's tokenizer, or has it",
             got=f"a {type(tokenizer).__name__}" if tokenizer is not None else "a trainer without one",
             consequence="PACT could not tell where answers begin, or which tokens to hold.",
-            remedy=f"Make the trainer with `processing_class={'processor.' if inner else ''}tokenizer`.",
+            remedy="Make the trainer with `processing_class=tokenizer`.",
         )
 
 

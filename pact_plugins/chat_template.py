@@ -127,6 +127,11 @@ def markers(tokenizer: Any) -> set[int]:
     return {*tokenizer.all_special_ids, *(i for i, token in added.items() if str(token).strip())}
 
 
+def writes_date(tokenizer: Any) -> bool:
+    """Whether the tokenizer's chat template writes the day's date, so that rows rendered on another day are others."""
+    return "strftime_now" in str(getattr(tokenizer, "chat_template", None))
+
+
 def message(role: str, content: str) -> dict[str, Any]:
     """A turn of a conversation, as chat templates take it."""
     return {"role": role, "content": content}

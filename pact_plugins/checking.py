@@ -12,7 +12,7 @@ from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.evidence import EVIDENCE
 from pact_plugins.run_checks import Finding, Run
-from pact_plugins.run_file import Host, host_of, options, read_run_file
+from pact_plugins.run_file import Host, host_of, options, read_run_file, variables
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,20 @@ def check(path: Path, host: Host | None = None, arguments: Sequence[str] = ()) -
         host: the one that is started with it, if any is.
         arguments: of the command line that the file is started with, which win over the file.
     """
-    settings, errors, warnings = dict[str, Any](), list[Finding](), list[Finding]()
+    settings, errors = dict[str, Any](), list[Finding]()
     try:
         settings = read_run_file(path) | options(arguments)
         errors += run_checks.misspelt(settings)
         host = host_of(settings, path, host)
     except PactError as error:
         return Check(path, settings, None, None, {}, (*errors, Finding("", error)), ())
-    config = None
+    with variables(settings):
+        return _checked(path, settings, host, errors)
+
+
+def _checked(path: Path, settings: dict[str, Any], host: Host, errors: list[Finding]) -> Check:
+    """The same, with what was found of the keys already."""
+    config, warnings = None, list[Finding]()
     if not errors:
         try:
             config = _config(settings, path, host)
@@ -105,6 +111,7 @@ def check(path: Path, host: Host | None = None, arguments: Sequence[str] = ()) -
             *missing,
             *run_checks.unserved(run),
             *run_checks.files(run),
+            *run_checks.folders(run),
             *run_checks.empty(run),
             *run_checks.template(run),
             *run_checks.tokens(run),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -29,6 +31,26 @@ Prefix = Literal["header", "bos", "bos+system"]
 NEGLIGIBLE_GATE = 1e-4
 """A gate below this moves the mixture of the two references by less than their storage does: a log-probability between
 -8 and -4 is rounded by up to 2e-3 in float16, for which the two would have to differ by 20."""
+
+
+def _expanded(text: str) -> str:
+    """`text` with the home folder for a leading `~`, and the values of `$VARIABLE` and `${VARIABLE}`, as in a shell."""
+
+    def value(match: re.Match[str]) -> str:
+        # A shell would leave nothing there, and `$SCRATCH/pact` would lie at the root.
+        if not (found := os.environ.get(match[1] or match[2])):
+            raise ValueError(f"a path in which `{match[0]}` is an environment variable that is set")
+        return found
+
+    found = os.path.expanduser(re.sub(r"\$(?:(\w+)|\{(\w+)\})", value, text))
+    if found.startswith("~"):
+        raise ValueError("a path whose home folder (`~`) is known here")
+    return found
+
+
+Where = Annotated[Path, AfterValidator(lambda path: Path(_expanded(str(path))))]
+Name = Annotated[str, AfterValidator(_expanded)]
+"""A file or folder, and what may be one; written as for a shell."""
 
 
 class _Block(BaseModel):
@@ -89,10 +111,10 @@ class PromptsConfig(_Block):
     languages: tuple[Language, ...] = Field(
         default=("en",), min_length=1, description="Of the shipped prompts: 128 of each kind in English, 32 in others."
     )
-    harmful: Path | None = Field(
+    harmful: Where | None = Field(
         default=None, description="Your own, besides: a text file with a prompt on each line. Needs `harmless` as well."
     )
-    harmless: Path | None = Field(
+    harmless: Where | None = Field(
         default=None, description="As many harmless ones that look like them, line by line. Needs `harmful` as well."
     )
 
@@ -121,7 +143,7 @@ class ProbeConfig(_Block):
 class EvalConfig(_Block):
     """What the model is asked before its first step and after its last (see `evaluation.of_run`)."""
 
-    prompts: tuple[str, ...] = Field(
+    prompts: tuple[Name, ...] = Field(
         default=("held-out",), min_length=1, description="Prompt sets, named as `pact eval --prompts` names them."
     )
     judges: tuple[str, ...] = Field(
@@ -168,7 +190,7 @@ class PactConfig(_Block):
     temperature: float = Field(
         default=2.0, gt=0, description="Softmax temperature T of `paper`. Refused with `confidence`, which has none."
     )
-    safety_tokens: Path | Annotated[list[StrictInt | str], Field(min_length=1)] | Literal["auto"] = Field(
+    safety_tokens: Where | Annotated[list[StrictInt | str], Field(min_length=1)] | Literal["auto"] = Field(
         default="auto",
         description="`auto` finds them; a file made by `pact tokens`; or a list of token ids and token texts.",
     )
@@ -183,7 +205,7 @@ class PactConfig(_Block):
     prompts: PromptsConfig = Field(
         default=PromptsConfig(), description="What the model is asked to see how it refuses: a block."
     )
-    base_model: str | None = Field(
+    base_model: Name | None = Field(
         default=None,
         description="The model before alignment, a folder or a name on the hub: finds the safety tokens by the paper's "
         "contrast. Refused beside `safety_tokens` of your own.",
@@ -211,10 +233,16 @@ class PactConfig(_Block):
         description="Share of the supervised assistant tokens that must be constrained: below it the run stops, and "
         "below 1 it warns. Packing that splits answers and a foreign chat template are what lowers it.",
     )
-    cache_dir: Path | None = Field(
+    cache_dir: Where | None = Field(
         default=None,
-        description="Where reference caches live. Default: `$PACT_CACHE_DIR`, else `~/.cache/pact_plugins`.",
+        description="Where reference caches live; `~` and `$VARIABLE` are filled in, as in every path here. Default: "
+        "`$PACT_CACHE_DIR`, else `~/.cache/pact_plugins`.",
     )
+
+    @model_validator(mode="after")
+    def _caches_have_a_place(self) -> PactConfig:
+        assert self.cache_folder
+        return self
 
     @model_validator(mode="after")
     def _tokens_have_one_source(self) -> PactConfig:
@@ -312,11 +340,24 @@ class PactConfig(_Block):
 
     @property
     def cache_folder(self) -> Path:
-        """Where reference caches and what was found of models live (`cache_dir`, with its default resolved)."""
+        """Where reference caches and what was found of models live (`cache_dir`, with its default resolved).
+
+        Raises:
+            PactError: the default is below a home folder, or a variable, that is not known.
+        """
         if self.cache_dir is not None:
-            return self.cache_dir.expanduser()
-        default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "pact_plugins"
-        return Path(os.environ.get("PACT_CACHE_DIR", default)).expanduser()
+            return self.cache_dir
+        written = os.environ.get("PACT_CACHE_DIR")
+        written = written or str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "pact_plugins")
+        try:
+            return Path(_expanded(written))
+        except ValueError as error:
+            raise PactError(
+                expected=f"{error}, for the caches",
+                got=written,
+                consequence="Nothing could be kept for the next run, or for one that is resumed.",
+                remedy="Set `pact.cache_dir`, or the environment variable `PACT_CACHE_DIR`.",
+            ) from error
 
     @classmethod
     def parse(cls, value: Any) -> PactConfig | None:

@@ -30,7 +30,13 @@ from pact_plugins.cost_report import Estimate, LogNormaliser
 from pact_plugins.finding import expected_anchors, known_tokens
 from pact_plugins.fingerprints import digest, model_fingerprint
 from pact_plugins.forward import to_device
-from pact_plugins.host_trainer import expected_step, probe_flop, training_documents, training_template
+from pact_plugins.host_trainer import (
+    expected_step,
+    probe_flop,
+    tokenizer_of,
+    training_documents,
+    training_template,
+)
 from pact_plugins.parity import check_parity
 from pact_plugins.preparation import cache_identity, find_answers, views
 from pact_plugins.probe import Probe
@@ -49,7 +55,7 @@ def estimate(trainer: Any, config: PactConfig) -> Estimate:
     Raises:
         PactError: PACT cannot serve the run.
     """
-    model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
+    model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), tokenizer_of(trainer)
     chat, answered, data, _ = find_answers(
         list(training_documents(trainer)), tokenizer, config, training_template(trainer)
     )

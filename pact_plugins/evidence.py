@@ -14,10 +14,16 @@ from pact_plugins import artefacts
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest
+from pact_plugins.own_answers import Prompts
 from pact_plugins.reference import ReferenceCache
 from pact_plugins.safety_tokens import SafetyTokens
 
 EVIDENCE, TOKENS, HISTORY = "pact_evidence.json", "pact_safety_tokens.json", "pact_history.json"
+
+_DATED = (
+    " The chat template writes the date into each row: put the day on which that run began in place of "
+    "`strftime_now(...)`, which is {began}."
+)
 
 StartedFrom = Literal["reference", "checkpoint", "trained"]
 """The weights that a call of `train()` began with: untouched, of a checkpoint, or trained by a call before it."""
@@ -62,8 +68,13 @@ class Part:
 
 
 def tokens_source(config: PactConfig) -> dict[str, Any]:
-    """The settings that choose the safety tokens."""
-    return config.model_dump(mode="json", include={"safety_tokens", "base_model", "top_k"})
+    """The settings that choose the safety tokens; of files the content, since a path may lead elsewhere by then."""
+    names = {"safety_tokens", "safety_tokens_add", "safety_tokens_exclude", "base_model", "top_k"}
+    source = config.model_dump(mode="json", include=names)
+    if isinstance(config.safety_tokens, Path):
+        source["safety_tokens"] = SafetyTokens.load(config.safety_tokens).fingerprint
+    prompts = Prompts.of(config.prompts)
+    return {**source, "prompts": digest([prompts.harmful, prompts.harmless])}
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,7 @@ class Evidence:
         about: settings, versions, amounts of data and the like, for people; resuming compares none of it.
         parts: its calls of `train()`, in order.
         trained_model: fingerprint of the model after its last step, once there is one.
+        anchors: name of the file of its anchors in the folder of caches; None if they are off.
     """
 
     identity: dict[str, Any]
@@ -85,6 +97,7 @@ class Evidence:
     about: dict[str, Any] = field(default_factory=dict[str, Any])
     parts: tuple[Part, ...] = ()
     trained_model: str | None = None
+    anchors: str | None = None
 
     @property
     def covered(self) -> int:
@@ -111,6 +124,7 @@ class Evidence:
             "identity": self.identity,
             "tokens_source": self.tokens_source,
             "tokens": self.tokens.fingerprint,
+            "anchors": self.anchors,
             "about": self.about,
             "parts": [asdict(part) for part in self.parts],
             "trained_model": self.trained_model,
@@ -153,7 +167,8 @@ class Evidence:
                 expected=f"the evidence of the run being resumed, {folder / EVIDENCE}",
                 got=f"{type(error).__name__}: {error}",
                 consequence="The weights of the checkpoint are already fine-tuned: they are no reference.",
-                remedy="Resume in the output folder of a run that had PACT on, or start from the original model.",
+                remedy="Resume with the output folder of the run that had PACT on, where its checkpoints are, or start "
+                "from the original model.",
             ) from error
 
     @staticmethod
@@ -166,21 +181,28 @@ class Evidence:
         """Writes what the trainer logged, entry by entry; of a resumed run from its first step."""
         artefacts.write(folder / HISTORY, {"log": list(log)})
 
-    def cache(self, config: PactConfig, identity: dict[str, Any]) -> ReferenceCache:
+    def cache(self, config: PactConfig, identity: dict[str, Any], *, dated: bool = False) -> ReferenceCache:
         """The reference that the run began with.
+
+        Args:
+            config: the settings of the run that resumes it.
+            identity: what that run's cache would be made for.
+            dated: whether its chat template writes the date, so that rows may differ in it alone.
 
         Raises:
             PactError: the run is resumed with other data, template, gate, anchors or choice of tokens, or its cache is
                 gone. Its model is taken from its evidence: the weights have been trained since.
         """
         now, then = {**identity, **tokens_source(config)}, {**self.identity, **self.tokens_source}
+        now["anchors"], then["anchors"] = bool(config.anchors_per_step), self.anchors is not None
         differing = [k for k in now if now[k] != then.get(k)]
         if differing:
             raise PactError(
                 expected="; ".join(f"{k} = {then.get(k)}" for k in differing) + ", as in the run being resumed",
                 got="; ".join(f"{k} = {now[k]}" for k in differing),
                 consequence="The reference of that run does not cover this one.",
-                remedy="Resume with the run's own data, tokenizer and `pact:` block.",
+                remedy="Resume with the run's own data, tokenizer and `pact:` block."
+                + _DATED.format(began=self.about.get("began") or "that day") * (dated and "data" in differing),
             )
         stored = config.cache_folder / digest(identity)
         if not stored.exists():

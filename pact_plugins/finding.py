@@ -107,24 +107,24 @@ def find_anchors(
     config: PactConfig,
     model: nn.Module,
     tokenizer: Any,
-    model_identity: str,
+    name: str | None,
     *,
     resumed: bool,
     show_progress: bool,
     ranks: Ranks = ALONE,
 ) -> list[Document]:
-    """The anchors of this model, harmful and harmless in turn, written now or found; none if they are off.
+    """The anchors that are kept as `name`, harmful and harmless in turn, written now or found; none if they are off.
 
     Those of the first rank, in every rank. Trained weights write none.
     """
-    if not config.anchors_per_step:
+    if name is None or not config.anchors_per_step:
         return []
-    chats = _anchor_chats(config, tokenizer)
-    stored = _anchors_file(config, tokenizer, model_identity, chats)
+    stored = config.cache_folder / name
     what = "writing the anchors"
     if not resumed and not ranks.first(stored.exists, what):
         with artefacts.locked(stored, what, ranks, holds=ranks.is_first):
             if not ranks.first(stored.exists, what):
+                chats = _anchor_chats(config, tokenizer)
                 answers = own_answers.write_answers(model, tokenizer, chats, what, show_progress=show_progress)
                 if ranks.is_first:
                     with artefacts.storing(stored.parent):
@@ -137,12 +137,12 @@ def expected_anchors(config: PactConfig, tokenizer: Any, model_identity: str) ->
 
     Stand-ins have the real prompts, and answers of the greatest length.
     """
-    if not config.anchors_per_step:
+    if (name := anchors_name(config, tokenizer, model_identity)) is None:
         return [], True
-    chats = _anchor_chats(config, tokenizer)
-    stored = _anchors_file(config, tokenizer, model_identity, chats)
+    stored = config.cache_folder / name
     if stored.exists():
         return anchors.load(stored), True
+    chats = _anchor_chats(config, tokenizer)
     # Equal answers would be computed once: each has a token of its own.
     return [
         own_answers.answered(chat, [i % len(tokenizer)] * own_answers.MAX_ANSWER_TOKENS) for i, chat in enumerate(chats)
@@ -155,9 +155,14 @@ def _anchor_chats(config: PactConfig, tokenizer: Any) -> list[list[int]]:
     return own_answers.as_chats(tokenizer, prompts, "render the prompts of the anchors")
 
 
-def _anchors_file(config: PactConfig, tokenizer: Any, model_identity: str, chats: list[list[int]]) -> Path:
-    how = [_VERSION, model_identity, tokenizer_fingerprint(tokenizer), chats]
-    return config.cache_folder / f"anchors-{digest(how)}.json"
+def anchors_name(config: PactConfig, tokenizer: Any, model_identity: str) -> str | None:
+    """Name of the file of this model's anchors, by the text of its template, which may write the date; None if off."""
+    if not config.anchors_per_step:
+        return None
+    prompts = Prompts.of(config.prompts)
+    template = getattr(tokenizer, "chat_template", None)
+    how = [_VERSION, model_identity, tokenizer_fingerprint(tokenizer), template, prompts.harmful, prompts.harmless]
+    return f"anchors-{digest(how)}.json"
 
 
 def load_base(name: str, device: Any) -> nn.Module:

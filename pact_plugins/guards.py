@@ -13,7 +13,7 @@ from rich.table import Table
 from pact_plugins.agreement import Agreement, check_agreement
 from pact_plugins.config import PactConfig
 from pact_plugins.coverage import Coverage
-from pact_plugins.host_trainer import training_documents, training_template
+from pact_plugins.host_trainer import tokenizer_of, training_documents, training_template
 from pact_plugins.preparation import prepare
 from pact_plugins.ranks import ALONE
 
@@ -48,7 +48,7 @@ def guards(trainer: Any, config: PactConfig) -> Guards:
     started = time.perf_counter()
     preparation = prepare(
         trainer.accelerator.unwrap_model(trainer.model),
-        trainer.processing_class,
+        tokenizer_of(trainer),
         list(training_documents(trainer)),
         config,
         template=training_template(trainer),

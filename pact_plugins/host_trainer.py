@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from torch.distributed.fsdp import CPUOffloadPolicy
@@ -22,6 +25,9 @@ from pact_plugins.sharding import is_cut, is_sharded
 
 _TRAINED = "_pact_has_trained"
 
+_READ_TWICE = 8
+"""Rows that are read a second time, where something of the user's own makes them."""
+
 
 def check_trainer(trainer: Any, config: PactConfig) -> None:
     """Refuses trainers on which the safety term would be wrong."""
@@ -32,8 +38,16 @@ def check_trainer(trainer: Any, config: PactConfig) -> None:
         )
 
     args = trainer.args
+    # User's own trainers and other hosts' derive from these two.
+    kind = next((cls.__name__ for cls in type(trainer).__mro__ if cls.__module__.startswith("trl.")), "SFTTrainer")
+    if kind != "SFTTrainer":
+        refuse(
+            f"TRL's {kind}",
+            "Its loss is not cross-entropy on answers of the data set, beside which PACT stands.",
+            "Train with `SFTTrainer`, or without PACT.",
+        )
     check_supported(trainer.accelerator.unwrap_model(trainer.model))
-    check_tokenizer(trainer.processing_class)
+    tokenizer_of(trainer)
     if args.n_gpu > 1:
         refuse(
             f"torch.nn.DataParallel over {args.n_gpu} GPUs",
@@ -69,6 +83,27 @@ def check_trainer(trainer: Any, config: PactConfig) -> None:
             "Its sequences are not known before the first step, and the reference is computed then.",
             "Load the data set whole (`streaming: false`).",
         )
+
+
+def tokenizer_of(trainer: Any) -> Any:
+    """The tokenizer of the trainer's model: its own, or that of its processor with the template that renders the rows.
+
+    Raises:
+        PactError: it has neither.
+    """
+    processor = trainer.processing_class
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if tokenizer is not processor and getattr(processor, "chat_template", None):
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.chat_template = processor.chat_template
+    check_tokenizer(tokenizer)
+    return tokenizer
+
+
+def output_dir(trainer: Any) -> Path:
+    """Where the run leaves what it leaves: of a sweep, in the folder of the trial."""
+    trial = getattr(trainer, "_trial", None)
+    return Path(trainer.args.output_dir if trial is None else trainer._get_output_dir(trial))
 
 
 def check_untrained(model: Any) -> None:
@@ -153,20 +188,45 @@ def training_template(trainer: Any) -> str | None:
 
 
 def training_documents(trainer: Any) -> Iterator[Document]:
-    """Every sequence of the training set, as the trainer's batches will hold it; its `row` is that of the set."""
+    """Every sequence of the training set, as the trainer's batches will hold it; its `row` is that of the set.
+
+    Raises:
+        PactError: rows are others each time that they are read, or cannot be read.
+    """
     dataset = trainer.train_dataset
     columns: set[str] = set(getattr(dataset, "column_names", None) or ())
     # Rows that hold their labels need no collator of a host's, unless they are packed: then it decides whether
     # boundaries count. One of somebody's own may change anything.
     bounded = getattr(trainer.data_collator, "padding_free", False)
     of_a_host = type(trainer.data_collator).__module__.partition(".")[0] in ("axolotl", "transformers", "trl")
-    if of_a_host and {"input_ids", "labels"} <= columns and ("seq_lengths" not in columns or bounded):
+    labelled = {"input_ids", "labels"} <= columns and ("seq_lengths" not in columns or bounded)
+    # Under a transform (`with_transform`), what the trainer's loader sees is not what is stored.
+    if of_a_host and labelled and dataset.format["type"] != "custom":
         yield from read_documents(dataset)
         return
     # One row at a time, so that no collator option (shuffling, dropping the last batch) can leave one out.
     for i in range(len(dataset)):
-        batch: Mapping[str, Any] = trainer.data_collator([_collatable(trainer, dataset[i])])
-        yield from (replace(document, row=i) for document in split_documents(batch))
+        documents = _documents_of_row(trainer, i)
+        if i < _READ_TWICE and [d.key for d in documents] != [d.key for d in _documents_of_row(trainer, i)]:
+            raise PactError(
+                expected="rows that are the same each time that the trainer reads them",
+                got=f"a data set or data collator that gives row {i} differently the second time",
+                consequence="The reference would be of other rows than those that are trained on.",
+                remedy="Apply what changes them once: `dataset.map(...)`, for example, in place of `with_transform`.",
+            )
+        yield from documents
+
+
+def _documents_of_row(trainer: Any, row: int) -> list[Document]:
+    batch: Mapping[str, Any] = trainer.data_collator([_collatable(trainer, trainer.train_dataset[row])])
+    if seen := [name for name in batch if re.search("pixel|image|video|audio|input_features", name)]:
+        raise PactError(
+            expected="a training set of text alone",
+            got=f"`{seen[0]}` in the batch of row {row}",
+            consequence="The reference would be computed without what its answers are about.",
+            remedy="Leave images and sounds out, or train without PACT.",
+        )
+    return [replace(document, row=row) for document in split_documents(batch)]
 
 
 def expected_step(trainer: Any, data: Data, anchors: Sequence[Document], config: PactConfig) -> Step | None:

@@ -78,7 +78,7 @@ class Prompts:
 
 def _own_lines(path: Path) -> list[str]:
     try:
-        return _lines(path.expanduser().read_text(encoding="utf-8"))
+        return _lines(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PactError(
             expected=f"a text file with a prompt on each line, {path}",

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +21,13 @@ from pact_plugins.answers import AnswerTokens, Document
 from pact_plugins.building import open_or_build
 from pact_plugins.cache_folder import nearest
 from pact_plugins.chat_format import ChatFormat
+from pact_plugins.chat_template import writes_date
 from pact_plugins.config import PactConfig
 from pact_plugins.cost import Data, Overhead, stratified
 from pact_plugins.coverage import Coverage, coverage_of
 from pact_plugins.errors import PactError
 from pact_plugins.evidence import Evidence, tokens_source
-from pact_plugins.finding import find_anchors, find_tokens
+from pact_plugins.finding import anchors_name, find_anchors, find_tokens
 from pact_plugins.fingerprints import digest, keys_fingerprint, model_fingerprint, tokenizer_fingerprint
 from pact_plugins.model_support import check_ids, check_lengths
 from pact_plugins.objective import PactObjective
@@ -36,6 +38,7 @@ from pact_plugins.reference import FORMAT
 from pact_plugins.safety_tokens import SafetyTokens
 from pact_plugins.sharding import full_shape
 from pact_plugins.subset_head import SubsetHead, hold_head
+from pact_plugins.telling import tell
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +58,7 @@ class Preparation:
         coverage: how much of what assistants say in it is constrained.
         probe: the drift probe, or None when it is off.
         sample: at most `SAMPLE` sequences with an answer, of all lengths.
+        anchors: name of the file of the anchors; None if they are off.
         continued: evidence of the run that is being resumed.
     """
 
@@ -65,6 +69,7 @@ class Preparation:
     coverage: Coverage
     probe: Probe | None
     sample: list[Document]
+    anchors: str | None
     continued: Evidence | None = None
 
 
@@ -111,14 +116,15 @@ def prepare(
         head = SubsetHead(model, list(tokens.ids))
         tokens.check(tokenizer, full_shape(head.base.get_output_embeddings().weight)[0])
         check_parity(head)
+        name = run.anchors if run else anchors_name(config, tokenizer, fingerprint)
         anchor_rows = find_anchors(
-            config, model, tokenizer, fingerprint, resumed=run is not None, show_progress=show_progress, ranks=ranks
+            config, model, tokenizer, name, resumed=run is not None, show_progress=show_progress, ranks=ranks
         )
         referenced = [*answered, *anchor_rows]
         identity = cache_identity(config, model, fingerprint, tokenizer, tokens, chat, referenced)
         ranks.agree(identity, "what the reference is made for")
         if run:
-            cache, built = run.cache(config, identity), False
+            cache, built = run.cache(config, identity, dated=writes_date(tokenizer)), False
         else:
             cache, built = open_or_build(
                 config.cache_folder, identity, referenced, head, chat, ranks=ranks, show_progress=show_progress
@@ -127,7 +133,7 @@ def prepare(
         config, tokens, chat, head, cache, Anchors(anchor_rows, config.anchors_per_step) if anchor_rows else None
     )
     sample = [answered[i] for i in stratified([len(d.input_ids) for d in answered], SAMPLE)]
-    return Preparation(objective, identity, built, data, coverage, probe, sample, run)
+    return Preparation(objective, identity, built, data, coverage, probe, sample, name, run)
 
 
 class Found(NamedTuple):
@@ -217,8 +223,9 @@ def evidence_of(preparation: Preparation, **about: Any) -> Evidence:
 
     The parts that it has already are those of the run that is being resumed.
     """
-    objective, cache = preparation.objective, preparation.objective.cache
+    objective, cache, run = preparation.objective, preparation.objective.cache, preparation.continued
     facts = {
+        "began": run.about.get("began") if run else str(date.today()),
         "settings": objective.config.resolved(),
         "data": {
             **asdict(preparation.data),
@@ -232,9 +239,14 @@ def evidence_of(preparation: Preparation, **about: Any) -> Evidence:
             **{key: cache.manifest[key] for key in ("documents", "answer_tokens", "seconds")},
         },
     }
-    parts = preparation.continued.parts if preparation.continued else ()
-    source = tokens_source(objective.config)
-    return Evidence(preparation.identity, source, objective.tokens, {**facts, **about}, parts)
+    return Evidence(
+        preparation.identity,
+        tokens_source(objective.config),
+        objective.tokens,
+        {**facts, **about},
+        parts=run.parts if run else (),
+        anchors=preparation.anchors,
+    )
 
 
 def print_summary(
@@ -287,7 +299,7 @@ def print_summary(
         if overhead.probe:
             parts += f", the probe {overhead.probe:.2%} on average"
         table.add_row("expected cost", f"of a step's FLOP: {parts}")
-    (console or Console()).print(table)
+    tell(table, console)
 
 
 def _why_not_found(preparation: Preparation) -> str:

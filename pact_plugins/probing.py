@@ -83,7 +83,7 @@ class Probing:
 
     @property
     def _note(self) -> Path:
-        return Path(self.trainer.args.output_dir) / NOTE
+        return self.binding.output_dir / NOTE
 
 
 def _metrics(margins: Margins) -> dict[str, float]:

@@ -13,6 +13,7 @@ from torch import nn
 from pact_plugins.errors import PactError
 from pact_plugins.evidence import Evidence, Part, StartedFrom
 from pact_plugins.fingerprints import model_fingerprint
+from pact_plugins.host_trainer import output_dir
 
 COUNTS = ("micro_batches", "supervised_tokens", "answer_tokens", "cache_hits", "cache_misses", "anchor_tokens")
 
@@ -35,7 +36,7 @@ class Recorder:
     @property
     def folder(self) -> Path:
         """The run's output folder."""
-        return Path(self.trainer.args.output_dir)
+        return output_dir(self.trainer)
 
     def begin(self, started_from: StartedFrom) -> None:
         """A call of `train()` begins.

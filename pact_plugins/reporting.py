@@ -9,7 +9,7 @@ from typing import Any
 from pact_plugins.config import EvalConfig
 from pact_plugins.evaluation.of_run import RunEvaluation
 from pact_plugins.evidence import Evidence
-from pact_plugins.host_trainer import about_training
+from pact_plugins.host_trainer import about_training, output_dir, tokenizer_of
 from pact_plugins.preparation import Preparation
 from pact_plugins.profile import measure_profile, save_profiles
 from pact_plugins.ranks import Ranks
@@ -26,10 +26,11 @@ def evaluation_of(trainer: Any, config: EvalConfig | None, ranks: Ranks) -> RunE
     """
     if config is None:
         return None
-    if getattr(trainer.processing_class, "chat_template", None) is None:
+    tokenizer = tokenizer_of(trainer)
+    if getattr(tokenizer, "chat_template", None) is None:
         logger.warning("PACT: without a chat template the model is not asked, and the report shows no behaviour.")
         return None
-    return RunEvaluation(config, Path(trainer.args.output_dir), trainer.processing_class, ranks)
+    return RunEvaluation(config, output_dir(trainer), tokenizer, ranks)
 
 
 class Reporting:
@@ -47,7 +48,7 @@ class Reporting:
 
     @property
     def _folder(self) -> Path:
-        return Path(self.trainer.args.output_dir)
+        return output_dir(self.trainer)
 
     @property
     def _model(self) -> Any:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pact_plugins import run_file
+import yaml
+
+from pact_plugins import anchors, run_file
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.evidence import EVIDENCE, Evidence
@@ -88,7 +91,8 @@ class Run:
     @property
     def output_dir(self) -> Path | None:
         folder = self.settings.get("output_dir")
-        return Path(str(folder)) if folder else None
+        # As transformers reads it.
+        return Path(os.path.expanduser(str(folder))) if folder else None
 
 
 def misspelt(settings: Mapping[str, Any]) -> Iterator[Finding]:
@@ -200,12 +204,14 @@ def _unserved_sharding(run: Run, refused: Callable[[str, str, str], Finding]) ->
     """Ways of sharing weights and sequences between processes that PACT does not know."""
     settings = run.settings
     unknown = "It is not known that the reference would be computed from whole weights."
-    fsdp = {k.removeprefix("fsdp_"): v for k, v in _block(settings.get("fsdp_config")).items()}
+    launched = _block(settings.get("accelerate_config")).get("fsdp_config")
+    fsdp = {k.removeprefix("fsdp_"): v for k, v in _block(settings.get("fsdp_config") or launched).items()}
     quantised = any(settings.get(key) for key in ("load_in_4bit", "load_in_8bit"))
     if settings.get("fsdp") or fsdp:
-        key = "fsdp_config" if fsdp else "fsdp"
-        # What the hosts take if nothing is said.
-        version = settings.get("fsdp_version") or fsdp.get("version") or (1 if run.host == "axolotl" else 2)
+        key = "accelerate_config" if launched else "fsdp_config" if fsdp else "fsdp"
+        # What the hosts and the launcher take if nothing is said.
+        default = 1 if launched or run.host == "axolotl" else 2
+        version = settings.get("fsdp_version") or fsdp.get("version") or default
         if str(version) != "2":
             yield refused(key, f"FSDP1 flattens the weights. {unknown}", "Set `fsdp_version: 2`.")
         if fsdp.get("offload_params") or fsdp.get("cpu_offload") or "offload" in str(settings.get("fsdp")):
@@ -221,11 +227,12 @@ def _unserved_sharding(run: Run, refused: Callable[[str, str, str], Finding]) ->
 
 
 def _block(settings: Any) -> Mapping[str, Any]:
-    """A block of settings, or of the JSON file that is named in its place; empty where there is none to be read."""
-    if isinstance(settings, str) and Path(settings).is_file():
+    """A block of settings, or of the file that is named in its place; empty where there is none to be read."""
+    if isinstance(settings, str) and (path := Path(settings)).is_file():
+        read = yaml.safe_load if path.suffix in (".yaml", ".yml") else json.loads
         try:
-            settings = json.loads(Path(settings).read_text(encoding="utf-8"))
-        except ValueError:
+            settings = read(path.read_text(encoding="utf-8"))
+        except (ValueError, yaml.YAMLError):
             return {}
     return settings if isinstance(settings, dict) else {}
 
@@ -235,7 +242,7 @@ def files(run: Run) -> Iterator[Finding]:
     assert run.config is not None, "only asked of runs under PACT"
     eval_prompts = run.config.active_eval.prompts if run.config.active_eval else ()
     named = [("model", run.model), ("datasets", run.data)]
-    named += [(key, run.settings.get(key)) for key in ("deepspeed", "chat_template_path")]
+    named += [(key, run.settings.get(key)) for key in ("deepspeed", "chat_template_path", "accelerate_config")]
     named += [("pact.eval.prompts", [name.split(":")[0] for name in eval_prompts])]
     named += [("pact.base_model", run.config.base_model)]
     own = run.config.prompts
@@ -248,8 +255,27 @@ def files(run: Run) -> Iterator[Finding]:
                     expected=f"{name} to be there",
                     got="no such file or folder",
                     consequence="The run would stop when it asks for it.",
-                    remedy="Correct the path; it is relative to the folder in which the run is started.",
+                    remedy="Correct the path; it is relative to the folder in which the run is started, and hosts take "
+                    "`~` and `$` as they stand.",
                 )
+
+
+def folders(run: Run) -> Iterator[Finding]:
+    """Folders that could not be made, or written to."""
+    assert run.config is not None, "only asked of runs under PACT"
+    for key, folder in (("output_dir", run.output_dir), ("pact.cache_dir", run.config.cache_folder)):
+        if folder is None:
+            continue
+        way = (folder.absolute(), *folder.absolute().parents)
+        there = next(path for path in way if os.path.exists(path))
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            yield Finding.of(
+                key,
+                expected=f"to write files into {folder}",
+                got=f"{there}, {'where nobody may write' if there.is_dir() else 'which is a file'}",
+                consequence="The run would stop when it keeps something there.",
+                remedy=f"Name another folder in `{key}`, or make this one writable.",
+            )
 
 
 def _is_path(name: str) -> bool:
@@ -260,7 +286,7 @@ def _is_path(name: str) -> bool:
 
 
 def _exists(name: str) -> bool:
-    path = Path(name).expanduser()
+    path = Path(name)  # no host takes `~` for the home folder in these; `pact:` has its own filled in
     # A pattern such as `data/*.jsonl` names what it matches.
     return path.exists() or ("*" in name and any(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))))
 
@@ -370,6 +396,8 @@ def resumed(run: Run) -> Iterator[Finding]:
     try:
         evidence = Evidence.load(run.output_dir)
         evidence.cache(run.config, evidence.identity)
+        if evidence.anchors is not None:
+            anchors.load(run.config.cache_folder / evidence.anchors)
     except PactError as error:
         yield Finding(key, error)
 
@@ -384,6 +412,14 @@ def remarks(run: Run) -> Iterator[Finding]:
             got=f"one that a run under PACT wrote: {model}",
             consequence="Its refusals as they are now would be the reference.",
             remedy="Name the original model, or resume that run, unless this is a second stage.",
+        )
+    if "$" in str(run.settings.get("output_dir")):
+        yield Finding.of(
+            "output_dir",
+            expected="a folder by its name",
+            got=f"`{run.settings['output_dir']}`, in which hosts fill in no variable",
+            consequence="The run would write into a folder of that name below the one in which it is started.",
+            remedy="Write the folder out, or give `--output_dir` on the command line, where the shell fills it in.",
         )
     if run.settings.get("gradient_checkpointing") and run.config and run.config.anchors_per_step:
         reentrant = (run.settings.get("gradient_checkpointing_kwargs") or {}).get("use_reentrant")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +27,8 @@ _STARTED_BY: dict[Host, tuple[str, str]] = {
 
 _UNSERVED = {
     "rl": "Preference and reinforcement trainers have no supervised answers to constrain.",
+    "reward_model": "A reward model has no answers of its own to constrain.",
+    "process_reward_model": "A reward model has no answers of its own to constrain.",
     "context_parallel_size": "Answers would be cut between processes.",
     "sequence_parallel_degree": "Answers would be cut between processes.",
     "tensor_parallel_size": "The head would be cut between processes.",
@@ -77,6 +81,19 @@ def options(arguments: Sequence[str]) -> dict[str, Any]:
             text = value if equals else "true" if following.startswith("--") else following
             found[key.replace("-", "_")] = yaml.safe_load(text)
     return found
+
+
+@contextmanager
+def variables(settings: Mapping[str, Any]) -> Generator[None]:
+    """Within, the environment variables that a file for TRL sets (`env`), as TRL's script sets them."""
+    own = settings.get("env")
+    before = dict(os.environ)
+    os.environ.update({str(key): str(value) for key, value in own.items()} if isinstance(own, dict) else {})
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def unserved(settings: Mapping[str, Any]) -> dict[str, str]:

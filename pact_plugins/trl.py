@@ -1,10 +1,14 @@
-"""PACT on TRL's command line: `pact sft --config run.yaml` is `trl sft --config run.yaml` plus the key `pact`."""
+"""PACT on TRL's command line: `pact sft --config run.yaml` is `trl sft --config run.yaml` plus the key `pact`.
+
+Keys for the launcher do what they do there: `pact sft` starts itself again through `accelerate launch`, without them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import tempfile
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -14,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from pact_plugins import before_training
+from pact_plugins import before_training, launching, run_file
 from pact_plugins.before_training import Act, T
 from pact_plugins.callback import PactCallback
 from pact_plugins.check_table import require_sound
@@ -36,8 +40,13 @@ def sft(arguments: Sequence[str]) -> None:
         raise missing_extra("trl", "trl", "`pact sft`")
     path = _config_file(arguments)
     require_sound(path, "trl", arguments)
-    settings = read_run_file(path)
-    config = PactConfig.parse(settings.pop("pact"))
+    settings, arguments, launcher = _parted(read_run_file(path), arguments)
+    if launcher and not launching.is_launched():
+        with _in_place_of(path, settings, arguments) as own:
+            launching.launch(launcher, own)
+        return
+    with run_file.variables(settings):
+        config = PactConfig.parse(settings.pop("pact"))
     _run_script(
         path,
         settings,
@@ -52,14 +61,15 @@ def in_place_of_training(path: Path, act: Act[T]) -> T:
     Raises:
         PactError: there is no such file or key, or PACT is off or cannot serve the run.
     """
-    settings = read_run_file(path)
-    config = before_training.config_of(settings)
+    settings, arguments, _ = _parted(read_run_file(path), ["--config", str(path)])
+    with run_file.variables(settings):
+        config = before_training.config_of(settings)
     del settings["pact"]
     return before_training.in_place_of_training(
         lambda folder: _run_script(
             path,
             {**settings, "output_dir": str(folder), "push_to_hub": False},
-            ["--config", str(path)],
+            arguments,
             lambda trainer: before_training.attach(trainer, config, act),
         )
     )
@@ -69,14 +79,8 @@ def _run_script(path: Path, settings: dict[str, Any], arguments: Sequence[str], 
     """TRL's own script, with `settings` in place of the file `path`, and with every trainer through `attach`."""
     from trl.scripts import sft as script
 
-    with tempfile.TemporaryDirectory() as folder:
-        # TRL refuses keys that it does not know, so it gets the file without ours.
-        rest = Path(folder) / path.name
-        rest.write_text(yaml.safe_dump(settings), encoding="utf-8")
-        own = [str(rest) if Path(a) == path else a for a in arguments]
-        parser = script.make_parser(prog="pact sft")
-        _refuse_unknown(settings, parser)
-        parsed = parser.parse_args_and_config(own)
+    with _in_place_of(path, settings, arguments) as own:
+        parsed = script.make_parser(prog="pact sft").parse_args_and_config(own)
         with _every_trainer(attach) as trainers:
             script.main(*parsed)
     if not trainers:
@@ -88,21 +92,51 @@ def _run_script(path: Path, settings: dict[str, Any], arguments: Sequence[str], 
         )
 
 
-def _refuse_unknown(settings: dict[str, Any], parser: Any) -> None:
-    """Stops at keys that TRL's parser leaves over."""
+@contextmanager
+def _in_place_of(path: Path, settings: dict[str, Any], arguments: Sequence[str]) -> Generator[list[str]]:
+    """The arguments, with a file of these settings in place of `path`: TRL refuses keys that it does not know."""
+    with tempfile.TemporaryDirectory() as folder:
+        other = Path(folder) / path.name
+        other.write_text(yaml.safe_dump(settings), encoding="utf-8")
+        yield [str(other) if Path(a) == path else a for a in arguments]
+
+
+def _parted(settings: dict[str, Any], arguments: Sequence[str]) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Settings and arguments for TRL's script, and options for what launches it.
+
+    Raises:
+        PactError: there are keys or options that neither of them knows.
+    """
+    from trl.scripts import sft as script
+
+    parser = script.make_parser(prog="pact sft")
     # `env` it takes out of the file before it looks at the others.
-    given = {str(key): value for key, value in settings.items() if key != "env"}
-    unknown = [option.removeprefix("--") for option in parser.set_defaults_with_config(**given)[::2]]
-    if not unknown:
-        return
-    known = [field.name for kind in parser.dataclass_types for field in dataclasses.fields(kind)]
-    near = [match for key in unknown for match in difflib.get_close_matches(key, known, n=1)]
-    raise PactError(
-        expected="keys that TRL knows",
-        got=" and ".join(f"`{key}`" for key in unknown),
-        consequence="Nothing was started.",
-        remedy=f"Did you mean {' and '.join(f'`{key}`' for key in near)}?" if near else "Correct or remove them.",
-    )
+    given = {str(key): value for key, value in settings.items() if key not in ("env", "pact")}
+    left = [option.removeprefix("--") for option in parser.set_defaults_with_config(**given)[::2]]
+    _, over = parser.parse_known_args(_without(arguments, ["--config", str(_config_file(arguments))]))
+    launcher = launching.keys()
+    if unknown := [key for key in (*left, *run_file.options(over)) if key not in launcher]:
+        known = [field.name for kind in parser.dataclass_types for field in dataclasses.fields(kind)]
+        near = [match for key in unknown for match in difflib.get_close_matches(key, [*known, *launcher], n=1)]
+        raise PactError(
+            expected="keys that TRL knows",
+            got=" and ".join(f"`{key}`" for key in unknown),
+            consequence="Nothing was started.",
+            remedy=f"Did you mean {' and '.join(f'`{key}`' for key in near)}?" if near else "Correct or remove them.",
+        )
+    for_launcher = [*launching.options({key: given[key] for key in left}), *over]
+    return {key: value for key, value in settings.items() if key not in left}, _without(arguments, over), for_launcher
+
+
+def _without(arguments: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """The arguments without those that were taken, in their order."""
+    left, kept = deque(taken), list[str]()
+    for argument in arguments:
+        if left and argument == left[0]:
+            left.popleft()
+        else:
+            kept.append(argument)
+    return kept
 
 
 def _config_file(arguments: Sequence[str]) -> Path:

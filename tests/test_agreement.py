@@ -101,7 +101,7 @@ def test_batches_that_cannot_be_served_stop_the_run(
     host: Trainer, change: Callable[[Batch], Batch], tmp_path: Path
 ) -> None:
     """Prevents: contaminated packing and masks drawn at random training against a reference of something else."""
-    with pytest.raises(PactError, match=r"nats in row \d+ of the training set|one of \d+ tokens that is not"):
+    with pytest.raises(PactError, match=r"nats in row \d+ of the training set|gives row 0 differently the second time"):
         begun(host, tmp_path, change)
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +18,7 @@ from pact_plugins.answers import IGNORE_INDEX, Document
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.own_answers import answered
-from pact_plugins.preparation import Preparation, prepare
+from pact_plugins.preparation import Preparation, evidence_of, prepare
 from tests import tiny
 from tests.rows import documents, few
 
@@ -28,11 +33,26 @@ def short_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_answers, "MAX_ANSWER_TOKENS", 6)
 
 
-def ready(tmp_path: Path, model: torch.nn.Module, number: int = 2, **settings: object) -> Preparation:
+def ready(
+    tmp_path: Path,
+    model: torch.nn.Module,
+    number: int = 2,
+    tokenizer: Any = None,
+    rows: Sequence[Document] = (),
+    resumed_from: Path | None = None,
+    **settings: object,
+) -> Preparation:
     config = PactConfig.model_validate(
         {"anchors": number, "safety_tokens": [40, 41, 42], "cache_dir": tmp_path, "conflict": "keep", **settings}
     )
-    return prepare(model, tiny.tokenizer(), documents(few()), config, show_progress=False)
+    return prepare(
+        model,
+        tokenizer or tiny.tokenizer(),
+        rows or documents(few()),
+        config,
+        resumed_from=resumed_from,
+        show_progress=False,
+    )
 
 
 def test_turns_go_round() -> None:
@@ -134,3 +154,37 @@ def test_anchors_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert second is not None
     assert [d.key for d in first.documents] == [d.key for d in second.documents]
     assert ready(tmp_path, tiny.llama(), number=0).objective.anchors is None
+
+
+def test_another_day_finds_the_anchors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a template that writes the date making each day's run answer anew, and a resumed one fail."""
+    today = copy.deepcopy(tiny.tokenizer())
+    dated = "{{ bos_token }}<|system|>\n{{ strftime_now('%d %b') }}{{ eos_token }}"
+    today.chat_template = tiny.TEMPLATE.replace("{{ bos_token }}", dated)
+    first = ready(tmp_path, tiny.llama(), tokenizer=today)
+    evidence_of(first).save(tmp_path / "run")
+    monkeypatch.setattr(
+        "transformers.utils.chat_template_utils.datetime", SimpleNamespace(now=lambda: date(2001, 2, 3))
+    )
+    assert "03 Feb" in today.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    assert not ready(tmp_path, tiny.llama(), tokenizer=today).built
+    resumed = ready(tmp_path, tiny.llama(seed=1), tokenizer=today, resumed_from=tmp_path / "run")
+    for later in (resumed.objective.anchors, first.objective.anchors):
+        assert later is not None
+        assert [d.key for d in later.documents] == [d.key for d in anchors.load(tmp_path / str(first.anchors))]
+    with pytest.raises(PactError, match=f"`strftime_now.*which is {date.today()}"):
+        ready(tmp_path, tiny.llama(), tokenizer=today, rows=documents(few(3)), resumed_from=tmp_path / "run")
+
+
+def test_a_resumed_run_keeps_its_anchors(tmp_path: Path) -> None:
+    """Prevents: a run that is resumed with anchors and goes on without, and advice to remove a file that is gone."""
+    evidence_of(ready(tmp_path, tiny.llama(), number=0)).save(tmp_path / "without")
+    with pytest.raises(PactError, match="anchors = False, as in the run being resumed"):
+        ready(tmp_path, tiny.llama(), resumed_from=tmp_path / "without")
+    first = ready(tmp_path, tiny.llama())
+    evidence_of(first).save(tmp_path / "with")
+    with pytest.raises(PactError, match="anchors = True, as in the run being resumed"):
+        ready(tmp_path, tiny.llama(), number=0, resumed_from=tmp_path / "with")
+    (tmp_path / str(first.anchors)).unlink()
+    with pytest.raises(PactError, match=r"FileNotFoundError.*`pact\.cache_dir` to where the run began"):
+        ready(tmp_path, tiny.llama(), resumed_from=tmp_path / "with")

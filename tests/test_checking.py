@@ -161,3 +161,20 @@ def test_the_command(tmp_path: Path) -> None:
         assert ("error `pact`: Expected" in shown.output) == bool(code)
         assert found["will"]["model"] == "m"
         assert shown.output.endswith(f"\n{'1 error' if code else '0 errors'}, 0 warnings\n")
+
+
+def test_variables_of_the_file_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents a refusal of `$VARIABLE` that TRL sets from the same file (`env`), and one that stays set afterwards."""
+    monkeypatch.delenv("SCRATCH", raising=False)
+    settings = TRL | {"pact": {"cache_dir": "$SCRATCH/pact"}}
+    assert not checked(tmp_path, settings).sound
+    found = checked(tmp_path, settings | {"env": {"SCRATCH": str(tmp_path)}})
+    assert found.sound
+    assert found.will["reference"] == f"in {tmp_path / 'pact'}"
+    assert not checked(tmp_path, settings).sound
+
+
+def test_a_variable_that_no_host_fills_in_is_a_warning(tmp_path: Path) -> None:
+    """Prevents: weights below a folder called `$SCRATCH`, on the disk of the working folder."""
+    (warning,) = (f for f in checked(tmp_path, TRL | {"output_dir": "$SCRATCH/out"}).warnings if f.key == "output_dir")
+    assert "fill in no variable" in str(warning.error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,3 +60,26 @@ def test_bad_blocks_are_refused_by_name(block: Any, words: list[str]) -> None:
         PactConfig.parse(block)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_paths_are_read_as_in_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents a folder called `$SCRATCH` or `~` in the working folder, and token texts that are taken for paths."""
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    monkeypatch.setenv("HOME", "/home/me")
+    config = PactConfig.model_validate(
+        {
+            "cache_dir": "$SCRATCH/pact",
+            "safety_tokens": "~/tokens.json",
+            "prompts": {"harmful": "${SCRATCH}/a.txt", "harmless": "~/b.txt"},
+            "eval": {"prompts": ["held-out", "$SCRATCH/c.csv:harmful"]},
+        }
+    )
+    assert (config.cache_folder, config.safety_tokens) == (Path("/scratch/pact"), Path("/home/me/tokens.json"))
+    assert (config.prompts.harmful, config.prompts.harmless) == (Path("/scratch/a.txt"), Path("/home/me/b.txt"))
+    assert config.active_eval is not None
+    assert config.active_eval.prompts == ("held-out", "/scratch/c.csv:harmful")
+    assert PactConfig(base_model="~/base").base_model == "/home/me/base"
+    assert PactConfig(safety_tokens=["$SCRATCH", "~"]).safety_tokens == ["$SCRATCH", "~"]
+    for name in ("PACT_CACHE_DIR", "XDG_CACHE_HOME"):  # empty is not set: no caches in the working folder
+        monkeypatch.setenv(name, "")
+    assert PactConfig().cache_folder == Path("/home/me/.cache/pact_plugins")

@@ -14,6 +14,7 @@ from pact_plugins.answers import Document, split_documents
 from pact_plugins.dataset import read_documents
 from pact_plugins.host_trainer import training_documents
 from tests import tiny
+from tests.bad_inputs.trainer import trainer_on
 
 
 @pytest.fixture(autouse=True)
@@ -89,3 +90,12 @@ def test_documents_are_those_of_the_trainers_batches(settings: dict[str, Any], t
     expected = [d for batch in batches for d in split_documents(batch)]
     assert len(expected) >= len(batches)
     assert same(list(training_documents(trainer)), expected)
+
+
+def test_a_transform_is_read_as_the_loader_reads_it(tmp_path: Path) -> None:
+    """Prevents: the reference of stored rows, under a transform (`with_transform`) that makes others of them."""
+    stored = Dataset.from_list([{"input_ids": [0, 7, 7, 8, 9], "labels": [-100, -100, -100, 8, 9]}] * 2)
+    names = ("input_ids", "labels")
+    cut = stored.with_transform(lambda rows: {name: [values[:4] for values in rows[name]] for name in names})
+    (first, _) = training_documents(trainer_on(tmp_path, data=cut))
+    assert (first.input_ids.tolist(), first.supervised.tolist()) == ([0, 7, 7, 8], [False, False, False, True])

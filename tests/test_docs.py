@@ -31,7 +31,7 @@ MADE_OF_MISTAKES = ROOT / "docs" / "errors.md"
 """Shows what is refused; its own tests run all of it."""
 HELD = [page for page in PAGES if page != MADE_OF_MISTAKES]
 
-NEEDS_A_TRAINER = {"configuration.md": "PactCallback(trainer, PactConfig(weight=0.3))"}
+NEEDS_A_TRAINER = {"configuration.md": 'PactCallback(trainer, weight=0.3, eval={"limit": 64})'}
 """Blocks of Python that cannot run, because they begin in the middle of a script: page and first line."""
 SCRIPTS = {"tutorial-trl.md": "import torch"}
 """Blocks that are a file of example_configs too, which `test_examples_run` runs: page and first line."""

@@ -24,6 +24,7 @@ FLOW = [
     "fingerprints",
     "artefacts",
     "loading",
+    "telling",
     "chat_template",
     "chat_format",
     "answers",
@@ -74,6 +75,7 @@ FLOW = [
     "audit",
     "audit_table",
     "verification",
+    "launching",
     "trl",
     "axolotl",
     "demo",
@@ -82,7 +84,7 @@ FLOW = [
 ]
 """Each module may import the ones before it."""
 
-MAY_IMPORT_TRL = {"trl", "demo", "cli"}
+MAY_IMPORT_TRL = {"launching", "trl", "demo", "cli"}
 MAY_IMPORT_AXOLOTL = {"axolotl"}
 
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")

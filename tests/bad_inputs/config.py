@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from pact_plugins import before_training, trl
 from pact_plugins.check_table import require_sound
@@ -17,6 +20,11 @@ NAN = float("nan")
 
 def _block(name: str, value: Any, message: str) -> BadInput:
     return BadInput(name, given(PactConfig.parse, value), message)
+
+
+def _caches_below_nothing(_folder: Path) -> None:
+    with patch.dict(os.environ, {"PACT_CACHE_DIR": "$NO_SUCH/pact"}):
+        PactConfig.parse(True)
 
 
 BLOCKS = [
@@ -55,6 +63,11 @@ BLOCKS = [
     _block("A probe that can never stop the run", {"probe": {"stop_below": 0}}, r"`pact\.probe.*greater than 0"),
     _block("An evaluation without judges", {"eval": {"judges": []}}, r"`pact\.eval\.judges`.*at least 1"),
     _block("One prompt set in place of a list", {"eval": {"prompts": "held-out"}}, r"`pact\.eval\.prompts`"),
+    _block("A path with a variable that is not set", {"cache_dir": "$NO_SUCH/pact"}, r"`pact\.cache_dir`.*`\$NO_SUCH`"),
+    _block(
+        "The home folder of nobody", {"safety_tokens": "~no-such-user/t.json"}, r"`pact\.safety_tokens`.*home folder"
+    ),
+    BadInput("A default folder that cannot be known", _caches_below_nothing, r"`\$NO_SUCH`.*`PACT_CACHE_DIR`"),
     _block("`pact:` with nothing behind it", None, r"`pact:`.*None"),
     _block("`pact:` in words", "on please", r"`pact:`.*on please"),
     _block("`pact:` as a list", [True], r"`pact:`.*\[True\]"),
@@ -113,6 +126,24 @@ def _checked(name: str, content: str, message: str) -> BadInput:
     return _run_file(name, content, message, lambda path: check(path).require_sound())
 
 
+def _below_a_file(settings: str) -> Callable[[Path], None]:
+    """A run with these settings, filled in with a file that is where a folder should be."""
+
+    def act(folder: Path) -> None:
+        run = folder / "run.yaml"
+        run.write_text(f"model_name_or_path: m\ndataset_name: d\n{settings.format(run)}\n")
+        check(run).require_sound()
+
+    return act
+
+
+def _launched_by_fsdp1(folder: Path) -> None:
+    (folder / "a.yaml").write_text("distributed_type: FSDP\nfsdp_config: {fsdp_reshard_after_forward: FULL_SHARD}\n")
+    run = folder / "run.yaml"
+    run.write_text(f"pact: true\nmodel_name_or_path: m\ndataset_name: d\naccelerate_config: {folder}/a.yaml\n")
+    check(run).require_sound()
+
+
 RUN_FILES = [
     BadInput("No such file", lambda folder: read_run_file(folder / "run.yaml"), r"run\.yaml; got FileNotFoundError"),
     BadInput("A folder in place of a file", read_run_file, r"a readable YAML file .*; got IsADirectoryError"),
@@ -150,6 +181,12 @@ RUN_FILES = [
         _sft,
     ),
     _run_file(
+        "A file for the launcher that is not there",
+        "pact: true\nmodel_name_or_path: m\ndataset_name: d\naccelerate_config: zero4\n",
+        r"`accelerate_config` to be a file.*zero4",
+        _sft,
+    ),
+    _run_file(
         "`pact estimate` of a run without PACT", "pact: false\n", r"a run with PACT; got `pact: false`", _settings
     ),
     _run_file(
@@ -159,6 +196,8 @@ RUN_FILES = [
         _settings,
     ),
 ]
+
+_AT_HOME = "pact: true\ndatasets: [{path: json, data_files: ~/}]"
 
 CHECKED = [
     _trl("A file for `pact sft` without `pact`", "", r"the key `pact` in .*run\.yaml; got no such key"),
@@ -181,10 +220,16 @@ CHECKED = [
         '{"messages": [{"role": "user", "content": "Hello"}]}\n',
         r"a chat template in .*rows\.jsonl; got neither .*`chat_template_path`",
     ),
+    _trl("Data in a home folder that the host does not look into", _AT_HOME, r"~/.* to be there"),
     _trl("A template that is not there", "pact: true\nchat_template_path: t.jinja", r"t\.jinja to be there"),
     _trl("Prompts that are not there", "pact: {eval: {prompts: [p.csv]}}", r"p\.csv to be there; got no such file"),
     _trl("Own prompts that are not there", "pact: {prompts: {harmful: h.txt, harmless: g.txt}}", r"h\.txt to be there"),
     _trl("Safety tokens that are not there", "pact: {safety_tokens: tokens.json}", r"tokens\.json"),
+    BadInput(
+        "Caches below a file", _below_a_file("pact: {{cache_dir: {}/pact}}"), r"to write .*; got .*, which is a file"
+    ),
+    BadInput("An output folder below a file", _below_a_file("pact: true\noutput_dir: {}/out"), r" in `output_dir`"),
+    BadInput("FSDP1 by the launcher", _launched_by_fsdp1, r"`accelerate_config: .*FSDP1 .*`fsdp_version: 2`"),
     _trl("A checkpoint that is not there", "pact: true\noutput_dir: o\nresume_from_checkpoint: o/1", r"a checkpoint"),
     _trl(
         "Going on with a run without evidence",

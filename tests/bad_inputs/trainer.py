@@ -24,13 +24,20 @@ from tests.rows import documents, few
 ROWS = [{"input_ids": [0, 7, 7, 8, 9], "labels": [-100, -100, -100, 8, 9]}] * 2
 
 
-def trainer_on(folder: Path, data: Any = None, tokenizer: Any = "tiny", **settings: Any) -> Any:
+def trainer_on(
+    folder: Path,
+    data: Any = None,
+    tokenizer: Any = "tiny",
+    model_init: Callable[[], Any] | None = None,
+    **settings: Any,
+) -> Any:
     """Transformers' own trainer: what every host is derived from."""
     args = TrainingArguments(
         output_dir=str(folder / "out"), use_cpu=True, report_to=[], max_steps=1, disable_tqdm=True, **settings
     )
     return Trainer(
-        model=tiny.llama(),
+        model=None if model_init else tiny.llama(),
+        model_init=model_init,
         args=args,
         train_dataset=Dataset.from_list(ROWS) if data is None else data,
         processing_class=tiny.tokenizer() if tokenizer == "tiny" else tokenizer,
@@ -90,11 +97,16 @@ def _own_loss(trainer: Any) -> None:
     trainer.compute_loss_func = lambda *_args, **_kw: torch.tensor(0.0)
 
 
-class Processor:
-    """What a multimodal model has in place of a tokenizer."""
+class ImageProcessor:
+    """What prepares images, and no text."""
 
-    tokenizer = tiny.tokenizer()
-    chat_template = tiny.TEMPLATE
+
+def _with_images(trainer: Any) -> None:
+    trainer.data_collator = lambda rows: {
+        **default_data_collator(rows),
+        "pixel_values": torch.zeros(len(rows), 3, 2, 2),
+    }
+    trainer.train_dataset = [dict(row) for row in ROWS]
 
 
 def _twice(folder: Path) -> None:
@@ -118,15 +130,52 @@ def _made_and_not_added(folder: Path) -> None:
     trainer.train()
 
 
+def _the_same_twice(folder: Path) -> None:
+    trainer = trainer_on(folder)
+    callback = PactCallback(trainer, config(folder))
+    trainer.add_callback(callback)
+    trainer.add_callback(callback)
+    trainer.train()
+
+
+def _on_another_trainer(folder: Path) -> None:
+    other = trainer_on(folder)
+    other.add_callback(PactCallback(trainer_on(folder), config(folder)))
+    other.train()
+
+
+def _after_training(folder: Path) -> None:
+    trainer = trainer_on(folder)
+    trainer.train()
+    PactCallback(trainer, config(folder))
+
+
+def _preference_trainer(folder: Path) -> None:
+    trainer = trainer_on(folder)
+    of_trl = type("DPOTrainer", (Trainer,), {"__module__": "trl.trainer.dpo_trainer"})
+    trainer.__class__ = type("MyTrainer", (of_trl,), {})
+    trainer.add_callback(PactCallback(config(folder)))
+    trainer.train()
+
+
+def _rows_of_chance(folder: Path) -> None:
+    answers = iter(range(40, 100))
+    other = Dataset.from_list(ROWS).with_transform(lambda rows: {**rows, "input_ids": [[0, 7, 8, 9, next(answers)]]})
+    trainer = trainer_on(folder, data=other)
+    trainer.add_callback(PactCallback(trainer, config(folder)))
+    trainer.train()
+
+
 def _the_end_without_a_beginning(folder: Path) -> None:
     binding = PactCallback(trainer_on(folder), config(folder)).binding
     assert binding is not None
     binding.end()
 
 
-def _trained(**settings: Any) -> Callable[[Path], Any]:
+def _trained(change: Callable[[Any], Any] = lambda trainer: None, **settings: Any) -> Callable[[Path], Any]:
     def act(folder: Path) -> Any:
         trainer = trainer_on(folder)
+        change(trainer)
         trainer.add_callback(PactCallback(trainer, config(folder, **settings)))
         return trainer.train()
 
@@ -162,15 +211,17 @@ INPUTS = [
         "A trainer without a tokenizer", _bound(tokenizer=None), r"`processing_class`.*; got a trainer without one"
     ),
     BadInput(
-        "A processor in place of the tokenizer",
-        _bound(tokenizer=Processor()),
-        r"`processing_class`.*; got a Processor\..*processing_class=processor\.tokenizer",
+        "What prepares images in place of the tokenizer",
+        _bound(tokenizer=ImageProcessor()),
+        r"`processing_class`.*; got a ImageProcessor\..*processing_class=tokenizer",
     ),
+    BadInput("Images in the training set", _trained(_with_images), r"text alone; got `pixel_values` in the"),
     BadInput(
         "A streaming data set",
         _bound(data=Dataset.from_list(ROWS).to_iterable_dataset()),
         r"a streaming data set.*whole",
     ),
+    BadInput("Rows that are others each time", _rows_of_chance, r"gives row 0 differently the second time"),
     BadInput("Several GPUs in one process", _bound(_gpus), r"DataParallel over 2 GPUs.*torchrun"),
     BadInput("FSDP1", _bound(_fsdp(fsdp_version=1)), r"; got FSDP1\..*fsdp_version: 2"),
     BadInput(
@@ -204,6 +255,32 @@ INPUTS = [
     ),
     BadInput("Label smoothing beside damping", _bound(label_smoothing_factor=0.1), _OTHER_LOSS),
     BadInput("A loss of one's own beside damping", _bound(_own_loss), _OTHER_LOSS),
+    BadInput("A trainer for preferences", _preference_trainer, r"; got TRL's DPOTrainer\..*`SFTTrainer`"),
+    BadInput(
+        "The class of a trainer in its place",
+        given(PactCallback, Trainer),
+        r"as `PactCallback\(trainer\)`; got the class Trainer\..*`callbacks=\[PactCallback\(\)\]`",
+    ),
+    BadInput("A model in the trainer's place", lambda _: PactCallback(tiny.llama()), r"; got a LlamaForCausalLM"),
+    BadInput(
+        "Settings before the trainer",
+        lambda folder: PactCallback(config(folder), trainer_on(folder)),  # pyright: ignore[reportArgumentType]
+        r"; got a PactConfig\..*Settings come second",
+    ),
+    BadInput(
+        "Settings in two ways",
+        lambda folder: PactCallback(trainer_on(folder), {"weight": 2}, anchors=0),
+        r"; got an object, and anchors by name",
+    ),
+    BadInput("A misspelt setting by name", given(PactCallback, wieght=2), r"`pact\.wieght`.*Did you mean `weight`"),
+    BadInput("A callback twice", _the_same_twice, r"once in the trainer's list"),
+    BadInput("A callback on another trainer than its own", _on_another_trainer, r"; got another trainer"),
+    BadInput(
+        "A callback without a trainer",
+        lambda _: PactCallback().on_train_begin(),
+        r"the trainer of the callback to begin training; got something else",
+    ),
+    BadInput("A callback after training", _after_training, r"yet to train; got one that has trained 1 steps"),
     BadInput("PACT twice", _twice, r"one PACT per trainer"),
     BadInput("PACT taken off before training", _after_removal, r"a trainer that still has PACT"),
     BadInput(
@@ -229,6 +306,7 @@ INPUTS = [
     ),
     BadInput("Resuming with other data", _resumed(rows=3), r"data = .*as in the run being resumed"),
     BadInput("Resuming with other safety tokens", _resumed(safety_tokens=[50]), r"safety_tokens = .*being resumed"),
+    BadInput("Resuming with anchors", _resumed(anchors=2), r"anchors = False, as in the run being resumed"),
     BadInput("Resuming with another gate", _resumed(gate=True), r"views = .*being resumed"),
     BadInput(
         "Resuming after the cache was removed",

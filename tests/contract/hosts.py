@@ -22,7 +22,7 @@ LORA = LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_
 Trainer = Callable[..., Any]
 
 
-def trl_trainer(model: Any, folder: Path, data: Any = None, **settings: Any) -> Any:
+def trl_trainer(model: Any, folder: Path, data: Any = None, callbacks: Any = None, **settings: Any) -> Any:
     from trl import SFTConfig, SFTTrainer
 
     args = SFTConfig(**{**common(folder), "assistant_only_loss": True, "max_length": 256, **settings})
@@ -31,6 +31,7 @@ def trl_trainer(model: Any, folder: Path, data: Any = None, **settings: Any) -> 
         args=args,
         train_dataset=data or tiny.conversations(16, 2),
         processing_class=tiny.tokenizer(),
+        callbacks=callbacks,
     )
 
 
