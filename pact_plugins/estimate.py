@@ -27,7 +27,7 @@ from pact_plugins.cost import (
     stratified,
 )
 from pact_plugins.cost_report import Estimate, LogNormaliser
-from pact_plugins.finding import expected_anchors, known_tokens
+from pact_plugins.finding import Finder
 from pact_plugins.fingerprints import digest, model_fingerprint
 from pact_plugins.forward import to_device
 from pact_plugins.host_trainer import expected_step, probe_flop, training_documents
@@ -54,9 +54,10 @@ def estimate(trainer: Any, config: PactConfig) -> Estimate:
     reach = config.gate_reach
     with trainer.accelerator.autocast():
         fingerprint = model_fingerprint(model)
-        tokens = known_tokens(config, tokenizer, fingerprint)
+        finder = Finder(config, model, tokenizer, fingerprint)
+        tokens = finder.known_tokens()
         ids = list(tokens.ids) if tokens else list(range(config.top_k))
-        anchors, anchors_known = expected_anchors(config, tokenizer, fingerprint)
+        anchors, anchors_known = finder.expected_anchors()
         referenced = list({d.key: d for d in [*answered, *anchors]}.values())
         head = SubsetHead(model, ids)
         check_parity(head)
