@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -150,16 +151,19 @@ def ask(
     length = own_answers.MAX_ANSWER_TOKENS
     ends = end_tokens(model, tokenizer)
     batches = batches_by_length([len(chat) + length for chat in chats], TOKENS_PER_BATCH)
+    before = list(accumulate(map(len, batches), initial=0))
     found: dict[int, Asked] = {}
-    with bar(f"PACT: {WHAT}", len(batches) * length, show_progress) as reached:
+    with bar(f"PACT: {WHAT}", len(chats), show_progress) as reached:
 
-        def answer(batch: list[int]) -> list[Asked]:
-            done = length * (len(found) and batches.index(batch))
-            return _answer(model, [chats[i] for i in batch], length, ends, lambda step: reached(done + step))
+        def answer(number: int) -> list[Asked]:
+            batch = [chats[i] for i in batches[number]]
+            share = len(batch) / length
+            return _answer(model, batch, length, ends, lambda step: reached(before[number] + step * share))
 
-        for batch, answers in ranks.merged(batches, map(answer, ranks.part(batches)), WHAT):
-            found.update(zip(batch, answers, strict=True))
-            reached(length * (batches.index(batch) + 1))
+        numbers = range(len(batches))
+        for number, answers in ranks.merged(numbers, map(answer, ranks.part(numbers)), WHAT):
+            found.update(zip(batches[number], answers, strict=True))
+            reached(before[number + 1])
     return Asked.joined([found[i] for i in range(len(chats))])
 
 

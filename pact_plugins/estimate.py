@@ -68,7 +68,9 @@ def estimate(trainer: Any, config: PactConfig) -> Estimate:
         found = folder is not None and folder.exists()
         build_tokens, seconds, sample = 0, 0.0, _Sample(0, 0)
         if not found:
-            build_tokens, seconds, sample = _build_time(head, chat, referenced, config)
+            # What is needed of the anchors is seen when they are written, but for the view without the prompt.
+            to_run = referenced if config.active_gate else list({d.key: d for d in answered}.values())
+            build_tokens, seconds, sample = _build_time(head, chat, to_run, config)
     log_normaliser = _log_normaliser(trainer, config, head, chat)
     head.remove()
     step = expected_step(trainer, data, anchors, config)

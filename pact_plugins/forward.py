@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -153,12 +153,12 @@ def bar(description: str, total: int, shown: bool = True, *, done: int = 0) -> G
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     shown = shown and not os.environ.get("TQDM_DISABLE")
-    started = said = time.monotonic()
+    started = said = monotonic()
 
     def reached(count: float) -> None:
         nonlocal said
         drawn.update(task, completed=count)
-        now = time.monotonic()
+        now = monotonic()
         if shown and drawn.disable and now - said >= SECONDS_PER_LINE and done < count < total:
             said, left = now, (now - started) * (total - count) / (count - done)
             print(

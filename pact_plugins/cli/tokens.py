@@ -54,8 +54,9 @@ def tokens(
 ) -> Result | None:
     """Find a model's safety tokens.
 
-    Reads the model, and lets it answer the shipped prompts or your own. Writes the tokens with their weights to the
-    file --out, which `pact.safety_tokens` of a run can name. A run without such a file finds its own.
+    Lets the model answer the shipped prompts or your own, unless it has: its answers are kept where runs keep their
+    caches, and found by the next run. Writes the tokens with their weights to the file --out, which
+    `pact.safety_tokens` of a run can name. A run without such a file finds its own.
 
     \b
     Example:
