@@ -1,7 +1,8 @@
-"""JSON files that appear whole or not at all and notice changes; locks, and folders that take no more."""
+"""Files that appear whole or not at all and notice changes, JSON and tensors; locks, and folders that are full."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -12,7 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
 
 from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest
@@ -41,16 +46,57 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file in one step, so that no reader sees a part of it; makes the folder."""
+    _write(path, text.encode())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a safetensors file with a checksum and its own name, in one step; makes the folder."""
+    whole = {name: values.contiguous() for name, values in tensors.items()}
+    _write(path, save(whole, {"name": path.stem, "checksum": _checksum(whole)}))
+
+
+def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with partial.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave the name without the content
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads what `write_tensors` wrote.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no such file, was written under another name, or its content does not match its checksum.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            # Copies: the file's own pages would change under a reader with the file.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    if about.get("checksum") != _checksum(tensors):
+        raise ValueError(f"{path} does not match its checksum")
+    if about.get("name") != path.stem:
+        raise ValueError(f"these are {about.get('name')}")
+    return tensors
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    parts = [(name, str(t.dtype), list(t.shape), _hash(t)) for name, t in sorted(tensors.items())]
+    return digest(parts)
+
+
+def _hash(tensor: Tensor) -> str:
+    values = tensor.reshape(-1).view(torch.uint8) if tensor.numel() else tensor.new_zeros(0, dtype=torch.uint8)
+    return hashlib.blake2b(values.numpy().data, digest_size=16).hexdigest()
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -116,7 +116,7 @@ class Binding:
             if not resumed:
                 check_untrained(self._model)
             # First, since the reference may take long: a misspelt judge is noticed at once.
-            evaluation = evaluation_of(trainer, self.config.active_eval, self.ranks)
+            evaluation = evaluation_of(trainer, self.config, self.ranks)
             self.preparation = prepare(
                 self._model,
                 tokenizer_of(trainer),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from pact_plugins import artefacts
 from pact_plugins.answers import AnswerTokens, Bools, Document, Ints
+from pact_plugins.asking import Asked
 from pact_plugins.cache_writer import CacheWriter, Place
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.errors import PactError
@@ -37,13 +40,20 @@ def open_or_build(
     head: SubsetHead,
     chat: ChatFormat,
     *,
+    answers: Asked | None = None,
     ranks: Ranks = ALONE,
     show_progress: bool = True,
 ) -> tuple[ReferenceCache, bool]:
-    """The cache of this identity below `folder`, and whether this run built it (see `build`)."""
+    """The cache of this identity below `folder`, and whether this run built it (see `build`).
+
+    Of the documents that are `answers` of the model itself, the reference is what was seen when they were written.
+    """
     target = folder / digest(identity)
     there = all(ranks.exchange(target.exists(), _WHAT))
-    built = not there and build(target, identity, documents, head, chat, ranks=ranks, show_progress=show_progress)
+    known = of_answers(answers, head, ranks) if answers and not there else {}
+    built = not there and build(
+        target, identity, documents, head, chat, known=known, ranks=ranks, show_progress=show_progress
+    )
     _wait_until_visible(target)
     return ReferenceCache(target, identity), built
 
@@ -55,6 +65,7 @@ def build(
     head: SubsetHead,
     chat: ChatFormat,
     *,
+    known: Mapping[bytes, Halves] | None = None,
     ranks: Ranks = ALONE,
     show_progress: bool = True,
 ) -> bool:
@@ -70,6 +81,8 @@ def build(
     Args:
         identity: goes into the manifest; its `views` say what to compute, and its `reach` for how many tokens of each
             answer the view without the prompt is needed.
+        known: by their keys, documents of a prompt and an answer whose values with the full context are known, [A, S]
+            for the A tokens of the answer.
         ranks: of this run, with the same weights and arguments but for `target`.
         show_progress: whether there is a progress bar.
 
@@ -87,8 +100,11 @@ def build(
         "full": np.asarray([len(t) for t in tokens], np.int64),
         "answer_only": np.asarray([int((t.position < reach).sum()) for t in tokens], np.int64),
     }
-    work = forward_sequences(tokens, identity["views"], reach, chat)
-    batches = [[work[i] for i in batch] for batch in batches_by_length([len(s.input_ids) for s in work])]
+    work = forward_sequences(tokens, identity["views"], reach, chat, known or {})
+    to_run = [s for s in work if s.values is None]
+    batches = [[to_run[i] for i in batch] for batch in batches_by_length([len(s.input_ids) for s in to_run])]
+    if len(to_run) < len(work):
+        batches.append([s for s in work if s.values is not None])
     places = [[place for sequence in batch for place in sequence.wanted] for batch in batches]
     writes = artefacts.first_on_disk(target.parent, ranks) and not target.exists()
     with artefacts.locked(target, _WHAT, ranks, holds=writes):
@@ -129,6 +145,7 @@ class ForwardSequence:
         columns: [n] places whose next token is an answer token.
         seen, positions: [L] as in the document (`answers.Document`), or None.
         wanted: every place that the result is written to.
+        values: the result, if it is known without a forward pass.
     """
 
     input_ids: Ints
@@ -136,10 +153,15 @@ class ForwardSequence:
     seen: Bools | None = None
     positions: Ints | None = None
     wanted: list[Place] = field(default_factory=list)
+    values: Halves | None = None
 
 
 def forward_sequences(
-    tokens: Sequence[AnswerTokens], views: Sequence[str], reach: int, chat: ChatFormat
+    tokens: Sequence[AnswerTokens],
+    views: Sequence[str],
+    reach: int,
+    chat: ChatFormat,
+    known: Mapping[bytes, Halves] = MappingProxyType({}),
 ) -> list[ForwardSequence]:
     """All that has to go through the model for the reference of documents.
 
@@ -148,24 +170,29 @@ def forward_sequences(
         views: which views are wanted, `full` or `answer_only` or both.
         reach: for how many tokens of each answer the view without the prompt is needed.
         chat: what the chat template puts before answers.
+        known: see `build`.
     """
     sequences: list[ForwardSequence] = []
     if "full" in views:
-        sequences += _full_sequences(tokens)
+        sequences += _full_sequences(tokens, known)
     if "answer_only" in views:
         sequences += _answer_only_sequences(tokens, reach, chat)
     return sequences
 
 
-def _full_sequences(tokens: Sequence[AnswerTokens]) -> Iterator[ForwardSequence]:
+def _full_sequences(tokens: Sequence[AnswerTokens], known: Mapping[bytes, Halves]) -> Iterator[ForwardSequence]:
     for i, t in enumerate(tokens):
-        columns = t.column - t.documents[0].start
+        document = t.documents[0]
+        columns = t.column - document.start
         place = Place("full", i, 0, len(columns))
+        values = known.get(document.key)
+        if values is not None:  # of all tokens of the answer, up to the end of the document
+            values = values[columns + 1 - (len(document.input_ids) - len(values))]
         # Nothing after the last answer token is needed.
-        document, length = t.documents[0], int(columns[-1]) + 1
+        length = int(columns[-1]) + 1
         seen = None if document.seen is None else document.seen[:length]
         positions = None if document.positions is None else document.positions[:length]
-        yield ForwardSequence(document.input_ids[:length], columns, seen, positions, [place])
+        yield ForwardSequence(document.input_ids[:length], columns, seen, positions, [place], values)
 
 
 def _answer_only_sequences(tokens: Sequence[AnswerTokens], reach: int, chat: ChatFormat) -> list[ForwardSequence]:
@@ -193,11 +220,22 @@ def _answer_only_sequences(tokens: Sequence[AnswerTokens], reach: int, chat: Cha
     return list(distinct.values())
 
 
+def of_answers(answers: Asked, head: SubsetHead, ranks: Ranks = ALONE) -> dict[bytes, Halves]:
+    """[A, S] values of each answer, by the key of its document: from the hidden states at which it was written."""
+    logits = head.logits(answers.hidden)  # in every rank, for engines that share the head's weights
+    own: Halves = _halves(logits - answers.log_normalisers.to(logits.device)[:, None]).cpu().numpy()
+    values = ranks.exchange(own, _WHAT)[0]
+    ends = np.cumsum([int(d.supervised.sum()) for d in answers.documents])
+    keys = (d.key for d in answers.documents)
+    return dict(zip(keys, np.split(values, ends[:-1]), strict=True))
+
+
 def _one_behind(batches: Iterable[list[ForwardSequence]], head: SubsetHead) -> Iterator[list[Halves]]:
     """Every batch's [n, S] values, sequence by sequence; handed out while the next one is being computed."""
     pending: tuple[list[ForwardSequence], Callable[[], Halves]] | None = None
     for batch in batches:
-        started = batch, _to_host(_log_probabilities(head, batch))
+        known = [s.values for s in batch if s.values is not None]
+        started = batch, partial(np.concatenate, known) if known else _to_host(_log_probabilities(head, batch))
         if pending is not None:
             yield _collected(*pending)
         pending = started
@@ -228,7 +266,10 @@ def _log_probabilities(head: SubsetHead, batch: list[ForwardSequence]) -> Tensor
     request = Request(places, ids.reshape(-1)[places], normalise=True)
     with head.watch(request) as captures:
         head.decode(**inputs)
-    values = log_probabilities(head.one(captures))
+    return _halves(log_probabilities(head.one(captures)))
+
+
+def _halves(values: Tensor) -> Tensor:
     least = float(np.finfo(np.float16).min)
     return torch.where(values.isfinite(), values.clamp(min=least), torch.nan).half()
 

@@ -217,10 +217,10 @@ def _found(probe: TemplateProbe, prefix: Prefix) -> ChatFormat:
     )
 
 
-def render(tokenizer: Any, messages: list[dict[str, str]], *, generation_prompt: bool) -> list[int]:
-    """Token ids of a conversation under the tokenizer's chat template."""
+def render(tokenizer: Any, messages: list[dict[str, str]], *, generation_prompt: bool, **settings: Any) -> list[int]:
+    """Token ids of a conversation under the tokenizer's chat template; `settings` of `apply_chat_template` besides."""
     return list(
         tokenizer.apply_chat_template(
-            messages, add_generation_prompt=generation_prompt, tokenize=True, return_dict=False
+            messages, add_generation_prompt=generation_prompt, tokenize=True, return_dict=False, **settings
         )
     )

@@ -63,7 +63,7 @@ class Contrast:
     def __len__(self) -> int:
         return len(self.probabilities)
 
-    def direction(self, *, top_k: int = 50, exclude: Sequence[int] = (), counts: Tensor | None = None) -> Tensor:
+    def direction(self, *, top_k: int = 50, counts: Tensor | None = None) -> Tensor:
         r"""The safety direction v over the vocabulary; S are its non-zero entries, max(v, 0) their weights.
 
         Equals::
@@ -75,7 +75,6 @@ class Contrast:
 
         Args:
             top_k: number of candidates.
-            exclude: ids that never enter S.
             counts: [n] how often each sample counts; once, if it is None.
 
         Returns:
@@ -87,8 +86,7 @@ class Contrast:
             values.mean(0) if counts is None else counts @ values / counts.sum()
             for values in (self.probabilities, self.differences)
         )
-        p_bar[list(exclude)] = -1
-        candidates = p_bar.topk(min(top_k, len(p_bar) - len(set(exclude)))).indices
+        candidates = p_bar.topk(min(top_k, len(p_bar))).indices
         candidates = candidates[d[candidates].abs() > 1e-9]
         if len(candidates) < 2:  # nothing to standardise
             return torch.zeros_like(d)
@@ -98,7 +96,7 @@ class Contrast:
         v[candidates] = z / (z.norm() + 1e-6)
         return v
 
-    def resampled(self, ids: Sequence[int], *, top_k: int = 50, exclude: Sequence[int] = ()) -> Tensor:
+    def resampled(self, ids: Sequence[int], *, top_k: int = 50) -> Tensor:
         """[RESAMPLES, len(ids)] weights max(v, 0) of `ids` when the samples are drawn anew, with replacement."""
         generator = torch.Generator().manual_seed(0)
         weights = torch.zeros(RESAMPLES, len(ids))
@@ -106,10 +104,10 @@ class Contrast:
         for row in weights:
             drawn = torch.randint(len(self), (len(self),), generator=generator)
             counts = drawn.bincount(minlength=len(self)).float()
-            row[:] = self.direction(top_k=top_k, exclude=exclude, counts=counts)[chosen].clamp(min=0)
+            row[:] = self.direction(top_k=top_k, counts=counts)[chosen].clamp(min=0)
         return weights
 
-    def separation(self, *, top_k: int = 50, exclude: Sequence[int] = ()) -> float:
+    def separation(self, *, top_k: int = 50) -> float:
         """How well the direction tells the model's samples from their contrasts: 1 always, 0.5 not at all.
 
         The direction is found in one half of the samples and scores the other, both ways; a sample's score is the
@@ -120,7 +118,7 @@ class Contrast:
         areas: list[Tensor] = []
         for found_in, scored in ((even, ~even), (~even, even)):
             if found_in.any() and scored.any():
-                v = self.direction(top_k=top_k, exclude=exclude, counts=found_in.float())
+                v = self.direction(top_k=top_k, counts=found_in.float())
                 model = self.probabilities[scored] @ v
                 contrast = model - self.differences[scored] @ v
                 margin = model[:, None] - contrast[None]

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pact_plugins import own_answers
+from pact_plugins import asking, own_answers
 from pact_plugins.answers import Document
+from pact_plugins.asking import Asked
 from pact_plugins.contrast import MAX_ANSWER_TOKENS, Contrast
 from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import model_fingerprint
@@ -26,7 +27,7 @@ from pact_plugins.own_answers import Prompts
 from pact_plugins.safety_tokens import SafetyTokens, Stability
 from pact_plugins.sharding import full_shape
 
-VERSION = 2
+VERSION = 3
 """Of the way tokens are found: a stored set found otherwise is found anew."""
 
 BATCH_SIZE = 8
@@ -44,8 +45,8 @@ def to_safety_tokens(
     provenance: dict[str, Any],
     answers: Sequence[Document],
     *,
+    columns: Tensor | None = None,
     top_k: int = 50,
-    exclude: Sequence[int] = (),
     refusals: float | None = None,
 ) -> SafetyTokens:
     """S = the non-zero entries of the contrast's direction v, with weights max(v, 0), heaviest first.
@@ -55,31 +56,33 @@ def to_safety_tokens(
         tokenizer: of the model.
         provenance: how the contrast was made.
         answers: in which examples of the tokens are looked for.
-        top_k, exclude: see `Contrast.direction`.
+        columns: ids of the contrast's columns; without it they are all ids in order.
+        top_k: see `Contrast.direction`.
         refusals: see `Stability`.
 
     Raises:
         PactError: the contrast has no direction.
     """
-    v = contrast.direction(top_k=top_k, exclude=exclude)
-    ids = v.nonzero().flatten()
-    ids = ids[v[ids].argsort(descending=True, stable=True)]
-    if not len(ids) or not bool(torch.isfinite(v).all()):
+    v = contrast.direction(top_k=top_k)
+    chosen = v.nonzero().flatten()
+    chosen = chosen[v[chosen].argsort(descending=True, stable=True)]
+    if not len(chosen) or not bool(torch.isfinite(v).all()):
         raise PactError(
             expected="tokens that the model prefers when it refuses",
             got="none: the two sides of the contrast agree on every token, or their logits are not finite",
             consequence="There would be nothing to hold.",
             remedy="Check that the model is aligned and that `base_model`, if given, is another model.",
         )
-    weights = contrast.resampled(ids.tolist(), top_k=top_k, exclude=exclude)
+    weights = contrast.resampled(chosen.tolist(), top_k=top_k)
     low, high = weights.quantile(torch.tensor([0.025, 0.975]), dim=0)
-    found = SafetyTokens.build(ids.tolist(), v[ids].clamp(min=0).tolist(), tokenizer, provenance)
+    ids = chosen if columns is None else columns[chosen]
+    found = SafetyTokens.build(ids.tolist(), v[chosen].clamp(min=0).tolist(), tokenizer, provenance)
     stability = Stability(
         held=tuple((weights > 0).float().mean(0).tolist()),
         low=tuple(low.tolist()),
         high=tuple(high.tolist()),
         examples=tuple(_example(token, answers, tokenizer) for token in found.ids),
-        separation=contrast.separation(top_k=top_k, exclude=exclude),
+        separation=contrast.separation(top_k=top_k),
         refusals=refusals,
     )
     return replace(found, stability=stability)
@@ -104,41 +107,46 @@ def discover(
     top_k: int = 50,
     show_progress: bool = True,
 ) -> SafetyTokens:
-    """The tokens that `model` prefers in its own answers to harmful prompts over those to harmless ones.
+    """The tokens that `model`, as it is now, prefers in its own answers to harmful prompts (see `in_answers`).
+
+    Args:
+        model: the chat model.
+        tokenizer: its tokenizer, with its chat template.
+        prompts: what it is asked; the shipped English ones, if None.
+        top_k: number of candidates, |S|.
+        show_progress: whether progress is shown.
+    """
+    chats = own_answers.as_chats(tokenizer, (prompts or Prompts.shipped()).in_turn, _PURPOSE)
+    answers = asking.ask(model, tokenizer, chats, show_progress=show_progress)
+    return in_answers(answers, tokenizer, name_of(model), top_k=top_k)
+
+
+def in_answers(answers: Asked, tokenizer: Any, model: str, *, top_k: int = 50) -> SafetyTokens:
+    """The tokens that a model prefers in its answers to harmful prompts over those to harmless ones.
 
     The two sides are different answers, so the contrast compares their mean probabilities. Special tokens are left out:
     they say how long an answer is, not whether it refuses.
 
     Args:
-        model: the chat model, as it is now.
-        tokenizer: its tokenizer, with its chat template.
-        prompts: what it is asked; the shipped English ones, if None.
+        answers: to harmful and harmless prompts in turn.
+        tokenizer: of the model.
+        model: its name.
         top_k: number of candidates, |S|.
-        show_progress: whether to draw progress bars.
     """
-    prompts = prompts or Prompts.shipped()
-    refusing, helping = (
-        own_answers.write_answers(
-            model,
-            tokenizer,
-            own_answers.as_chats(tokenizer, asked, _PURPOSE),
-            f"answering {name} prompts",
-            show_progress=show_progress,
-        )
-        for name, asked in (("harmful", prompts.harmful), ("harmless", prompts.harmless))
-    )
-    samples = zip(answer_logits(model, refusing), answer_logits(model, helping), strict=False)
-    number = min(len(refusing), len(helping))
-    contrast = Contrast.of(progress(samples, "PACT: finding the safety tokens", number, show_progress))
-    answers = [tokenizer.decode(d.input_ids[d.supervised], skip_special_tokens=True) for d in refusing]
+    columns, places = answers.likely.unique(return_inverse=True)
+    probabilities = torch.zeros(len(places), len(columns)).scatter_(1, places, answers.probabilities)
+    kept = ~torch.isin(columns, torch.tensor(tokenizer.all_special_ids))
+    refusing, helping = probabilities[0::2, kept], probabilities[1::2, kept]
+    refusals = answers.documents[0::2]
+    texts = [tokenizer.decode(d.input_ids[d.supervised], skip_special_tokens=True) for d in refusals]
     return to_safety_tokens(
-        contrast,
+        Contrast(refusing, refusing - helping),
         tokenizer,
-        {"method": "own answers, harmful against harmless", "model": _name(model), "prompts": number},
-        refusing,
+        {"method": "own answers, harmful against harmless", "model": model, "prompts": len(refusals)},
+        refusals,
+        columns=columns[kept],
         top_k=top_k,
-        exclude=tokenizer.all_special_ids,
-        refusals=sum(map(is_refusal, answers)) / len(answers),
+        refusals=sum(map(is_refusal, texts)) / len(texts),
     )
 
 
@@ -156,14 +164,14 @@ def discover_against_base(
     if widths[0] != widths[1]:
         raise PactError(
             expected=f"a base model with the aligned model's {widths[0]:,} output tokens",
-            got=f"{_name(base)} with {widths[1]:,}",
+            got=f"{name_of(base)} with {widths[1]:,}",
             consequence="Probabilities of unrelated tokens would be compared.",
             remedy="Give the base model that this model was aligned from.",
         )
     if base is model or model_fingerprint(base) == model_fingerprint(model):
         raise PactError(
             expected="a base model that differs from the aligned model",
-            got=f"the same weights twice: {_name(base)}",
+            got=f"the same weights twice: {name_of(base)}",
             consequence="The contrast would only tell two prompt formats apart.",
             remedy="Give the model before alignment, or leave it out to find the tokens without one.",
         )
@@ -175,8 +183,8 @@ def discover_against_base(
     contrast = Contrast.of(progress(samples, "PACT: finding the safety tokens", len(asked), show_progress))
     provenance = {
         "method": "aligned against base model",
-        "model": _name(model),
-        "base_model": _name(base),
+        "model": name_of(model),
+        "base_model": name_of(base),
         "prompts": len(asked),
         "source": "arXiv 2603.07445",
     }
@@ -209,5 +217,6 @@ def answer_logits(model: nn.Module, documents: Sequence[Document]) -> Iterator[T
             yield logits[row, torch.from_numpy(columns).to(device)].float().cpu()
 
 
-def _name(model: nn.Module) -> str:
+def name_of(model: nn.Module) -> str:
+    """The folder or the name on the hub that a model was loaded from, or else its class."""
     return str(getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__)

@@ -27,7 +27,7 @@ from pact_plugins.cost import (
     stratified,
 )
 from pact_plugins.cost_report import Estimate, LogNormaliser
-from pact_plugins.finding import expected_anchors, known_tokens
+from pact_plugins.finding import Finder
 from pact_plugins.fingerprints import digest, model_fingerprint
 from pact_plugins.forward import to_device
 from pact_plugins.host_trainer import (
@@ -62,9 +62,10 @@ def estimate(trainer: Any, config: PactConfig) -> Estimate:
     reach = config.gate_reach
     with trainer.accelerator.autocast():
         fingerprint = model_fingerprint(model)
-        tokens = known_tokens(config, tokenizer, fingerprint)
+        finder = Finder(config, model, tokenizer, fingerprint)
+        tokens = finder.known_tokens()
         ids = list(tokens.ids) if tokens else list(range(config.top_k))
-        anchors, anchors_known = expected_anchors(config, tokenizer, fingerprint)
+        anchors, anchors_known = finder.expected_anchors()
         referenced = list({d.key: d for d in [*answered, *anchors]}.values())
         head = SubsetHead(model, ids)
         check_parity(head)
@@ -75,7 +76,9 @@ def estimate(trainer: Any, config: PactConfig) -> Estimate:
         found = folder is not None and folder.exists()
         build_tokens, seconds, sample = 0, 0.0, _Sample(0, 0)
         if not found:
-            build_tokens, seconds, sample = _build_time(head, chat, referenced, config)
+            # What is needed of the anchors is seen when they are written, but for the view without the prompt.
+            to_run = referenced if config.active_gate else list({d.key: d for d in answered}.values())
+            build_tokens, seconds, sample = _build_time(head, chat, to_run, config)
     log_normaliser = _log_normaliser(trainer, config, head, chat)
     head.remove()
     step = expected_step(trainer, data, anchors, config)

@@ -6,40 +6,166 @@ What is found is kept beside the reference caches, under the fingerprints of the
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import nn
 
-from pact_plugins import anchors, artefacts, discovery, own_answers
+from pact_plugins import artefacts, asking, discovery, own_answers
 from pact_plugins.answers import Document
+from pact_plugins.asking import Asked
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest, tokenizer_fingerprint
+from pact_plugins.forward import precision
 from pact_plugins.loading import ACCESS, pretrained
 from pact_plugins.own_answers import Prompts
 from pact_plugins.ranks import ALONE, Ranks
 from pact_plugins.safety_tokens import SafetyTokens
 
-_VERSION = 2
-"""Of the kept files."""
+_VERSION = 3
+"""Of the kept tokens."""
 
 _NAME = "kept_as"
 """Where the provenance of tokens that were found says for which model, template and settings."""
 
 
-def known_tokens(config: PactConfig, tokenizer: Any, model_identity: str) -> SafetyTokens | None:
-    """The safety tokens that the config names, or that were found before; None if they have yet to be found."""
-    if isinstance(config.safety_tokens, Path):
-        return _changed(SafetyTokens.load(config.safety_tokens), config, tokenizer)
-    if isinstance(config.safety_tokens, list):
-        return _changed(SafetyTokens.of_list(config.safety_tokens, tokenizer), config, tokenizer)
-    stored = _tokens_file(config, tokenizer, model_identity)
-    return _changed(_load(stored), config, tokenizer) if stored.exists() else None
+class Finder:
+    """What a run finds out about its model before the first step; to be used in the trainer's autocast context.
 
+    Args:
+        config: of the run.
+        model: as it is before its first step.
+        tokenizer: its tokenizer.
+        model_identity: fingerprint of the model.
+        show_progress: whether progress is shown.
+        ranks: of the run: all get what the first one finds.
+    """
 
-def _changed(tokens: SafetyTokens, config: PactConfig, tokenizer: Any) -> SafetyTokens:
-    return tokens.changed(config.safety_tokens_add, config.safety_tokens_exclude, tokenizer)
+    def __init__(
+        self,
+        config: PactConfig,
+        model: nn.Module,
+        tokenizer: Any,
+        model_identity: str,
+        *,
+        show_progress: bool = True,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.config, self.model, self.tokenizer = config, model, tokenizer
+        self._model_identity, self._show_progress, self._ranks = model_identity, show_progress, ranks
+
+    def known_tokens(self) -> SafetyTokens | None:
+        """The safety tokens that the config names, or that were found before; None if they have yet to be found."""
+        named = self.config.safety_tokens
+        if isinstance(named, Path):
+            return self._changed(SafetyTokens.load(named))
+        if isinstance(named, list):
+            return self._changed(SafetyTokens.of_list(named, self.tokenizer))
+        return self._changed(_load(self._tokens_file)) if self._tokens_file.exists() else None
+
+    def tokens(self) -> SafetyTokens:
+        """The safety tokens that the config names, or finds; found ones are kept beside the reference caches."""
+        what, ranks = "finding the safety tokens", self._ranks
+        if (known := ranks.first(self.known_tokens, what)) is not None:
+            return known
+        stored = self._tokens_file
+        with artefacts.locked(stored, what, ranks, holds=ranks.is_first):
+            if not ranks.first(stored.exists, what):
+                # In every rank, for engines whose forward passes need all of them.
+                tokens = self._discover()
+                if ranks.is_first:
+                    with artefacts.storing(stored.parent):
+                        replace(tokens, provenance={**tokens.provenance, _NAME: stored.stem}).save(stored)
+            return ranks.first(lambda: self._changed(_load(stored)), what)
+
+    def anchors(self, resumed_with: str | None = None) -> list[Document]:
+        """The anchors of this model, harmful and harmless in turn; none if they are off.
+
+        Args:
+            resumed_with: name of the file of a run that is being resumed, whose trained weights are not asked.
+        """
+        if not self.config.anchors_per_step:
+            return []
+        if resumed_with is not None:
+            stored = self.config.cache_folder / resumed_with
+            return self._ranks.first(lambda: Asked.load(stored).documents, asking.WHAT)
+        return self.answers.documents
+
+    def expected_anchors(self) -> tuple[list[Document], bool]:
+        """The anchors of this model and True, or stand-ins and False if they have yet to be written.
+
+        Stand-ins have the real prompts, and answers of the greatest length.
+        """
+        if not self.config.anchors_per_step:
+            return [], True
+        if self.answers_file.exists():
+            return Asked.load(self.answers_file).documents, True
+        # Equal answers would be computed once: each has a token of its own.
+        length, tokens = own_answers.MAX_ANSWER_TOKENS, len(self.tokenizer)
+        return [own_answers.answered(chat, [i % tokens] * length) for i, chat in enumerate(self._chats)], False
+
+    @cached_property
+    def answers(self) -> Asked:
+        """The model's own answers, given now or found; the hidden states in the first process alone."""
+        stored, ranks = self.answers_file, self._ranks
+        if not ranks.first(stored.exists, asking.WHAT):
+            with artefacts.locked(stored, asking.WHAT, ranks, holds=ranks.is_first):
+                if not ranks.first(stored.exists, asking.WHAT):
+                    given = asking.ask(
+                        self.model, self.tokenizer, self._chats, ranks=ranks, show_progress=self._show_progress
+                    )
+                    if ranks.is_first:
+                        with artefacts.storing(stored.parent):
+                            given.save(stored)
+        own = Asked.load(stored) if ranks.is_first else None
+        shared = ranks.exchange(own and own.without_states(), asking.WHAT)[0]
+        return own or cast(Asked, shared)
+
+    @cached_property
+    def answers_file(self) -> Path:
+        """Where the answers are kept: named by all that they depend on, but for a date that the template writes."""
+        prompts = Prompts.of(self.config.prompts)
+        how = [
+            asking.VERSION,
+            self._model_identity,
+            tokenizer_fingerprint(self.tokenizer),
+            getattr(self.tokenizer, "chat_template", None),
+            prompts.in_turn,
+            own_answers.MAX_ANSWER_TOKENS,
+            precision(self.model),
+        ]
+        return self.config.cache_folder / f"answers-{digest(how)}.safetensors"
+
+    @cached_property
+    def _chats(self) -> list[list[int]]:
+        prompts = Prompts.of(self.config.prompts).in_turn
+        return own_answers.as_chats(self.tokenizer, prompts, "render the prompts that find tokens and anchors")
+
+    @cached_property
+    def _tokens_file(self) -> Path:
+        config = self.config
+        how = [_VERSION, discovery.VERSION, self.answers_file.name, config.base_model, config.top_k]
+        return config.cache_folder / f"tokens-{digest([*how, own_answers.shipped('refusals')])}.json"
+
+    def _discover(self) -> SafetyTokens:
+        config, model = self.config, self.model
+        if config.base_model is None:
+            return discovery.in_answers(self.answers, self.tokenizer, discovery.name_of(model), top_k=config.top_k)
+        base = load_base(config.base_model, next(model.parameters()).device)
+        return discovery.discover_against_base(
+            model,
+            base,
+            self.tokenizer,
+            Prompts.of(config.prompts),
+            top_k=config.top_k,
+            show_progress=self._show_progress,
+        )
+
+    def _changed(self, tokens: SafetyTokens) -> SafetyTokens:
+        return tokens.changed(self.config.safety_tokens_add, self.config.safety_tokens_exclude, self.tokenizer)
 
 
 def _load(stored: Path) -> SafetyTokens:
@@ -54,118 +180,7 @@ def _load(stored: Path) -> SafetyTokens:
     return tokens
 
 
-def _tokens_file(config: PactConfig, tokenizer: Any, model_identity: str) -> Path:
-    prompts = Prompts.of(config.prompts)
-    template = getattr(tokenizer, "chat_template", None)
-    how = [
-        _VERSION,
-        model_identity,
-        tokenizer_fingerprint(tokenizer),
-        template,
-        config.base_model,
-        config.top_k,
-        [discovery.VERSION, prompts.harmful, prompts.harmless, own_answers.shipped("refusals")],
-    ]
-    return config.cache_folder / f"tokens-{digest(how)}.json"
-
-
-def find_tokens(
-    config: PactConfig,
-    model: nn.Module,
-    tokenizer: Any,
-    model_identity: str,
-    show_progress: bool = True,
-    ranks: Ranks = ALONE,
-) -> SafetyTokens:
-    """The safety tokens that the config names, or finds; found ones are kept beside the reference caches.
-
-    Those of the first rank, in every rank.
-    """
-    what = "finding the safety tokens"
-    if (known := ranks.first(lambda: known_tokens(config, tokenizer, model_identity), what)) is not None:
-        return known
-    stored = _tokens_file(config, tokenizer, model_identity)
-    with artefacts.locked(stored, what, ranks, holds=ranks.is_first):
-        if not ranks.first(stored.exists, what):
-            # In every rank, for engines whose forward passes need all of them.
-            tokens = _discover(config, model, tokenizer, show_progress)
-            if ranks.is_first:
-                with artefacts.storing(stored.parent):
-                    replace(tokens, provenance={**tokens.provenance, _NAME: stored.stem}).save(stored)
-        return ranks.first(lambda: _changed(_load(stored), config, tokenizer), what)
-
-
-def _discover(config: PactConfig, model: nn.Module, tokenizer: Any, show_progress: bool) -> SafetyTokens:
-    how: dict[str, Any] = {"top_k": config.top_k, "show_progress": show_progress}
-    if config.base_model is None:
-        return discovery.discover(model, tokenizer, Prompts.of(config.prompts), **how)
-    base = load_base(config.base_model, next(model.parameters()).device)
-    return discovery.discover_against_base(model, base, tokenizer, Prompts.of(config.prompts), **how)
-
-
-def find_anchors(
-    config: PactConfig,
-    model: nn.Module,
-    tokenizer: Any,
-    name: str | None,
-    *,
-    resumed: bool,
-    show_progress: bool,
-    ranks: Ranks = ALONE,
-) -> list[Document]:
-    """The anchors that are kept as `name`, harmful and harmless in turn, written now or found; none if they are off.
-
-    Those of the first rank, in every rank. Trained weights write none.
-    """
-    if name is None or not config.anchors_per_step:
-        return []
-    stored = config.cache_folder / name
-    what = "writing the anchors"
-    if not resumed and not ranks.first(stored.exists, what):
-        with artefacts.locked(stored, what, ranks, holds=ranks.is_first):
-            if not ranks.first(stored.exists, what):
-                chats = _anchor_chats(config, tokenizer)
-                answers = own_answers.write_answers(model, tokenizer, chats, what, show_progress=show_progress)
-                if ranks.is_first:
-                    with artefacts.storing(stored.parent):
-                        anchors.save(answers, stored)
-    return ranks.first(lambda: anchors.load(stored), what)
-
-
-def expected_anchors(config: PactConfig, tokenizer: Any, model_identity: str) -> tuple[list[Document], bool]:
-    """The anchors of this model and True, or stand-ins and False if they have yet to be written.
-
-    Stand-ins have the real prompts, and answers of the greatest length.
-    """
-    if (name := anchors_name(config, tokenizer, model_identity)) is None:
-        return [], True
-    stored = config.cache_folder / name
-    if stored.exists():
-        return anchors.load(stored), True
-    chats = _anchor_chats(config, tokenizer)
-    # Equal answers would be computed once: each has a token of its own.
-    return [
-        own_answers.answered(chat, [i % len(tokenizer)] * own_answers.MAX_ANSWER_TOKENS) for i, chat in enumerate(chats)
-    ], False
-
-
-def _anchor_chats(config: PactConfig, tokenizer: Any) -> list[list[int]]:
-    asked = Prompts.of(config.prompts)
-    prompts = [prompt for pair in zip(asked.harmful, asked.harmless, strict=True) for prompt in pair]
-    return own_answers.as_chats(tokenizer, prompts, "render the prompts of the anchors")
-
-
-def anchors_name(config: PactConfig, tokenizer: Any, model_identity: str) -> str | None:
-    """Name of the file of this model's anchors, by the text of its template, which may write the date; None if off."""
-    if not config.anchors_per_step:
-        return None
-    prompts = Prompts.of(config.prompts)
-    template = getattr(tokenizer, "chat_template", None)
-    how = [_VERSION, model_identity, tokenizer_fingerprint(tokenizer), template, prompts.harmful, prompts.harmless]
-    return f"anchors-{digest(how)}.json"
-
-
-def load_base(name: str, device: Any) -> nn.Module:
+def load_base(name: str, device: torch.device) -> nn.Module:
     """The base model, for the time of the contrast; in the precision it was saved in, like the model of most runs."""
     from transformers import AutoModelForCausalLM
 

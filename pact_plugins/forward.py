@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -20,6 +22,9 @@ T = TypeVar("T")
 
 TOKENS_PER_BATCH = 4096
 """Tokens, padding included, in one forward pass of discovery or cache building."""
+
+SECONDS_PER_LINE = 30.0
+"""Between the lines that a log gets in place of a progress bar."""
 
 SHORTEST = 0.75
 """Length of a batch's shortest sequence beside its longest, at least: padding is at most a quarter of a batch."""
@@ -43,6 +48,12 @@ def evaluating(model: nn.Module) -> Generator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def precision(model: nn.Module) -> str:
+    """What the forward passes compute in, where the caller's autocast context decides it."""
+    device = next(model.parameters()).device.type
+    return str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "as stored"
 
 
 def batches_by_length(lengths: Sequence[int], budget: int = TOKENS_PER_BATCH) -> list[list[int]]:
@@ -125,16 +136,35 @@ def to_device(values: npt.NDArray[Any], device: torch.device) -> Tensor:
 
 
 def progress(items: Iterable[T], description: str, total: int, shown: bool = True, *, done: int = 0) -> Iterator[T]:
-    """The items, with a progress bar; `done` of the total were done before.
+    """The items, with a progress bar; `done` of the total were done before (see `bar`)."""
+    with bar(description, total, shown, done=done) as reached:
+        for number, item in enumerate(items, done + 1):
+            yield item
+            reached(number)
 
-    The bar is drawn on standard error, and only on a terminal: a log would fill with it. `TQDM_DISABLE`, the switch of
-    most other bars, switches it off too.
+
+@contextmanager
+def bar(description: str, total: int, shown: bool = True, *, done: int = 0) -> Generator[Callable[[float], None]]:
+    """A progress bar; it yields a function that is told how much of the total has been reached.
+
+    On standard error. A log would fill with a bar: where there is no terminal it gets a line every `SECONDS_PER_LINE`.
+    `TQDM_DISABLE`, the switch of most other bars, switches off both.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    shown = shown and console.is_interactive and not os.environ.get("TQDM_DISABLE")
-    with Progress(*columns, console=console, disable=not shown) as bar:
-        task = bar.add_task(description, total=total, completed=done)
-        for item in items:
-            yield item
-            bar.advance(task)
+    shown = shown and not os.environ.get("TQDM_DISABLE")
+    started = said = monotonic()
+
+    def reached(count: float) -> None:
+        nonlocal said
+        drawn.update(task, completed=count)
+        now = monotonic()
+        if shown and drawn.disable and now - said >= SECONDS_PER_LINE and done < count < total:
+            said, left = now, (now - started) * (total - count) / (count - done)
+            print(
+                f"{description}: {count:,.0f} of {total:,}, about {left / 60:.0f} min left", file=sys.stderr, flush=True
+            )
+
+    with Progress(*columns, console=console, disable=not (shown and console.is_interactive)) as drawn:
+        task = drawn.add_task(description, total=total, completed=done)
+        yield reached

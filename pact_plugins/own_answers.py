@@ -1,9 +1,11 @@
-"""The shipped prompts, and a model's own answers to them: what safety tokens are found in, and anchors are made of."""
+"""The shipped prompts, and how a model answers chats: what safety tokens are found in, and anchors are made of."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -15,7 +17,7 @@ from pact_plugins.answers import Document
 from pact_plugins.chat_format import ChatFormat, render
 from pact_plugins.config import Language, PromptsConfig
 from pact_plugins.errors import PactError
-from pact_plugins.forward import evaluating, pad_left, progress
+from pact_plugins.forward import evaluating, pad_left
 from pact_plugins.model_support import check_ids
 from pact_plugins.sharding import generating
 
@@ -24,8 +26,8 @@ Shipped = Literal["harmful", "harmless", "held_out_harmful", "held_out_harmless"
 MAX_ANSWER_TOKENS = 48
 """Tokens that the model writes of each answer; a refusal is over, or has become plain, by then."""
 
-BATCH_SIZE = 32
-"""Prompts answered at once."""
+THE_DAY = date(2026, 1, 1)
+"""On which models are asked, whenever that is: what they are asked is then a matter of the prompts alone."""
 
 
 def shipped(name: Shipped, language: Language = "en") -> list[str]:
@@ -54,6 +56,11 @@ class Prompts:
             for name in ("harmful", "harmless")
         )
         return cls(harmful, harmless)
+
+    @property
+    def in_turn(self) -> list[str]:
+        """A harmful one, the harmless one that looks like it, and so on."""
+        return [prompt for pair in zip(self.harmful, self.harmless, strict=True) for prompt in pair]
 
     @classmethod
     def of(cls, config: PromptsConfig) -> Prompts:
@@ -88,6 +95,9 @@ def _own_lines(path: Path) -> list[str]:
         ) from error
 
 
+_NOW = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+"""Where a chat template writes the date."""
+
 _WITHOUT_TEMPLATE = (
     "Set the model's own chat template, or do without: give `pact.safety_tokens` a list and set `pact.anchors: 0`."
 )
@@ -95,6 +105,8 @@ _WITHOUT_TEMPLATE = (
 
 def as_chats(tokenizer: Any, prompts: Sequence[str], purpose: str, remedy: str = _WITHOUT_TEMPLATE) -> list[list[int]]:
     """Token ids of each prompt as the only turn of a chat, up to the answer.
+
+    A template that writes the date is told that it is `THE_DAY`, so that a model is asked the same on every day.
 
     Raises:
         PactError: the tokenizer has no chat template; the error says that `purpose` needs it, and the `remedy`.
@@ -106,7 +118,10 @@ def as_chats(tokenizer: Any, prompts: Sequence[str], purpose: str, remedy: str =
             consequence=f"PACT could not {purpose}.",
             remedy=remedy,
         )
-    return [render(tokenizer, [{"role": "user", "content": p}], generation_prompt=True) for p in prompts]
+    template = tokenizer.chat_template
+    undated = _NOW.sub(lambda now: repr(THE_DAY.strftime(now[2])), template) if isinstance(template, str) else template
+    other = {} if undated == template else {"chat_template": undated}
+    return [render(tokenizer, [{"role": "user", "content": p}], generation_prompt=True, **other) for p in prompts]
 
 
 def answered(prompt: Sequence[int], answer: Sequence[int]) -> Document:
@@ -114,38 +129,6 @@ def answered(prompt: Sequence[int], answer: Sequence[int]) -> Document:
     supervised = np.zeros(len(prompt) + len(answer), bool)
     supervised[len(prompt) :] = True
     return Document(np.asarray([*prompt, *answer], np.int64), supervised)
-
-
-def write_answers(
-    model: nn.Module, tokenizer: Any, chats: Sequence[Sequence[int]], what: str, *, show_progress: bool = True
-) -> list[Document]:
-    """Greedy answers of `model`, as it is now, to `chats`; those that it leaves empty are dropped.
-
-    Args:
-        model: a causal language model.
-        tokenizer: its tokenizer, whose chat template says which token ends an answer.
-        chats: what `as_chats` gives.
-        what: describes the progress bar.
-
-    Raises:
-        PactError: the model answers nothing.
-    """
-    ends = end_tokens(model, tokenizer)
-    starts = range(0, len(chats), BATCH_SIZE)
-    documents: list[Document] = []
-    for start in progress(starts, f"PACT: {what}", len(starts), show_progress):
-        batch = chats[start : start + BATCH_SIZE]
-        for chat, answer in zip(batch, continuations(model, batch, MAX_ANSWER_TOKENS), strict=True):
-            if answer:
-                documents.append(answered(chat, up_to_end(answer, ends)))
-    if not documents:
-        raise PactError(
-            expected=f"the model to answer some of {len(chats)} shipped prompts",
-            got="no answer to any of them",
-            consequence="It could not be seen how the model refuses.",
-            remedy="Check the model's generation config and chat template.",
-        )
-    return documents
 
 
 def end_tokens(model: nn.Module, tokenizer: Any) -> set[int]:
@@ -181,6 +164,7 @@ def continuations(
     # Generation continues at the right edge, so chats are padded on the left.
     ids, mask = pad_left(chats, next(model.parameters()).device)
     # A model's own generation config may cut the distribution: the temperature alone should say how it is sampled.
+    # Hosts that train switch the cache of keys and values off there.
     choice: dict[str, Any] = (
         {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         if temperature
@@ -188,6 +172,6 @@ def continuations(
     )
     with evaluating(model), generating(model) as needed:
         output = cast(Any, model).generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=length, **choice, **needed
+            input_ids=ids, attention_mask=mask, max_new_tokens=length, use_cache=True, **choice, **needed
         )
     return output[:, ids.shape[1] :].tolist()

@@ -10,7 +10,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -27,8 +26,9 @@ from pact_plugins.cost import Data, Overhead, stratified
 from pact_plugins.coverage import Coverage, coverage_of
 from pact_plugins.errors import PactError
 from pact_plugins.evidence import Evidence, tokens_source
-from pact_plugins.finding import anchors_name, find_anchors, find_tokens
+from pact_plugins.finding import Finder
 from pact_plugins.fingerprints import digest, keys_fingerprint, model_fingerprint, tokenizer_fingerprint
+from pact_plugins.forward import precision
 from pact_plugins.model_support import check_ids, check_lengths
 from pact_plugins.objective import PactObjective
 from pact_plugins.parity import check_parity
@@ -112,14 +112,14 @@ def prepare(
     hold_head(model)  # the subset head does so too, after the forward passes that find its tokens
     with autocast():
         fingerprint = run.identity["model"] if run else model_fingerprint(model)
-        tokens = run.tokens if run else find_tokens(config, model, tokenizer, fingerprint, show_progress, ranks)
+        finder = Finder(config, model, tokenizer, fingerprint, show_progress=show_progress, ranks=ranks)
+        tokens = run.tokens if run else finder.tokens()
         head = SubsetHead(model, list(tokens.ids))
         tokens.check(tokenizer, full_shape(head.base.get_output_embeddings().weight)[0])
         check_parity(head)
-        name = run.anchors if run else anchors_name(config, tokenizer, fingerprint)
-        anchor_rows = find_anchors(
-            config, model, tokenizer, name, resumed=run is not None, show_progress=show_progress, ranks=ranks
-        )
+        # A resumed run without them keeps none; `Evidence.cache` compares that with the settings.
+        anchor_rows = [] if run and run.anchors is None else finder.anchors(run.anchors if run else None)
+        name = finder.answers_file.name if anchor_rows and not run else run and run.anchors
         referenced = [*answered, *anchor_rows]
         identity = cache_identity(config, model, fingerprint, tokenizer, tokens, chat, referenced)
         ranks.agree(identity, "what the reference is made for")
@@ -127,7 +127,14 @@ def prepare(
             cache, built = run.cache(config, identity, dated=writes_date(tokenizer)), False
         else:
             cache, built = open_or_build(
-                config.cache_folder, identity, referenced, head, chat, ranks=ranks, show_progress=show_progress
+                config.cache_folder,
+                identity,
+                referenced,
+                head,
+                chat,
+                answers=finder.answers if anchor_rows else None,
+                ranks=ranks,
+                show_progress=show_progress,
             )
     objective = PactObjective(
         config, tokens, chat, head, cache, Anchors(anchor_rows, config.anchors_per_step) if anchor_rows else None
@@ -202,7 +209,7 @@ def cache_identity(
         "views": views(config),
         "reach": config.gate_reach,
         "chat": chat.fingerprint(),
-        "precision": _autocast_dtype(model),
+        "precision": precision(model),
         "data": keys_fingerprint(d.key for d in documents),
     }
 
@@ -210,12 +217,6 @@ def cache_identity(
 def views(config: PactConfig) -> list[str]:
     """What the cache holds of each answer token: the reference with its full context, and without the prompt."""
     return ["full"] if config.active_gate is None else ["full", "answer_only"]
-
-
-def _autocast_dtype(model: nn.Module) -> str:
-    """What the forward passes compute in, where the caller's autocast context decides it."""
-    device = next(model.parameters()).device.type
-    return str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "as stored"
 
 
 def evidence_of(preparation: Preparation, **about: Any) -> Evidence:

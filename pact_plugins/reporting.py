@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from pact_plugins.config import EvalConfig
+from pact_plugins.config import PactConfig
 from pact_plugins.evaluation.of_run import RunEvaluation
 from pact_plugins.evidence import Evidence
 from pact_plugins.host_trainer import about_training, output_dir, tokenizer_of
@@ -18,19 +18,19 @@ from pact_plugins.report.write import make_report
 logger = logging.getLogger(__name__)
 
 
-def evaluation_of(trainer: Any, config: EvalConfig | None, ranks: Ranks) -> RunEvaluation | None:
+def evaluation_of(trainer: Any, config: PactConfig, ranks: Ranks) -> RunEvaluation | None:
     """What the model of a run will be asked; None if nothing.
 
     Raises:
         PactError: a prompt set or judge cannot be used.
     """
-    if config is None:
+    if config.active_eval is None:
         return None
     tokenizer = tokenizer_of(trainer)
     if getattr(tokenizer, "chat_template", None) is None:
         logger.warning("PACT: without a chat template the model is not asked, and the report shows no behaviour.")
         return None
-    return RunEvaluation(config, output_dir(trainer), tokenizer, ranks)
+    return RunEvaluation(config.active_eval, output_dir(trainer), tokenizer, config.cache_folder, ranks)
 
 
 class Reporting:

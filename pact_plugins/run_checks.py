@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from pact_plugins import anchors, run_file
+from pact_plugins import run_file
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.evidence import EVIDENCE, Evidence
@@ -397,7 +397,7 @@ def resumed(run: Run) -> Iterator[Finding]:
         evidence = Evidence.load(run.output_dir)
         evidence.cache(run.config, evidence.identity)
         if evidence.anchors is not None:
-            anchors.load(run.config.cache_folder / evidence.anchors)
+            Asked.load(run.config.cache_folder / evidence.anchors)
     except PactError as error:
         yield Finding(key, error)
 

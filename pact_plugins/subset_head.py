@@ -230,6 +230,15 @@ class SubsetHead:
                 capture.cross_entropy = -log_probs.index_select(0, labelled)
         return capture
 
+    @torch.no_grad()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[N, S] logits, float32, of the safety tokens from hidden states [N, H] that an earlier forward pass had."""
+        with whole(_head_parameters(self.base)) as (weight, *bias):
+            ids, hidden = self.ids.to(weight.device), hidden.to(weight.device)
+            # An engine that shares the weights keeps them in another precision than it computes in.
+            rows, *subset_bias = (p[ids].to(hidden.dtype) if self._sharded else p[ids] for p in (weight, *bias))
+            return self._logits(hidden, rows, subset_bias[0] if subset_bias else None)
+
     def _cross_entropy(
         self, rows: Tensor, label: Tensor, labelled: Tensor, capture: Capture, weight: Tensor, bias: Tensor | None
     ) -> Tensor:

@@ -1,4 +1,4 @@
-"""Anchors: which rows join a step, how they are stored, and what they add."""
+"""Anchors: which rows join a step, and what they add."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from pact_plugins import anchors, artefacts, own_answers
+from pact_plugins import asking, building, own_answers
 from pact_plugins.anchors import Anchors
-from pact_plugins.answers import IGNORE_INDEX, Document
+from pact_plugins.answers import IGNORE_INDEX, AnswerTokens, Document
+from pact_plugins.asking import Asked
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.own_answers import answered
@@ -75,51 +77,6 @@ def test_a_batch_is_padded_and_supervised() -> None:
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
 
 
-def test_stored_anchors_come_back(tmp_path: Path) -> None:
-    """Prevents: anchors whose answers begin elsewhere after a reload."""
-    path = tmp_path / "new" / "anchors.json"
-    anchors.save(ROWS, path)
-    assert [d.key for d in anchors.load(path)] == [d.key for d in ROWS]
-
-
-def test_another_models_anchors_are_refused(tmp_path: Path) -> None:
-    """Prevents: a file under another model's name, whose answers the run would be held to."""
-    anchors.save(ROWS, tmp_path / "anchors-a.json")
-    (tmp_path / "anchors-a.json").rename(tmp_path / "anchors-b.json")
-    with pytest.raises(PactError, match="these are the anchors anchors-a"):
-        anchors.load(tmp_path / "anchors-b.json")
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [
-        [],
-        [{"input_ids": [1, 2], "start": 0}],
-        [{"input_ids": [1, 2], "start": 2}],
-        [{"input_ids": [1, -2], "start": 1}],
-        [{"input_ids": [1, 2**70], "start": 1}],
-        [{"input_ids": [1, 2.5], "start": 1}],
-        [{"input_ids": ["1", "2"], "start": 1}],
-        [{"input_ids": "12", "start": 1}],
-    ],
-)
-def test_impossible_anchors_are_refused(tmp_path: Path, rows: list[dict[str, object]]) -> None:
-    """Prevents: a file without a row, which would switch the anchors off; rows without an answer or a prompt."""
-    artefacts.write(tmp_path / "a.json", {"name": "a", "anchors": rows})
-    with pytest.raises(PactError, match="the anchors of this model"):
-        anchors.load(tmp_path / "a.json")
-
-
-@pytest.mark.parametrize("content", [None, "", "{}", "[{}]", "[[1]]"])
-def test_damaged_anchors_are_refused(tmp_path: Path, content: str | None) -> None:
-    """Prevents: a run that goes on with other anchors than its reference's own answers."""
-    path = tmp_path / "anchors.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(PactError, match="the anchors of this model"):
-        anchors.load(path)
-
-
 def test_unchanged_models_have_nothing_to_hold(tmp_path: Path) -> None:
     """Prevents: anchors whose reference was computed for another view, position or answer."""
     model = tiny.llama().eval()
@@ -148,7 +105,7 @@ def test_drift_on_anchors_costs(tmp_path: Path) -> None:
 def test_anchors_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: a second run that pays for generation again, or gets other anchors."""
     first = ready(tmp_path, tiny.llama()).objective.anchors
-    monkeypatch.setattr(own_answers, "write_answers", lambda *_a, **_k: pytest.fail("written again"))
+    monkeypatch.setattr(asking, "ask", lambda *_a, **_k: pytest.fail("asked again"))
     second = ready(tmp_path, tiny.llama(), number=1).objective.anchors
     assert first is not None
     assert second is not None
@@ -171,7 +128,7 @@ def test_another_day_finds_the_anchors(tmp_path: Path, monkeypatch: pytest.Monke
     resumed = ready(tmp_path, tiny.llama(seed=1), tokenizer=today, resumed_from=tmp_path / "run")
     for later in (resumed.objective.anchors, first.objective.anchors):
         assert later is not None
-        assert [d.key for d in later.documents] == [d.key for d in anchors.load(tmp_path / str(first.anchors))]
+        assert [d.key for d in later.documents] == [d.key for d in Asked.load(tmp_path / str(first.anchors)).documents]
     with pytest.raises(PactError, match=f"`strftime_now.*which is {date.today()}"):
         ready(tmp_path, tiny.llama(), tokenizer=today, rows=documents(few(3)), resumed_from=tmp_path / "run")
 
@@ -188,3 +145,18 @@ def test_a_resumed_run_keeps_its_anchors(tmp_path: Path) -> None:
     (tmp_path / str(first.anchors)).unlink()
     with pytest.raises(PactError, match=r"FileNotFoundError.*`pact\.cache_dir` to where the run began"):
         ready(tmp_path, tiny.llama(), resumed_from=tmp_path / "with")
+
+
+def test_their_reference_needs_no_forward_pass(tmp_path: Path) -> None:
+    """Prevents: anchors that go through the model twice; values that lie at another token than they were seen at."""
+    model = tiny.llama().eval()
+    objective = ready(tmp_path / "seen", model).objective
+    assert objective.anchors is not None
+    anchors = objective.anchors.documents
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(building, "of_answers", lambda *_a: {})
+        computed = ready(tmp_path / "computed", model).objective.cache
+    tokens = AnswerTokens.of(list(anchors), objective.chat)
+    seen = objective.cache.look_up(tokens).full
+    assert np.abs(seen - computed.look_up(tokens).full).max() < 2e-3
+    assert len(seen) == sum(int(d.supervised.sum()) for d in anchors)

@@ -17,7 +17,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from pact_plugins import verification
+from pact_plugins import forward, verification
 from pact_plugins.cli import main
 from pact_plugins.demo import ALIGNED_MODEL
 from pact_plugins.forward import progress
@@ -243,6 +243,19 @@ def test_progress_bars_are_for_terminals(
     assert list(progress("abc", "PACT: counting", 3)) == ["a", "b", "c"]
     assert ("PACT: counting" in stream.getvalue()) == drawn
     assert result.getvalue() == ""
+
+
+def test_logs_get_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: minutes of silence where there is no terminal, or a line for every item."""
+    stream, clock = io.StringIO(), iter(range(0, 1000, 20))
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(forward, "monotonic", lambda: next(clock))
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    list(progress(range(5), "PACT: counting", 6, done=1))
+    lines = ["PACT: counting: 3 of 6, about 1 min left", "PACT: counting: 5 of 6, about 0 min left"]
+    assert stream.getvalue().splitlines() == lines
+    list(progress(range(5), "PACT: counting", 5, False))
+    assert stream.getvalue().splitlines() == lines
 
 
 def test_logs_hold_no_bars(tmp_path: Path) -> None:

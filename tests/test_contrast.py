@@ -67,13 +67,6 @@ def test_what_all_samples_say_is_held_in_every_resample() -> None:
     assert torch.equal(weights, found.resampled([0, 1], top_k=4))
 
 
-def test_excluded_ids_are_in_no_resample() -> None:
-    """Prevents: special tokens in the intervals of a set that leaves them out."""
-    found = contrast([[0.6, 0.3, 0.1], [0.5, 0.3, 0.2]], [[0.1, 0.2, 0.7], [0.1, 0.4, 0.5]])
-    assert found.resampled([0], exclude=[0]).sum() == 0
-    assert found.resampled([0]).sum() > 0
-
-
 def test_separation_is_measured_on_other_samples() -> None:
     """Prevents: a figure that is high for noise, since the direction was fitted to the very samples that it scores."""
     refusing, helping = [0.7, 0.1, 0.2], [0.1, 0.7, 0.2]

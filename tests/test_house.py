@@ -33,6 +33,7 @@ FLOW = [
     "forward",
     "openings",
     "own_answers",
+    "asking",
     "anchors",
     "safety_tokens",
     "contrast",

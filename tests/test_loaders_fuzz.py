@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pact_plugins import anchors, artefacts
+from pact_plugins import artefacts
 from pact_plugins.answers import AnswerTokens
+from pact_plugins.asking import Asked
 from pact_plugins.cache_writer import CacheWriter, Place
 from pact_plugins.errors import PactError
 from pact_plugins.own_answers import answered
@@ -23,7 +25,13 @@ from tests.caches import IDENTITY
 from tests.rows import CHAT, documents, few
 
 TOKENS = SafetyTokens((7, 3), (0.75, 0.0), ("a", "é"), 262, "t", {"method": "test", "prompts": 3})
-ANCHORS = [answered([10, 11], [12]), answered([20], [21, 22])]
+ANSWERS = Asked(
+    [answered([10, 11], [12]), answered([20], [21, 22])],
+    torch.tensor([[12, 7], [21, 22]], dtype=torch.int32),
+    torch.tensor([[0.5, 0.25], [0.5, 0.5]]),
+    torch.randn(3, 4),
+    torch.randn(3),
+)
 DOCUMENTS = sorted(documents(few(3)), key=lambda d: d.key)
 CACHE = ("manifest.json", "index.safetensors", "full.safetensors", "answer_only.safetensors")
 PARTIAL = ("index.safetensors", "full.safetensors", "answer_only.safetensors", "progress.safetensors")
@@ -85,7 +93,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sound files of each kind."""
     folder = tmp_path_factory.mktemp("files")
     TOKENS.save(folder / "tokens.json")
-    anchors.save(ANCHORS, folder / "anchors.json")
+    ANSWERS.save(folder / "answers.safetensors")
     with writer_of(folder / "cache") as writer:
         store(writer, writer.to_do())
         writer.finish()
@@ -98,8 +106,11 @@ def check_tokens(path: Path) -> None:
     assert SafetyTokens.load(path) == TOKENS
 
 
-def check_anchors(path: Path) -> None:
-    assert [d.key for d in anchors.load(path)] == [d.key for d in ANCHORS]
+def check_answers(path: Path) -> None:
+    found = Asked.load(path)
+    assert [d.key for d in found.documents] == [d.key for d in ANSWERS.documents]
+    for name in ("likely", "probabilities", "hidden", "log_normalisers"):
+        assert torch.equal(getattr(found, name), getattr(ANSWERS, name))
 
 
 def check_cache(path: Path) -> None:
@@ -115,7 +126,7 @@ def check_cache(path: Path) -> None:
 
 CHECKS: dict[str, Callable[[Path], None]] = {
     "tokens.json": check_tokens,
-    "anchors.json": check_anchors,
+    "answers.safetensors": check_answers,
     **{f"cache/{name}": check_cache for name in CACHE},
 }
 
@@ -140,7 +151,8 @@ def test_edited_files(folder: Path, name: str, edit: Callable[[bytes], bytes]) -
     path = folder / name
     content = edit(path.read_bytes())
     refused = refused_or_same(path, content, CHECKS[name])
-    assert refused or path.suffix == ".json" or content == path.read_bytes()
+    # What is read as JSON may be written in another way.
+    assert refused or path.suffix == ".json" or CHECKS[name] is check_answers or content == path.read_bytes()
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -150,7 +162,7 @@ def test_arbitrary_files(folder: Path, name: str, content: bytes) -> None:
     assert refused_or_same(folder / name, content, CHECKS[name])
 
 
-@pytest.mark.parametrize("name", ["tokens.json", "anchors.json", "cache/manifest.json"])
+@pytest.mark.parametrize("name", ["tokens.json", "cache/manifest.json"])
 @given(data=st.data())
 def test_forged_files(folder: Path, name: str, data: st.DataObject) -> None:
     """Prevents: other errors than this package's where a file of the wrong content has the right checksum."""
@@ -163,14 +175,30 @@ def test_forged_files(folder: Path, name: str, data: st.DataObject) -> None:
     try:
         if name == "tokens.json":
             SafetyTokens.load(path).positive  # noqa: B018
-        elif name == "anchors.json":
-            assert all(d.supervised.any() and not d.supervised[0] for d in anchors.load(path))
         else:
             ReferenceCache(path.parent, None).verify()
     except PactError:
         pass
     finally:
         path.write_bytes(sound)
+
+
+@given(
+    name=st.sampled_from(["ids", "lengths", "likely", "probabilities", "hidden", "log_normalisers", "more"]),
+    values=st.lists(st.integers(-3, 30), max_size=4) | st.lists(st.floats(width=32), max_size=4),
+    twice=st.booleans(),
+)
+def test_forged_answers(folder: Path, name: str, values: list[Any], twice: bool) -> None:
+    """Prevents: a file of the right checksum that gives prompts without answers, or another error than ours."""
+    sound, forged = folder / "answers.safetensors", folder / "forged" / "answers.safetensors"
+    tensors = artefacts.read_tensors(sound)
+    artefacts.write_tensors(forged, {**tensors, name: torch.tensor([values, values] if twice else values)})
+    try:
+        found = Asked.load(forged)
+    except PactError:
+        return
+    assert all(d.supervised.any() and not d.supervised[0] and d.input_ids.min() >= 0 for d in found.documents)
+    assert len(found.hidden) == len(found.log_normalisers) == sum(map(len, found.answers()))
 
 
 @pytest.mark.parametrize("name", PARTIAL)

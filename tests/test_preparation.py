@@ -25,7 +25,7 @@ from pact_plugins.cache_folder import nearest
 from pact_plugins.config import PactConfig
 from pact_plugins.cost import Overhead, count_answer_tokens
 from pact_plugins.errors import PactError
-from pact_plugins.finding import find_tokens
+from pact_plugins.finding import Finder
 from pact_plugins.preparation import Preparation, evidence_of, prepare, print_summary
 from pact_plugins.safety_tokens import SafetyTokens
 from tests import tiny
@@ -298,7 +298,7 @@ def test_found_tokens_depend_on_how_they_were_found(tmp_path: Path, monkeypatch:
     def found(identity: str = "m", **settings: Any) -> SafetyTokens:
         config = PactConfig.parse({"cache_dir": tmp_path / "cache", **settings})
         assert config is not None
-        return find_tokens(config, tiny.llama(), tiny.tokenizer(), identity, show_progress=False)
+        return Finder(config, tiny.llama(), tiny.tokenizer(), identity, show_progress=False).tokens()
 
     base = str(tmp_path / "base")
     assert len(found(top_k=5).ids) == 5
@@ -316,13 +316,13 @@ def test_found_tokens_depend_on_how_they_were_found(tmp_path: Path, monkeypatch:
 def test_tokens_kept_for_another_model_are_refused(tmp_path: Path) -> None:
     """Prevents: a file under another model's name: the tokenizer is the same, the tokens that the model prefers not."""
     config = PactConfig(cache_dir=tmp_path)
-    find_tokens(config, tiny.llama(), tiny.tokenizer(), "a", show_progress=False)
+    Finder(config, tiny.llama(), tiny.tokenizer(), "a", show_progress=False).tokens()
     (first,) = tmp_path.glob("tokens-*.json")
-    find_tokens(config, tiny.llama(), tiny.tokenizer(), "b", show_progress=False)
+    Finder(config, tiny.llama(), tiny.tokenizer(), "b", show_progress=False).tokens()
     (second,) = set(tmp_path.glob("tokens-*.json")) - {first}
     first.replace(second)
     with pytest.raises(PactError, match="the tokens of another model") as caught:
-        find_tokens(config, tiny.llama(), tiny.tokenizer(), "b", show_progress=False)
+        Finder(config, tiny.llama(), tiny.tokenizer(), "b", show_progress=False).tokens()
     assert str(second) in caught.value.remedy
 
 
@@ -331,7 +331,7 @@ def test_tokens_that_cannot_be_kept(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     config = PactConfig(cache_dir=tmp_path / "file" / "cache")
     with pytest.raises(PactError, match="has to keep there what it computes"):
-        find_tokens(config, tiny.llama(), tiny.tokenizer(), "m", show_progress=False)
+        Finder(config, tiny.llama(), tiny.tokenizer(), "m", show_progress=False).tokens()
 
 
 def test_a_base_model_that_cannot_be_loaded(tmp_path: Path) -> None:

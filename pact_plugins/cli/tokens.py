@@ -54,8 +54,9 @@ def tokens(
 ) -> Result | None:
     """Find a model's safety tokens.
 
-    Reads the model, and lets it answer the shipped prompts or your own. Writes the tokens with their weights to the
-    file --out, which `pact.safety_tokens` of a run can name. A run without such a file finds its own.
+    Lets the model answer the shipped prompts or your own, unless it has: its answers are kept where runs keep their
+    caches, and found by the next run. Writes the tokens with their weights to the file --out, which
+    `pact.safety_tokens` of a run can name. A run without such a file finds its own.
 
     \b
     Example:
@@ -67,23 +68,19 @@ def tokens(
         raise click.UsageError("Missing option '--model'.")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from pact_plugins import discovery
+    from pact_plugins.finding import Finder
+    from pact_plugins.fingerprints import model_fingerprint
     from pact_plugins.loading import pretrained
-    from pact_plugins.own_answers import Prompts
 
-    config = PactConfig.parse({"prompts": {key: value for key, value in prompts.items() if value is not None}})
+    block = {"prompts": {key: value for key, value in prompts.items() if value is not None}, "top_k": top_k}
+    changes = {"safety_tokens_add": add, "safety_tokens_exclude": exclude}
+    config = PactConfig.parse({**block, **changes, "base_model": base})
     assert config is not None, "a block switches PACT on"
-    asked = Prompts.of(config.prompts)
     consequence = "The safety tokens could not be found."
     # As saved: a run finds its tokens in its own precision, whose rounding moves weights a little, and the order.
     aligned = pretrained(AutoModelForCausalLM, model, consequence=consequence, dtype="auto")
     tokenizer = pretrained(AutoTokenizer, model, consequence=consequence)
-    if base is None:
-        found = discovery.discover(aligned, tokenizer, asked, top_k=top_k)
-    else:
-        unaligned = pretrained(AutoModelForCausalLM, base, consequence=consequence, dtype="auto")
-        found = discovery.discover_against_base(aligned, unaligned, tokenizer, asked, top_k=top_k)
-    found = found.changed(add, exclude, tokenizer)
+    found = Finder(config, aligned, tokenizer, model_fingerprint(aligned)).tokens()
     found.save(out)
     value = {"file": str(out), "tokens": _rows(found), "warnings": list(found.doubts)}
     return Result(value, partial(_show, found, out, explain))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
 from torch import nn
 
+from pact_plugins import artefacts
 from pact_plugins.config import EvalConfig
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation import judges
@@ -14,6 +16,8 @@ from pact_plugins.evaluation.engines import Engine, Generation, transformers_eng
 from pact_plugins.evaluation.generation import Answer, Speaker, first_speaker, generate
 from pact_plugins.evaluation.measure import Run
 from pact_plugins.evaluation.run import Evaluation, conclude, prompt_sets_of
+from pact_plugins.fingerprints import digest
+from pact_plugins.forward import precision
 from pact_plugins.ranks import ALONE, Ranks
 
 FOLDER = "pact_evaluation"
@@ -31,14 +35,18 @@ class RunEvaluation:
         config: prompts, judges and lengths.
         output_dir: of the run.
         tokenizer: of the model, with a chat template.
+        kept_in: folder in which the answers of the model before its first step are kept for other runs that begin with
+            it.
         ranks: the processes of the run, of which the first one judges and writes.
 
     Raises:
         PactError: a prompt set or judge cannot be used.
     """
 
-    def __init__(self, config: EvalConfig, output_dir: Path, tokenizer: Any, ranks: Ranks = ALONE) -> None:
-        self.ranks = ranks
+    def __init__(
+        self, config: EvalConfig, output_dir: Path, tokenizer: Any, kept_in: Path, ranks: Ranks = ALONE
+    ) -> None:
+        self.ranks, self.kept_in = ranks, kept_in
         self.sets = prompt_sets_of(config.prompts, config.limit)
         self.judges = [judges.load(name) for name in dict.fromkeys(config.judges)] if ranks.is_first else []
         self.generation = Generation(config.max_new_tokens)
@@ -64,17 +72,24 @@ class RunEvaluation:
             show_progress: whether there is a progress bar.
         """
         path = self.folder / "against.jsonl"
-        if resumed and not self.ranks.first(path.exists, _WHAT):
-            return
         if resumed:
-            speaker, engine = self.ranks.first(lambda: first_speaker(path), _WHAT), Engine(_too_late, set())
-        else:
-            if self.ranks.is_first:
-                for name_of_file in ("against.jsonl", "answers.jsonl", "verdicts.jsonl", "evaluation.json"):
-                    (self.folder / name_of_file).unlink(missing_ok=True)
-            speaker = Speaker.of(name, None, model, self.tokenizer, fingerprint=fingerprint)
-            engine = transformers_engine(model, self.tokenizer, self.generation)
-        self._before = self._ask(engine, speaker, path, show_progress)
+            if self.ranks.first(path.exists, _WHAT):
+                speaker = self.ranks.first(lambda: first_speaker(path), _WHAT)
+                self._before = self._ask(Engine(_too_late, set()), speaker, path, show_progress)
+            return
+        if self.ranks.is_first:
+            for name_of_file in ("against.jsonl", "answers.jsonl", "verdicts.jsonl", "evaluation.json"):
+                (self.folder / name_of_file).unlink(missing_ok=True)
+        speaker = Speaker.of(name, None, model, self.tokenizer, fingerprint=fingerprint)
+        engine = transformers_engine(model, self.tokenizer, self.generation)
+        how = [asdict(speaker), asdict(self.generation), precision(model), [asdict(s) for s in self.sets]]
+        kept = self.kept_in / f"questions-{digest(how)}.json"
+        with artefacts.locked(kept, _WHAT, self.ranks, holds=self.ranks.is_first):
+            known = self.ranks.first(lambda: kept.exists() and _copied(kept, path), _WHAT)
+            self._before = self._ask(engine, speaker, path, show_progress)
+            if self.ranks.is_first and not known:
+                with artefacts.storing(kept.parent):
+                    artefacts.write(kept, {"name": kept.stem, "lines": path.read_text(encoding="utf-8")})
 
     def after(
         self,
@@ -110,6 +125,23 @@ class RunEvaluation:
         return generate(
             engine, self.tokenizer, speaker, self.sets, self.generation, path, ranks=self.ranks, show_progress=shown
         )
+
+
+def _copied(kept: Path, path: Path) -> bool:
+    """Writes the answers that another run has kept to the run's own file."""
+    try:
+        content = artefacts.read(kept)
+        if content["name"] != kept.stem:
+            raise ValueError(f"these are {content['name']}")
+    except (OSError, ValueError, KeyError) as error:
+        raise PactError(
+            expected=f"the answers of this model before training in {kept}",
+            got=f"{type(error).__name__}: {error}",
+            consequence="The trained model would be compared with another one.",
+            remedy=f"Remove {kept.name}; the next run asks again.",
+        ) from error
+    artefacts.write_text(path, str(content["lines"]))
+    return True
 
 
 def _too_late(chats: list[list[int]], seed: int) -> NoReturn:

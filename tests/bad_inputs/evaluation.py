@@ -9,13 +9,17 @@ from typing import Any
 import peft
 import transformers
 
+from pact_plugins.asking import ask
+from pact_plugins.config import EvalConfig
 from pact_plugins.evaluation.engines import Generation, transformers_engine
 from pact_plugins.evaluation.generation import Speaker, first_speaker, generate
 from pact_plugins.evaluation.loading import lora_rank, with_adapter
+from pact_plugins.evaluation.of_run import RunEvaluation
 from pact_plugins.evaluation.prompts import Prompt, PromptSet
 from pact_plugins.own_answers import as_chats
 from tests import tiny
 from tests.bad_inputs.case import BadInput, written
+from tests.rows import flip_bit
 
 
 def _model() -> Any:
@@ -85,6 +89,21 @@ def _smaller_embeddings(folder: Path) -> Any:
     return engine.answer(as_chats(tiny.tokenizer(), ["Do it."], "ask the model"), 0)
 
 
+def _kept_and_changed(folder: Path) -> Any:
+    for name in ("one", "two"):
+        how = EvalConfig(limit=1, max_new_tokens=1)
+        run = RunEvaluation(how, folder / name, tiny.tokenizer(), folder)
+        run.before(tiny.llama(), "my-model", resumed=False, show_progress=False)
+        for kept in folder.glob("questions-*.json"):
+            flip_bit(kept, -20)
+
+
+def _silent(_folder: Path) -> Any:
+    model = tiny.llama()
+    model.generate = lambda input_ids, **_kw: input_ids
+    return ask(model, tiny.tokenizer(), as_chats(tiny.tokenizer(), ["Do it."], "ask"), show_progress=False)
+
+
 _UNDER = r"an adapter under `.*` that was trained on the model .*; got "
 
 INPUTS = [
@@ -114,6 +133,12 @@ INPUTS = [
     BadInput(
         "Answers with a line of something else", _changed(lambda b: b + b"notes"), r"answers\.jsonl .*; got in line 2"
     ),
+    BadInput(
+        "Answers of another run that were changed",
+        _kept_and_changed,
+        r"before training in .*; got ValueError.*checksum",
+    ),
+    BadInput("A model that writes nothing", _silent, r"answer the shipped prompts.*; got 0 forward passes"),
     BadInput(
         "Answers of nobody", written("", "answers.jsonl", first_speaker), r"answers\.jsonl .*; got in line 1 JSON"
     ),

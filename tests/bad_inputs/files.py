@@ -1,4 +1,4 @@
-"""What PACT itself wrote, and something else changed: caches, anchors, evidence, evaluations."""
+"""What PACT itself wrote, and something else changed: caches, answers, evidence, evaluations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pact_plugins import anchors
+import torch
+
+from pact_plugins import artefacts
+from pact_plugins.asking import Asked
 from pact_plugins.evidence import EVIDENCE, Evidence
 from pact_plugins.preparation import evidence_of, prepare
 from pact_plugins.reference import ReferenceCache
@@ -41,12 +44,12 @@ def _values_changed(cache: Path) -> None:
         flip_bit(_the_one(cache, "full"), offset, 3)
 
 
-def _anchors(change: Callable[[Path], Any]) -> Callable[[Path], Any]:
+def _answers(change: Callable[[Path], Any]) -> Callable[[Path], Any]:
     def act(folder: Path) -> Any:
-        path = folder / "anchors.json"
-        anchors.save(documents(few(1)), path)
+        path = folder / "answers.safetensors"
+        artefacts.write_tensors(path, {"ids": torch.tensor([[10, 11, 12]])})
         change(path)
-        return anchors.load(path)
+        return Asked.load(path)
 
     return act
 
@@ -90,9 +93,13 @@ INPUTS = [
         "A cache of another model", _cache(lambda c: None, model="other"), r"model = other; got model = m in .*cache"
     ),
     BadInput(
-        "No anchors file", _anchors(Path.unlink), r"anchors of this model in .*anchors\.json; got FileNotFoundError"
+        "No file of answers", _answers(Path.unlink), r"answers to the shipped prompts in .*; got FileNotFoundError"
     ),
-    BadInput("An anchors file edited by hand", _anchors(_edited), r"anchors of this model in .*checksum"),
+    BadInput(
+        "A bit of the answers changed",
+        _answers(lambda path: flip_bit(path, -1)),
+        r"answers to the .* prompts.*checksum",
+    ),
     BadInput(
         "Evidence of a run that was edited by hand", _evidence(_edited), r"evidence of the run being resumed.*checksum"
     ),

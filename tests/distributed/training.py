@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from pact_plugins import PactCallback, own_answers
+from pact_plugins import PactCallback, asking
 from pact_plugins.answers import Document
+from pact_plugins.asking import Asked
 from tests import tiny
 from tests.brief import few_prompts, without_page
 from tests.contract.hosts import axolotl_trainer, config, model_of, trl_trainer
@@ -55,19 +57,27 @@ def train(folder: Path, host: str) -> dict[str, tuple[list[dict[str, torch.Tenso
     with pytest.MonkeyPatch.context() as patch:
         without_page(patch)
         few_prompts(patch)
-        patch.setattr(own_answers, "write_answers", _uneven(own_answers.write_answers))
+        patch.setattr(asking, "ask", _uneven(asking.ask))
         return {name: _train(folder / f"{host}-{name}", host, name) for name in CASES}
 
 
-def _uneven(write: Any) -> Any:
+def _uneven(ask: Any) -> Any:
     """Anchors of very different lengths: the random model ends few of its answers."""
 
-    def write_answers(*args: Any, **kw: Any) -> list[Document]:
-        answers = write(*args, **kw)
-        ends = [len(d.input_ids) - min(i, int(d.supervised.sum()) - 1) for i, d in enumerate(answers)]
-        return [Document(d.input_ids[:end], d.supervised[:end]) for d, end in zip(answers, ends, strict=True)]
+    def cut(*args: Any, **kw: Any) -> Asked:
+        asked: Asked = ask(*args, **kw)
+        counts = [int(d.supervised.sum()) for d in asked.documents]
+        lost = [min(i, count - 1) for i, count in enumerate(counts)]
+        ends = [len(d.input_ids) - n for d, n in zip(asked.documents, lost, strict=True)]
+        kept = torch.cat([torch.arange(count) < count - n for count, n in zip(counts, lost, strict=True)])
+        return replace(
+            asked,
+            documents=[Document(d.input_ids[:e], d.supervised[:e]) for d, e in zip(asked.documents, ends, strict=True)],
+            hidden=asked.hidden[kept],
+            log_normalisers=asked.log_normalisers[kept],
+        )
 
-    return write_answers
+    return cut
 
 
 def _train(folder: Path, host: str, case: str) -> Any:

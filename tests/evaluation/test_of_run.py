@@ -11,14 +11,16 @@ import torch
 from pact_plugins import artefacts
 from pact_plugins.config import EvalConfig
 from pact_plugins.errors import PactError
+from pact_plugins.evaluation import engines
 from pact_plugins.evaluation.of_run import FOLDER, RunEvaluation
 from tests import tiny
+from tests.rows import flip_bit
 
 SMALL = EvalConfig(limit=3, max_new_tokens=6)
 
 
 def evaluation(folder: Path, config: EvalConfig = SMALL) -> RunEvaluation:
-    return RunEvaluation(config, folder, tiny.tokenizer())
+    return RunEvaluation(config, folder, tiny.tokenizer(), folder / "cache")
 
 
 def test_a_resumed_run_is_compared_with_the_model_before_training(tmp_path: Path) -> None:
@@ -45,6 +47,24 @@ def test_a_new_run_in_an_old_folder_asks_anew(tmp_path: Path) -> None:
         assert found.against is not None
         assert found.against.fingerprint == found.model.fingerprint
         assert artefacts.read(tmp_path / FOLDER / "evaluation.json") == found.as_dict()
+
+
+def test_the_model_before_training_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: runs that ask the same model the same questions again; or that take the answers of another one."""
+    cache = tmp_path / "cache"
+    shared = [RunEvaluation(SMALL, tmp_path / name, tiny.tokenizer(), cache) for name in ("a", "b", "c")]
+    shared[0].before(tiny.llama(), "m", resumed=False, show_progress=False)
+    (kept,) = cache.glob("questions-*.json")
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "continuations", lambda *_a: pytest.fail("asked again"))
+        shared[1].before(tiny.llama(), "m", resumed=False, show_progress=False)
+    files = [(tmp_path / name / FOLDER / "against.jsonl").read_bytes() for name in ("a", "b")]
+    assert files[0] == files[1]
+    shared[1].before(tiny.llama(1), "m", resumed=False, show_progress=False)
+    assert len(list(cache.glob("questions-*.json"))) == 2
+    flip_bit(kept, -20)
+    with pytest.raises(PactError, match="before training in"):
+        shared[2].before(tiny.llama(), "m", resumed=False, show_progress=False)
 
 
 def test_a_resumed_run_without_answers_before_it_has_rates_after_it_alone(tmp_path: Path) -> None:
