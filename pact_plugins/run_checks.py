@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from pact_plugins import run_file
+from pact_plugins.asking import Asked
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.evidence import EVIDENCE, Evidence
