@@ -21,8 +21,8 @@ from pact_plugins.safety_tokens import SafetyTokens
 EVIDENCE, TOKENS, HISTORY = "pact_evidence.json", "pact_safety_tokens.json", "pact_history.json"
 
 _DATED = (
-    " The chat template writes the date into each row: put the day on which that run began in place of "
-    "`strftime_now(...)`, which is {began}."
+    " The chat template writes the date into each row: put the day on which that run began, {began}, in place of its "
+    "`strftime_now(...)`."
 )
 
 StartedFrom = Literal["reference", "checkpoint", "trained"]

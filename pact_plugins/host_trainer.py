@@ -91,8 +91,9 @@ def tokenizer_of(trainer: Any) -> Any:
     Raises:
         PactError: it has neither.
     """
-    processor = trainer.processing_class
-    tokenizer = getattr(processor, "tokenizer", processor)
+    processor = tokenizer = trainer.processing_class
+    if not hasattr(processor, "get_vocab"):  # some tokenizers have another one within, which is not transformers'
+        tokenizer = getattr(processor, "tokenizer", None) or processor
     if tokenizer is not processor and getattr(processor, "chat_template", None):
         tokenizer = copy.copy(tokenizer)
         tokenizer.chat_template = processor.chat_template
