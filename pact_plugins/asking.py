@@ -228,9 +228,10 @@ class _Watch:
             self._sums, self._going_on = torch.zeros_like(logits), torch.ones_like(logits[:, :1])
         else:
             self._going_on *= ~torch.isin(inputs["input_ids"][:, -1:], torch.tensor(self._ends, device=logits.device))
-        log_normaliser = logits.logsumexp(-1, keepdim=True)
-        self._sums += torch.sub(logits, log_normaliser).exp_().mul_(self._going_on)
-        self._log_normalisers.append(log_normaliser)
+        probabilities = logits.softmax(-1)
+        self._sums.addcmul_(probabilities, self._going_on)
+        # Of the likeliest token, log p = z - log-normaliser: cheaper than another pass over the vocabulary.
+        self._log_normalisers.append(logits.amax(-1) - probabilities.amax(-1).log())
         self.steps += 1
         self._each_step(self.steps)
 
@@ -244,7 +245,7 @@ class _Watch:
                 likely[[row]].int(),
                 sums[[row]] / len(answer),
                 hidden[row, : len(answer)],
-                log_normalisers[row, : len(answer), 0],
+                log_normalisers[row, : len(answer)],
             )
             for row, (chat, answer) in enumerate(zip(chats, answers, strict=True))
         ]
