@@ -171,7 +171,7 @@ def _answer(
     model: nn.Module, chats: Sequence[Sequence[int]], length: int, ends: set[int], each_step: Callable[[int], None]
 ) -> list[Asked]:
     """One batch, each answer by itself."""
-    with _Watch(model, len(chats), length, ends, each_step) as watch:
+    with _Watch(model, length, ends, each_step) as watch:
         written = continuations(model, chats, length)
     answers = [up_to_end(tokens, ends) for tokens in written]
     if not all(answers) or watch.steps < max(map(len, answers)):
@@ -189,16 +189,13 @@ class _Watch:
 
     Args:
         model: a causal language model that PACT can serve.
-        rows: chats in the batch, B.
         length: tokens of an answer at most.
         ends: ids of the tokens that end an answer.
         each_step: is told how many tokens have been written.
     """
 
-    def __init__(
-        self, model: nn.Module, rows: int, length: int, ends: set[int], each_step: Callable[[int], None]
-    ) -> None:
-        self.steps, self._rows, self._length, self._ends, self._each_step = 0, rows, length, sorted(ends), each_step
+    def __init__(self, model: nn.Module, length: int, ends: set[int], each_step: Callable[[int], None]) -> None:
+        self.steps, self._length, self._ends, self._each_step = 0, length, sorted(ends), each_step
         self._hidden: list[Tensor] = []
         self._log_normalisers: list[Tensor] = []
         self._sums, self._going_on = torch.zeros(()), torch.ones(())
@@ -228,9 +225,10 @@ class _Watch:
             self._sums, self._going_on = torch.zeros_like(logits), torch.ones_like(logits[:, :1])
         else:
             self._going_on *= ~torch.isin(inputs["input_ids"][:, -1:], torch.tensor(self._ends, device=logits.device))
-        log_normaliser = logits.logsumexp(-1, keepdim=True)
-        self._sums += torch.sub(logits, log_normaliser).exp_().mul_(self._going_on)
-        self._log_normalisers.append(log_normaliser)
+        probabilities = logits.softmax(-1)
+        self._sums.addcmul_(probabilities, self._going_on)
+        # Of the likeliest token, log p = z - log-normaliser: cheaper than another pass over the vocabulary.
+        self._log_normalisers.append(logits.amax(-1) - probabilities.amax(-1).log())
         self.steps += 1
         self._each_step(self.steps)
 
@@ -244,7 +242,7 @@ class _Watch:
                 likely[[row]].int(),
                 sums[[row]] / len(answer),
                 hidden[row, : len(answer)],
-                log_normalisers[row, : len(answer), 0],
+                log_normalisers[row, : len(answer)],
             )
             for row, (chat, answer) in enumerate(zip(chats, answers, strict=True))
         ]

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +37,17 @@ def digest(content: Any) -> str:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
+_TOKENIZERS: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
+"""Fingerprints by tokenizer, with its size at the time: a large vocabulary takes half a second."""
+
+
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """Identity of a tokenizer's vocabulary: the same ids mean the same tokens."""
-    return digest(sorted(tokenizer.get_vocab().items()))
+    size, known = _TOKENIZERS.get(tokenizer, (-1, ""))
+    if size != len(tokenizer):  # tokens were added
+        known = digest(sorted(tokenizer.get_vocab().items()))
+        _TOKENIZERS[tokenizer] = len(tokenizer), known
+    return known
 
 
 def keys_fingerprint(keys: Iterable[bytes]) -> str:
@@ -49,7 +58,7 @@ def keys_fingerprint(keys: Iterable[bytes]) -> str:
 def model_fingerprint(model: nn.Module) -> str:
     """Identity of the function that the model computes before its first step.
 
-    Every parameter enters with its name, shape, dtype, an exact sum of its bytes and a strided sample of them; beside
+    Every parameter enters with its name, shape, dtype, a sum of its bytes and a strided sample of them; beside
     them the model's config (rotary base, norms, ...) and the scale of each adapter. A LoRA pair whose B is zero adds
     nothing to the function, and its random A would make every run a new model: left out. Sharded weights are gathered
     one by one, and have the fingerprint that they have whole.
@@ -139,9 +148,11 @@ def _checksums_of(values: Tensor) -> list[Any]:
 
 
 def _checksum(values: Tensor) -> tuple[int, str]:
-    """Exact integer sum of the bytes' 16-bit words (order cannot change it), and a hash of a strided sample."""
+    """Sum of the bytes' 64-bit words, modulo 2 ** 64 (order cannot change it), and a hash of a strided sample."""
     flat = values.contiguous().reshape(-1).view(torch.uint8)
-    words = flat.view(torch.int16) if flat.numel() % 2 == 0 else flat
+    if flat.storage_offset() % 8:  # a part of a larger buffer
+        flat = flat.clone()
+    words = flat.view(torch.int64 if flat.numel() % 8 == 0 else torch.int16 if flat.numel() % 2 == 0 else torch.uint8)
     stride = max(1, words.numel() // (_SAMPLES // words.element_size()))
     sample = words[::stride].cpu().numpy().tobytes()
     return int(words.sum(dtype=torch.int64)), hashlib.blake2b(sample, digest_size=8).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -233,3 +234,20 @@ def test_digest_ignores_the_order_of_keys_only() -> None:
     assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
     assert len({digest(x) for x in ({"a": 1}, {"a": 2}, {"a": [1]}, [1, 2], [2, 1], "1", 1, None)}) == 8
     assert digest((1, 2)) == digest([1, 2])
+
+
+def test_where_weights_lie_does_not_matter() -> None:
+    """Prevents: another model, or an error, where an engine keeps the same weights as parts of one buffer."""
+    model, shared = tiny.llama().bfloat16(), tiny.llama().bfloat16()
+    for parameter in shared.parameters():
+        buffer = torch.empty(parameter.numel() + 1, dtype=parameter.dtype)
+        parameter.data = buffer[1:].copy_(parameter.detach().flatten()).view_as(parameter)
+    assert model_fingerprint(shared) == model_fingerprint(model)
+
+
+def test_added_tokens_are_another_tokenizer() -> None:
+    """Prevents: the fingerprint of a tokenizer as it was."""
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    before = tokenizer_fingerprint(tokenizer)
+    tokenizer.add_tokens(["<extra>"])
+    assert before == tokenizer_fingerprint(tiny.tokenizer()) != tokenizer_fingerprint(tokenizer)
