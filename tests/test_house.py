@@ -31,6 +31,7 @@ FLOW = [
     "model_support",
     "forward",
     "openings",
+    "refusals",
     "own_answers",
     "anchors",
     "safety_tokens",
