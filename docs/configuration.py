@@ -25,7 +25,7 @@ The same keys, with the same meaning, in an Axolotl YAML file, in a file for `pa
 ```yaml
 pact:
   weight: 0.3
-  eval: {judges: [opening, phrases], limit: 64}
+  eval: {judges: [stance, opening], limit: 64}
 ```
 
 ```python
