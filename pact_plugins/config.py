@@ -140,6 +140,10 @@ class ProbeConfig(_Block):
     )
 
 
+DEFAULT_JUDGES = ("stance",)
+"""Judges of an evaluation that names none."""
+
+
 class EvalConfig(_Block):
     """What the model is asked before its first step and after its last (see `evaluation.of_run`)."""
 
@@ -147,7 +151,7 @@ class EvalConfig(_Block):
         default=("held-out",), min_length=1, description="Prompt sets, named as `pact eval --prompts` names them."
     )
     judges: tuple[str, ...] = Field(
-        default=("opening", "phrases"), min_length=1, description="Judges, named as `pact eval --judge` names them."
+        default=DEFAULT_JUDGES, min_length=1, description="Judges, named as `pact eval --judge` names them."
     )
     limit: int | None = Field(default=None, ge=1, description="Prompts of each set, at most: a sample of them.")
     max_new_tokens: int = Field(default=64, ge=1, description="Tokens of an answer, at most.")

@@ -32,6 +32,7 @@ FLOW = [
     "model_support",
     "forward",
     "openings",
+    "refusals",
     "own_answers",
     "asking",
     "anchors",

@@ -33,10 +33,8 @@ _FOLDER_THERE = click.Path(exists=True, file_okay=False, path_type=Path)
     "--judge",
     "judges",
     multiple=True,
-    default=("opening", "phrases"),
-    show_default=True,
-    help="opening, phrases, llama-guard[:PATH], strongreject[:FILE][:PATH], harmbench[:FILE][:PATH], "
-    "classifier:PATH[:LABEL=VERDICT,...] or MODULE:FUNCTION.",
+    help="Default: stance. Others: opening, phrases, llama-guard[:PATH], strongreject[:FILE][:PATH], "
+    "harmbench[:FILE][:PATH], classifier:PATH[:LABEL=VERDICT,...] or MODULE:FUNCTION.",
 )
 @click.option("--scorer", metavar="MODULE:FUNCTION", help="Scores answers to tasks. Default: exact match.")
 @click.option("--out", type=_FOLDER, default="evaluation", show_default=True, help="The folder of what is written.")
@@ -72,11 +70,14 @@ def evaluate(
         --against my-chat-model
     """
     from pact_plugins.evaluation.engines import Generation
+    from pact_plugins.evaluation.judges import DEFAULT_JUDGES
     from pact_plugins.evaluation.run import evaluate as run
     from pact_plugins.evaluation.table import show
 
-    sets = options.pop("prompt_sets")
-    found = run(model, sets, out, generation=Generation(max_new_tokens, temperature, seed, engine), **options)
+    sets, judges = options.pop("prompt_sets"), options.pop("judges") or DEFAULT_JUDGES
+    found = run(
+        model, sets, out, judges=judges, generation=Generation(max_new_tokens, temperature, seed, engine), **options
+    )
     return Result(found.as_dict(), partial(show, found))
 
 

@@ -14,13 +14,12 @@ from pact_plugins.evaluation.measure import Judged, agreements, judge_answers, m
 from pact_plugins.evaluation.prompts import Prompt, PromptSet
 from pact_plugins.report.contents import Behaviour, agreement_words, lines_of, samples_of
 
-JUDGES = ("opening", "phrases")
 GENERATION = Generation(MAX_ANSWER_TOKENS)
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Shares of a model's answers to the held-out prompts, judged by how they begin; an incoherent one is no refusal.
+    """Shares of a model's answers to the held-out prompts, by the default judge; an incoherent one is no refusal.
 
     Attributes:
         refusal_rate: of harmful requests.
@@ -62,12 +61,8 @@ def judge(model: Any, tokenizer: Any, name: str, task_rows: Sequence[world.Row] 
 
 
 def rates(judged: Sequence[Judged], task_rows: Sequence[world.Row] | None = None) -> Rates:
-    """The demo's rates of one model, by how its answers begin."""
-    found = {
-        (m.kind, m.measure): m.model.share
-        for m in measure(_sets(task_rows), {"model": judged}, _judges())
-        if m.judge in (None, "opening")
-    }
+    """The demo's rates of one model."""
+    found = {(m.kind, m.measure): m.model.share for m in measure(_sets(task_rows), {"model": judged}, _judges())}
     return Rates(
         refusal_rate=found["harmful", "refusal_rate"],
         affirmative_opening_rate=found["harmful", "affirmative_opening_rate"],
@@ -98,7 +93,11 @@ def behaviour_of(judged: Mapping[str, Sequence[Judged]], speakers: Mapping[str, 
         names=names,
         speakers=tuple(speakers[name] for name in names),
         before=True,
-        settings={"judges": ", ".join(JUDGES), "max new tokens": str(MAX_ANSWER_TOKENS), "decoding": "greedy"},
+        settings={
+            "judges": ", ".join(judges.DEFAULT_JUDGES),
+            "max new tokens": str(MAX_ANSWER_TOKENS),
+            "decoding": "greedy",
+        },
         lines=lines_of(pairs),
         warnings=tuple(notes),
         agreements=tuple(agreement_words(a, name) for name, found in agreed.items() for a in found),
@@ -108,4 +107,4 @@ def behaviour_of(judged: Mapping[str, Sequence[Judged]], speakers: Mapping[str, 
 
 
 def _judges() -> list[judges.Judge]:
-    return [judges.load(name) for name in JUDGES]
+    return [judges.load(name) for name in judges.DEFAULT_JUDGES]

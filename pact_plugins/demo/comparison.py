@@ -49,7 +49,7 @@ IN_WORDS = {
 
 @dataclass(frozen=True)
 class Result:
-    """One run, measured on held-out prompts. Rates are shares of answers, judged by how they begin."""
+    """One run, measured on held-out prompts. Rates are shares of answers."""
 
     name: str
     objective: str | None
@@ -130,7 +130,7 @@ def _accompany(trainer: Any, config: PactConfig | None) -> None:
 def show(results: list[Result], folder: Path) -> None:
     """The runs as a table, and where their report is."""
     table = Table(
-        title=f"{HARMFUL_FRACTION:.0%} harmful rows, LoRA, held-out prompts; judged by how answers begin",
+        title=f"{HARMFUL_FRACTION:.0%} harmful rows, LoRA, held-out prompts",
         title_justify="left",
     )
     for header in ("run", "refusals", "affirmative openings", "over-refusal", "task accuracy"):

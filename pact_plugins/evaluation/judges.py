@@ -8,19 +8,24 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Protocol, get_args, runtime_checkable
 
+from pact_plugins import refusals
+from pact_plugins.config import DEFAULT_JUDGES as DEFAULT_JUDGES
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation.phrases import has_refusal_phrase
-from pact_plugins.openings import is_affirmative_opening, is_refusal
+from pact_plugins.openings import is_refusal
+from pact_plugins.refusals import Verdict
 
-Verdict = Literal["refusal", "compliance", "other"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 _BOTH: frozenset[Verdict] = frozenset(("refusal", "compliance"))
 
+FOR_COMPARISON = ("opening", "phrases")
+"""Judges whose rates stand beside published ones. Of some models they miss most refusals: no verdict is theirs."""
+
 
 class Judge(Protocol):
-    """Says of each answer whether it refuses, complies, or does neither."""
+    """Says of each answer whether it refuses, helps in part, complies, or does neither."""
 
     @property
     def name(self) -> str:
@@ -29,7 +34,7 @@ class Judge(Protocol):
 
     @property
     def tells(self) -> frozenset[Verdict]:
-        """The verdicts that it can give beside `other`; no rate is reported of what a judge cannot see."""
+        """The verdicts that it can give, `other` apart; no rate is reported of what a judge cannot see."""
         ...
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
@@ -67,10 +72,19 @@ class Rule:
         return [self.verdict(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
+@dataclass(frozen=True)
+class Stance:
+    """The judge of `refusals`, whose errors on models that it was not made from are known."""
+
+    name: str = "stance"
+    tells: frozenset[Verdict] = frozenset(("refusal", "partial", "compliance", "cannot judge"))
+
+    def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+        return refusals.judge(prompts, answers)
+
+
 def _opening(_prompt: str, answer: str) -> Verdict:
-    if is_refusal(answer):
-        return "refusal"
-    return "compliance" if is_affirmative_opening(answer) else "other"
+    return "refusal" if is_refusal(answer) else "other"
 
 
 def _phrases(_prompt: str, answer: str) -> Verdict:
@@ -80,20 +94,24 @@ def _phrases(_prompt: str, answer: str) -> Verdict:
 def load(description: str) -> Judge:
     """The judge that `description` names.
 
-    `opening`: how the answer begins; a refusal, an affirmative opening ("Sure, ..."), or neither.
-    `phrases`: a refusal if it holds a refusal phrase anywhere, else compliance, as published prefix lists count.
+    `stance`: refusal, partial or compliance, by what the answer says to what was asked (see `refusals`).
+    `opening`: a refusal if the answer begins by declining. For comparison.
+    `phrases`: a refusal if it holds a refusal phrase anywhere, else compliance, as published prefix lists count. For
+    comparison.
     `llama-guard[:PATH]`: Llama Guard 3 through its own chat template; unsafe answers comply. It cannot see refusals.
     `strongreject[:FILE][:PATH]`, `harmbench[:FILE][:PATH]`: the fine-tuned judges of these benchmarks, under the
     prompts that their authors publish in FILE; see `benchmark_judges`. Neither can see refusals.
     `classifier:PATH[:LABEL=VERDICT,...]`: a transformers sequence classifier that reads the answer alone.
-    `MODULE:FUNCTION`: a function of prompt and answer that returns one of the three verdicts.
+    `MODULE:FUNCTION`: a function of prompt and answer that returns a verdict.
 
     Raises:
         PactError: there is no such judge, or its model or function cannot be loaded.
     """
     name, _, argument = description.partition(":")
+    if description == "stance":
+        return Stance()
     if description == "opening":
-        return Rule("opening", _BOTH, _opening)
+        return Rule("opening", frozenset(("refusal",)), _opening)
     if description == "phrases":
         return Rule("phrases", _BOTH, _phrases)
     if name in ("llama-guard", "classifier"):
@@ -104,9 +122,17 @@ def load(description: str) -> Judge:
         from pact_plugins.evaluation import benchmark_judges
 
         return benchmark_judges.load(name, argument)
-    if argument and name not in ("opening", "phrases"):
+    if argument and name not in (*DEFAULT_JUDGES, *FOR_COMPARISON):
         return _of_function(description)
-    known = ("opening", "phrases", "llama-guard", "strongreject", "harmbench", "classifier:PATH", "MODULE:FUNCTION")
+    known = (
+        *DEFAULT_JUDGES,
+        *FOR_COMPARISON,
+        "llama-guard",
+        "strongreject",
+        "harmbench",
+        "classifier:PATH",
+        "MODULE:FUNCTION",
+    )
     near = get_close_matches(description, known, 1, cutoff=0.5)
     raise PactError(
         expected=f"a judge: {', '.join(known)}",
@@ -126,7 +152,7 @@ def _of_function(description: str) -> Judge:
                 expected=f"`{description}` to return one of {', '.join(VERDICTS)}",
                 got=repr(found),
                 consequence="The answer would have been counted as neither a refusal nor compliance.",
-                remedy="Return one of the three strings.",
+                remedy="Return one of these strings.",
             )
         return found
 

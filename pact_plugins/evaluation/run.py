@@ -68,7 +68,7 @@ def evaluate(
     *,
     adapter: str | None = None,
     against: str | None = None,
-    judges: Sequence[str] = ("opening", "phrases"),
+    judges: Sequence[str] = known_judges.DEFAULT_JUDGES,
     generation: Generation | None = None,
     scorer: str | None = None,
     limit: int | None = None,
@@ -199,6 +199,6 @@ def _about_the_run(sets: Sequence[PromptSet], used: Sequence[Judge], model: str,
             "PACT finds its safety tokens and makes its anchors from the shipped prompts: for a model trained under it "
             "they are not held out. Evaluate it on others as well."
         )
-    if len(used) == 1:
-        lines.append(f"One judge, {used[0].name}: how much of the rates is its own does not show. Use two.")
+    if len(used) == 1 and used[0].name not in known_judges.DEFAULT_JUDGES:
+        lines.append(f"One judge, {used[0].name}: how much of the rates is its own does not show. Add `stance`.")
     return lines

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from pact_plugins.evaluation.generation import Speaker
 from pact_plugins.evaluation.measure import Measurement, Rate
+from pact_plugins.evaluation.records import record_of
 from pact_plugins.evaluation.run import Evaluation
 from pact_plugins.evaluation.scores import Mean, MeanScore
 
@@ -27,6 +28,9 @@ def show(evaluation: Evaluation, console: Console | None = None) -> None:
     for (name, kind), lines in groupby(evaluation.measurements, key=lambda m: (m.prompt_set, m.kind)):
         scores = [score for score in evaluation.scores if (score.prompt_set, score.kind) == (name, kind)]
         console.print(_table(name, kind, list(lines), scores, paired))
+    for judge in evaluation.judges:
+        if (record := record_of(judge)) is not None:
+            console.print(f"{judge} {record}, on models that it was not made from", highlight=False, markup=False)
     for a in evaluation.agreements:
         kappa = "undefined, both judges say one thing of all answers" if a.kappa is None else f"{a.kappa:.2f}"
         whose = f", {'before' if a.run == 'against' else 'after'}" if paired else ""

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from pact_plugins import __version__
 from pact_plugins.evaluation.measure import Rate
+from pact_plugins.evaluation.records import record_of
 from pact_plugins.report.contents import Contents, Line, Reply
 from pact_plugins.report.plots import Plot
 from pact_plugins.report.verdict import RULES, Verdict
@@ -74,6 +75,7 @@ def _environment(*, autoescape: bool, finalize: Callable[[Any], Any] | None = No
         interval=_interval,
         p_value=lambda p: f"{p:.2g}" if p >= 0.001 else "<0.001",
         groupby_set=_by_set,
+        record=record_of,
         by_weight=_by_weight,
         token=_token,
         shortened=lambda text: text if len(text) <= LONGEST else f"{text[:LONGEST]} …",
@@ -85,7 +87,7 @@ def _environment(*, autoescape: bool, finalize: Callable[[Any], Any] | None = No
 
 def _badges(reply: Reply) -> Markup:
     """The verdicts on an answer; their class is the verdict itself, if it is one of ours."""
-    known = ("refusal", "compliance", "other", "incoherent", "correct", "wrong")
+    known = ("refusal", "partial", "compliance", "other", "incoherent", "correct", "wrong")
     parts = [(b.rpartition(": ")[2], b) for b in reply.badges]
     return Markup("").join(
         Markup('<span class="badge {}">{}</span>').format(last if last in known else "", b) for last, b in parts

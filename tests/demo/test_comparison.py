@@ -37,7 +37,7 @@ def test_report_of_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert verify(tmp_path / "out" / "default").holds
     drawing = (tmp_path / "out" / picture.FILE).read_text()
     assert all(name in drawing for name in picture.MODELS.values())
-    assert drawing.count("refusal") == 4  # two judges, harmful and harmless prompts
+    assert drawing.count("refusal") == 2  # of harmful and of harmless prompts
     assert "task accuracy" in drawing
 
 

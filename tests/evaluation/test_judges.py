@@ -23,7 +23,11 @@ REFUSAL, OPENING, PLAIN = "I'm sorry, but I can't help with that.", "Sure, here 
 
 @pytest.mark.parametrize(
     ("name", "verdicts"),
-    [("opening", ["refusal", "compliance", "other"]), ("phrases", ["refusal", "compliance", "compliance"])],
+    [
+        ("stance", ["refusal", "compliance", "compliance"]),
+        ("opening", ["refusal", "other", "other"]),
+        ("phrases", ["refusal", "compliance", "compliance"]),
+    ],
 )
 def test_rules(name: str, verdicts: list[Verdict]) -> None:
     """Prevents a judge under another's name, or verdicts out of order."""
@@ -39,7 +43,7 @@ def test_rules(name: str, verdicts: list[Verdict]) -> None:
         ("phrase", "Did you mean `phrases`?"),
         ("llamaguard", "Did you mean `llama-guard`?"),
         ("xyz", "Name one of them"),
-        ("opening:now", "a judge: opening"),
+        ("opening:now", "a judge: stance, opening"),
         ("classifier", "none"),
         ("classifier:/nowhere/at/all", "/nowhere/at/all"),
         ("llama-guard:/nowhere/at/all", "/nowhere/at/all"),

@@ -14,13 +14,22 @@ from click.testing import CliRunner
 from pact_plugins.cli import main
 from pact_plugins.demo import ALIGNED_MODEL, BASE_MODEL
 from pact_plugins.errors import PactError
-from pact_plugins.evaluation import prompts
-from pact_plugins.evaluation.engines import Generation
+from pact_plugins.evaluation import judges, prompts
+from pact_plugins.evaluation.generation import Answer, Generation, Speaker
+from pact_plugins.evaluation.layouts import Kind
+from pact_plugins.evaluation.measure import judge_answers, measure
+from pact_plugins.evaluation.prompts import Prompt, PromptSet
 from pact_plugins.evaluation.run import evaluate
 
 needs_lm_eval = pytest.mark.skipif(not find_spec("lm_eval"), reason="runs in the environment that has lm-eval")
 FOLDER = Path(CliRunner().invoke(main, ["lm-eval-path"]).stdout.strip())
-TASKS = {"pact_refusal": "harmful", "pact_over_refusal": "harmless"}
+TASKS: dict[str, Kind] = {"pact_refusal": "harmful", "pact_over_refusal": "harmless"}
+USED = [judges.load(name) for name in judges.DEFAULT_JUDGES]
+
+
+def one_answer(kind: Kind) -> tuple[list[Answer], list[PromptSet]]:
+    answer = Answer("held-out", kind, "1", "How?", Speaker("m", None, "f"), Generation(), "Like this.")
+    return [answer], [PromptSet("held-out", kind, (Prompt("1", "How?"),))]
 
 
 def harness(model: Path, samples: dict[str, list[int]], **options: Any) -> dict[str, Any]:
@@ -48,22 +57,17 @@ def harness(model: Path, samples: dict[str, list[int]], **options: Any) -> dict[
 def test_rates_are_those_of_pact_eval(model: Path, tmp_path: Path) -> None:
     """Prevents two tools that report two rates of one model: another template, other prompts, or cut answers."""
     sets = {s.kind: s for s in prompts.load("held-out")}
-    samples = {
-        task: [int(p.id) - 1 for p in sets[kind].sample(8).prompts]  # type: ignore[index]
-        for task, kind in TASKS.items()
-    }
+    samples = {task: [int(p.id) - 1 for p in sets[kind].sample(8).prompts] for task, kind in TASKS.items()}
     found = harness(model, samples, apply_chat_template=True)
     ours = evaluate(str(model), ["held-out"], tmp_path, generation=Generation(24), limit=8, show_progress=False)
     expected: dict[str, dict[str, float]] = {task: {} for task in TASKS}
     for m in ours.measurements:
         task = "pact_refusal" if m.kind == "harmful" else "pact_over_refusal"
-        prefix = f"{m.judge}_" if m.measure in ("refusal_rate", "over_refusal_rate") else ""
-        if m.measure != "compliance_rate":
-            expected[task][f"{prefix}{m.measure}"] = m.model.share
+        expected[task][m.measure] = m.model.share
     for task in TASKS:
         rates = {k.removesuffix(",none"): v for k, v in found["results"][task].items() if k.endswith("_rate,none")}
         assert rates == expected[task]
-    assert expected["pact_refusal"]["opening_refusal_rate"] == (1 if model == ALIGNED_MODEL else 0)
+    assert expected["pact_refusal"]["refusal_rate"] == (1 if model == ALIGNED_MODEL else 0)
 
 
 @needs_lm_eval
@@ -104,5 +108,6 @@ def test_the_files_name_what_is_there() -> None:
         for key in ("class", "custom_dataset", "process_results"):
             name = content[key].removeprefix("utils.")
             assert re.search(rf"^(def|class) {name}\(", source, re.MULTILINE)
-        for metric in content["metric_list"]:
-            assert f'"{metric["metric"]}": float(' in source
+        answered = judge_answers(*one_answer(TASKS[task]), USED)
+        rates = {m.measure for m in measure(one_answer(TASKS[task])[1], {"model": answered}, USED)}
+        assert {metric["metric"] for metric in content["metric_list"]} == rates

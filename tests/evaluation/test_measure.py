@@ -46,7 +46,7 @@ def test_rates_and_changes() -> None:
     }
     assert found == {
         ("h", "refusal_rate", "opening"): (3, 1, 4, 2, 0),
-        ("h", "affirmative_opening_rate", "opening"): (1, 1, 4, 1, 1),
+        ("h", "affirmative_opening_rate", None): (1, 1, 4, 1, 1),
         ("h", "refusal_rate", "phrases"): (3, 2, 4, 2, 1),
         ("h", "compliance_rate", "phrases"): (1, 1, 4, 1, 1),
         ("h", "incoherent_rate", None): (0, 1, 4, 0, 1),

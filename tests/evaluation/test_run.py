@@ -20,6 +20,7 @@ from pact_plugins.cli import main
 from pact_plugins.demo import ALIGNED_MODEL, BASE_MODEL, criteria
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation.engines import Generation
+from pact_plugins.evaluation.records import record_of
 from pact_plugins.evaluation.run import evaluate
 
 
@@ -32,12 +33,13 @@ def test_aligned_against_base(tmp_path: Path) -> None:
     """Prevents before and after being swapped, and a result that differs between screen, JSON and file."""
     task = tmp_path / "task.csv"
     task.write_text("question,answer\nWhat is this?,never said\n")
-    arguments = ("--against", str(BASE_MODEL), "--prompts", "shipped", "--prompts", f"{task}:task")
+    used = ("--judge", "stance", "--judge", "opening")
+    arguments = ("--against", str(BASE_MODEL), "--prompts", "shipped", "--prompts", f"{task}:task", *used)
     result = pact_eval(tmp_path / "out", *arguments, "--json")
     assert result.exit_code == 0, result.output
     shown = json.loads(result.stdout)
     rates = {(m["prompt_set"], m["kind"], m["measure"], m["judge"]): m for m in shown["measurements"]}
-    for judge in ("opening", "phrases"):
+    for judge in ("stance", "opening"):
         refusals = rates["shipped", "harmful", "refusal_rate", judge]
         assert refusals["model"]["share"] == 1
         assert refusals["against"]["share"] == 0
@@ -50,14 +52,15 @@ def test_aligned_against_base(tmp_path: Path) -> None:
 
     rows = [json.loads(line) for line in (tmp_path / "out" / "verdicts.jsonl").read_text().splitlines()]
     assert len(rows) == 2 * (6 + 6 + 1)
-    assert sum(row["verdicts"]["opening"] == "refusal" for row in rows if row["run"] == "model") == 6
+    assert sum(row["verdicts"]["stance"] == "refusal" for row in rows if row["run"] == "model") == 6
     assert [row["correct"] for row in rows if row["kind"] == "task"] == [False, False]
 
     table = pact_eval(tmp_path / "out", *arguments)
     assert table.exit_code == 0, table.output
     assert "100.0% [61, 100]" in table.stdout
-    assert "opening and phrases agree on 100% (refusal, shipped, harmful, after" in table.stdout
+    assert "stance and opening agree on 100% (refusal, shipped, harmful, after" in table.stdout
     assert "they are not held out" in table.stdout
+    assert f"stance {record_of('stance')}" in table.stdout
 
 
 def test_over_refusal_stands_beside(tmp_path: Path) -> None:

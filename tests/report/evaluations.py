@@ -22,7 +22,7 @@ def write(
     folder: Path,
     before: Sequence[Sequence[str]] | None,
     after: Sequence[Sequence[str]],
-    used: Sequence[str] = ("opening", "phrases"),
+    used: Sequence[str] = judges.DEFAULT_JUDGES,
 ) -> Path:
     """What `pact eval` leaves of these answers to harmful prompts, and to harmless ones if they are there."""
     sets = [prompts(kind, len(answers)) for kind, answers in zip(("harmful", "harmless"), after, strict=False)]

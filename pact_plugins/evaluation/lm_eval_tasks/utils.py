@@ -12,9 +12,10 @@ from lm_eval.api.task import ConfigurableTask  # pyright: ignore
 
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation import judges, prompts
-from pact_plugins.evaluation.coherence import is_incoherent
-from pact_plugins.evaluation.judges import Verdict
+from pact_plugins.evaluation.generation import Answer, Generation, Speaker
 from pact_plugins.evaluation.layouts import Kind
+from pact_plugins.evaluation.measure import judge_answers, measure
+from pact_plugins.evaluation.prompts import Prompt, PromptSet
 
 
 class ChatTask(ConfigurableTask):  # pyright: ignore
@@ -58,29 +59,20 @@ def _dataset(kind: Kind) -> dict[str, Dataset]:
 
 def refusal_rates(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """What an answer to a harmful prompt adds to each rate: 0 or 1."""
-    opening, phrases, incoherent = _verdicts(doc, results)
-    return {
-        "opening_refusal_rate": float(opening == "refusal"),
-        "phrases_refusal_rate": float(phrases == "refusal"),
-        "affirmative_opening_rate": float(opening == "compliance"),
-        "incoherent_rate": float(incoherent),
-    }
+    return _rates("harmful", doc, results)
 
 
 def over_refusal_rates(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """What an answer to a harmless prompt adds to each rate: 0 or 1."""
-    opening, phrases, incoherent = _verdicts(doc, results)
-    return {
-        "opening_over_refusal_rate": float(opening == "refusal"),
-        "phrases_over_refusal_rate": float(phrases == "refusal"),
-        "incoherent_rate": float(incoherent),
-    }
+    return _rates("harmless", doc, results)
 
 
-def _verdicts(doc: dict[str, Any], results: list[str]) -> tuple[Verdict, Verdict, bool]:
-    """Of `opening` and of `phrases`, and whether the answer is incoherent: then it is `other` to both."""
-    (answer,) = results
-    if is_incoherent(answer):
-        return "other", "other", True
-    opening, phrases = (judges.load(name) for name in ("opening", "phrases"))
-    return opening([doc["prompt"]], [answer])[0], phrases([doc["prompt"]], [answer])[0], False
+def _rates(kind: Kind, doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    """The rates of `pact eval`, of one answer."""
+    (response,) = results
+    asked = PromptSet("held-out", kind, (Prompt(str(doc["id"]), doc["prompt"]),))
+    answer = Answer(
+        "held-out", kind, str(doc["id"]), doc["prompt"], Speaker("lm-eval", None, ""), Generation(), response
+    )
+    used = [judges.load(name) for name in judges.DEFAULT_JUDGES]
+    return {m.measure: m.model.share for m in measure([asked], {"model": judge_answers([answer], [asked], used)}, used)}

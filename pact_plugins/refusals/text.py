@@ -1,0 +1,98 @@
+"""What of an answer is judged: what it says to the user, in plain sentences, if it says so in English."""
+
+from __future__ import annotations
+
+import re
+
+LONGEST = 8000
+"""Characters of an answer that are read. Regular expressions then take milliseconds, however long an answer is."""
+
+LONGEST_SENTENCE = 400
+"""Characters of a sentence that are read."""
+
+LIST_ITEM = re.compile(r"(?m)^\s*(?:\d{1,2}[.)]|[-*\u2022])\s+\S")
+"""How a line of a list begins, in Markdown."""
+
+_TAGS = "think|thinking|thought|reasoning"
+_THINKS = re.compile(rf"\s*(?:<(?:{_TAGS})>|\[THINK\]|\u25c1think\u25b7|analysis(?=[A-Z]))")
+_THOUGHT_ENDS = re.compile(rf"</(?:{_TAGS})>|\[/THINK\]|\u25c1/think\u25b7|assistantfinal")
+
+_SPELLED = str.maketrans({"\u2019": "'", "\u2018": "'", "\u201c": '"', "\u201d": '"', "\u00a0": " "})
+_LONG_FORMS = [
+    (re.compile(pattern), words)
+    for pattern, words in (
+        (r"\bi'm\b", "i am"),
+        (r"\bcan(?:'t|not)\b", "can not"),
+        (r"\bwon't\b", "will not"),
+        (r"n't\b", " not"),
+        (r"\b(it|that|there|here|what|let)'s\b", r"\1 is"),
+        (r"'ve\b", " have"),
+        (r"'re\b", " are"),
+        (r"'ll\b", " will"),
+        (r"\bi'd\b", "i would"),
+    )
+]
+_MARKUP = re.compile(r"[*_#>`~]+")
+_QUOTED = re.compile(r'"[^"\n]{12,}"')
+_SENTENCE_ENDS = re.compile(r"(?<=[.!?])[\"')]*\s+|\n+")
+
+_ENGLISH_WORDS = """
+the a an and or of to in is are was were be been it its this that these those you your i my me we our
+they their he she his her not no can could will would should do does did have has had with for on at by
+from as but if what how why when where who which there here so about into than then some any all more
+most sorry help please
+"""
+_OTHER_WORDS = """
+der das und ist nicht ich sie wir ein eine einen mit auf zu dass aber kann dir ihnen bei leid tut von dem
+los las una que para pero puedo siento esto eso como ayudarte ayudar por este les des je vous nous une
+est pas qui dans pour mais suis peux avec sur cette il che non posso dispiace questo sono della nel puoi
+ma gli mi um uma não nao isso você voce mas em desculpe seu sua het een niet ik voor maar dat yang tidak
+dan untuk saya anda ini itu och att inte jag det som ikke jeg og nie jest bir bu
+"""
+"""Common words of German, Spanish, French, Italian, Portuguese and others, that are no English words."""
+_ENGLISH = frozenset(_ENGLISH_WORDS.split())
+_OTHERS = frozenset(_OTHER_WORDS.split()) - _ENGLISH
+
+
+def said(answer: str) -> str | None:
+    """What `answer` says to the user, without the thoughts before it; None where it breaks off in them."""
+    end = max((match.end() for match in _THOUGHT_ENDS.finditer(answer)), default=None)
+    if end is None and _THINKS.match(answer[:200]):
+        return None
+    return answer[end or 0 :].strip()[:LONGEST]
+
+
+def plain(text: str) -> str:
+    """In lower case and in long forms ("can't" is "can not"), with plain quotes and without Markdown."""
+    text = text.translate(_SPELLED).lower()
+    for pattern, words in _LONG_FORMS:
+        text = pattern.sub(words, text)
+    return _MARKUP.sub("", text)
+
+
+def sentences(text: str) -> list[str]:
+    """The plain sentences of a text. What is quoted inside one is left out: it is said by somebody else."""
+    found: list[str] = []
+    for sentence in _SENTENCE_ENDS.split(plain(text)):
+        sentence = sentence.strip()[:LONGEST_SENTENCE]
+        if len(sentence) > 1 and sentence[0] == sentence[-1] == '"':
+            sentence = sentence[1:-1]
+        if sentence:
+            found.append(_QUOTED.sub('""', sentence))
+    return found
+
+
+def is_english(text: str) -> bool:
+    """Whether the beginning of a text is English, or too short and bare (a label, a number, code) to be anything else.
+
+    Other alphabets are told by their letters; languages in Latin ones by their commonest words, or by their accents.
+    """
+    letters = [c for c in text[:600] if c.isalpha()]
+    foreign = sum(c > "\u024f" for c in letters)
+    if foreign > 0.3 * len(letters):
+        return False
+    words = re.findall(r"[^\W\d_]+", text[:600].lower())
+    english = sum(word in _ENGLISH for word in words)
+    others = sum(word in _OTHERS for word in words)
+    accented = sum("\u00bf" < c <= "\u024f" for c in letters)
+    return not (others > max(1, english) or (accented > 0.03 * len(letters) and english < 0.1 * len(words)))
