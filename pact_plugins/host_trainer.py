@@ -25,6 +25,9 @@ from pact_plugins.sharding import is_cut, is_sharded
 
 _TRAINED = "_pact_has_trained"
 
+_NO_TEXT = re.compile("pixel|image|video|audio|input_features")
+"""In names of what a model is given beside text."""
+
 _READ_TWICE = 8
 """Rows that are read a second time, where something of the user's own makes them."""
 
@@ -201,8 +204,9 @@ def training_documents(trainer: Any) -> Iterator[Document]:
     bounded = getattr(trainer.data_collator, "padding_free", False)
     of_a_host = type(trainer.data_collator).__module__.partition(".")[0] in ("axolotl", "transformers", "trl")
     labelled = {"input_ids", "labels"} <= columns and ("seq_lengths" not in columns or bounded)
-    # Under a transform (`with_transform`), what the trainer's loader sees is not what is stored.
-    if of_a_host and labelled and dataset.format["type"] != "custom":
+    # Under a transform (`with_transform`), what the trainer's loader sees is not what is stored. Images may be unused.
+    as_stored = labelled and dataset.format["type"] != "custom" and not any(map(_NO_TEXT.search, columns))
+    if of_a_host and as_stored:
         yield from read_documents(dataset)
         return
     # One row at a time, so that no collator option (shuffling, dropping the last batch) can leave one out.
@@ -220,7 +224,7 @@ def training_documents(trainer: Any) -> Iterator[Document]:
 
 def _documents_of_row(trainer: Any, row: int) -> list[Document]:
     batch: Mapping[str, Any] = trainer.data_collator([_collatable(trainer, trainer.train_dataset[row])])
-    if seen := [name for name in batch if re.search("pixel|image|video|audio|input_features", name)]:
+    if seen := [name for name in batch if _NO_TEXT.search(name)]:
         raise PactError(
             expected="a training set of text alone",
             got=f"`{seen[0]}` in the batch of row {row}",
