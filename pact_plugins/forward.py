@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from pact_plugins.answers import IGNORE_INDEX, Bools, Document, Ints
+from pact_plugins.telling import tell
 
 T = TypeVar("T")
 
@@ -161,9 +161,8 @@ def bar(description: str, total: int, shown: bool = True, *, done: int = 0) -> G
         now = monotonic()
         if shown and drawn.disable and now - said >= SECONDS_PER_LINE and done < count < total:
             said, left = now, (now - started) * (total - count) / (count - done)
-            print(
-                f"{description}: {count:,.0f} of {total:,}, about {left / 60:.0f} min left", file=sys.stderr, flush=True
-            )
+            line = f"{description}: {count:,.0f} of {total:,}, about {left / 60:.0f} min left"
+            tell(line, console, soft_wrap=True, markup=False, highlight=False)
 
     with Progress(*columns, console=console, disable=not (shown and console.is_interactive)) as drawn:
         task = drawn.add_task(description, total=total, completed=done)
