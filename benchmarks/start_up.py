@@ -241,7 +241,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, action="append", help="a chat model's folder; can be repeated")
     parser.add_argument("--quick", action="store_true", help="a quarter of the prompts, an eighth of the questions")
-    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
     prompts, limit = (32, 16) if arguments.quick else (128, None)
