@@ -29,7 +29,7 @@ from pact_plugins.ranks import Ranks
 from pact_plugins.reference import log_probabilities
 from pact_plugins.subset_head import SubsetHead
 
-BATCHES, TOKENS = 4, 4096
+BATCHES, TOKENS = 4, 2048
 """Micro-batches that are looked at, of each process: at most so many, and no more once they hold so many tokens."""
 
 TOLERANCE = 0.02
