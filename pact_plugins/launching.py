@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,5 +59,7 @@ def launch(settings: Sequence[str], arguments: Sequence[str]) -> None:
         ) from error
     try:
         launch_command(launch_command_parser().parse_args([*resolved, "--module", "pact_plugins", "sft", *arguments]))
-    except subprocess.CalledProcessError as error:
-        raise SystemExit(error.returncode) from error  # which has said why
+    except Exception as error:  # accelerate tells the exit code of what it started in one of Python's own
+        if (code := getattr(error, "returncode", None)) is None:
+            raise
+        raise SystemExit(code) from error  # which has said why

@@ -50,7 +50,13 @@ def started(*arguments: str, **settings: str) -> subprocess.Popen[str]:
     """The command in a process of its own, as a shell without a terminal starts it."""
     command = [sys.executable, "-m", "pact_plugins", *arguments]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **settings}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **settings},
+        # A shell lets what it starts in the background ignore Ctrl-C, and processes inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

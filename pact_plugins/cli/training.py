@@ -56,9 +56,8 @@ def check(path: Path, deep: bool) -> Result:
     batches of the trainer.
 
     \b
-    Examples:
+    Example:
       pact check run.yaml
-      pact check --deep run.yaml
     """
     from pact_plugins.check_table import show
     from pact_plugins.checking import check as of_file
