@@ -43,10 +43,15 @@ class Task:
         Raises:
             PactError: a file is missing, is no such list, or is empty.
         """
-        return cls(*(_read(folder / name) for name in ("train.json", "test.json")))
+        return cls(*(read_rows(folder / name) for name in ("train.json", "test.json")))
 
 
-def _read(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[Row]:
+    """The rows of one such file.
+
+    Raises:
+        PactError: it is missing, is no such list, or is empty.
+    """
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         found = [Row("\n\n".join(filter(None, (r["instruction"], r["input"]))), r["output"], False) for r in rows]

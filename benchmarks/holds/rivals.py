@@ -1,0 +1,89 @@
+"""What else one could do: rows of the anchors mixed in, and the token-wise constraint of arXiv 2406.05946."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pact_plugins import own_answers
+from pact_plugins.asking import ask
+from pact_plugins.config import PactConfig
+from pact_plugins.demo.world import Row
+from pact_plugins.own_answers import Prompts
+
+IGNORED = -100
+
+
+def anchor_rows(model: nn.Module, tokenizer: Any) -> list[Row]:
+    """The default's anchors as rows to train on: the shipped prompts with the model's own answers.
+
+    An answer that was cut at `own_answers.MAX_ANSWER_TOKENS` is taught to end there.
+    """
+    prompts = Prompts.of(PactConfig().prompts).in_turn
+    chats = own_answers.as_chats(tokenizer, prompts, "mix its anchors in")
+    answers = ask(model, tokenizer, chats, show_progress=False).answers()
+    texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+    return [Row(prompt, text, i % 2 == 0) for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))]
+
+
+def mixed(rows: Sequence[Row], anchors: Sequence[Row], per_step: int, batch: int) -> list[Row]:
+    """The rows in their order with `per_step` anchors, in turn, behind each `batch` of them."""
+    found: list[Row] = []
+    for step, start in enumerate(range(0, len(rows), batch)):
+        first = step * per_step
+        found += rows[start : start + batch]
+        found += [anchors[i % len(anchors)] for i in range(first, first + per_step)]
+    return found
+
+
+def strength(position: Tensor) -> Tensor:
+    """beta_t of the token-wise constraint: 0.5 at an answer's first token, 2 at the next four, 0.1 after these.
+
+    Args:
+        position: [N] place of each token in its answer, from 0.
+    """
+    return torch.where(position == 0, 0.5, torch.where(position < 5, 2.0, 0.1))
+
+
+def constrained(student: Tensor, reference: Tensor, position: Tensor) -> Tensor:
+    """[N] the loss of each answer token: -(2 / beta_t) log sigmoid(beta_t (log p_student - log p_reference)).
+
+    Its gradient is that of cross-entropy at first, and vanishes as the student's probability of a token outgrows the
+    reference's, the sooner the larger beta_t. Source: Qi et al., arXiv 2406.05946, equation 3.
+
+    Args:
+        student: [N] log-probability of each answer token.
+        reference: [N] the same of the model before fine-tuning.
+        position: [N] place of each token in its answer, from 0.
+    """
+    beta = strength(position)
+    return -2 / beta * F.logsigmoid(beta * (student - reference))
+
+
+def token_wise(reference: nn.Module) -> Callable[..., Any]:
+    """`compute_loss` of the constraint, in place of cross-entropy: a mean over the batch's answer tokens.
+
+    Args:
+        reference: the model before fine-tuning, of its own in memory.
+    """
+    reference.eval().requires_grad_(False)
+
+    def compute_loss(model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
+        context = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        labels = inputs["labels"][:, 1:]
+        answer = labels != IGNORED
+        position = (answer.cumsum(1) - 1)[answer]
+        outputs = model(**context)
+        with torch.no_grad():
+            before = -F.cross_entropy(
+                reference(**context).logits[:, :-1][answer].float(), labels[answer], reduction="none"
+            )
+        now = -F.cross_entropy(outputs.logits[:, :-1][answer].float(), labels[answer], reduction="none")
+        loss = constrained(now, before, position).mean()
+        return (loss, outputs) if return_outputs else loss
+
+    return compute_loss
