@@ -26,7 +26,7 @@ from pact_plugins.forward import batches_by_length, evaluating, progress
 from pact_plugins.openings import is_refusal
 from pact_plugins.own_answers import as_chats, continuations, end_tokens, shipped, up_to_end
 
-OWN_ANSWER_TOKENS = 16
+OWN_ANSWER_TOKENS = 40
 """Of an answer to a harmless request: its beginning is what must not turn into a refusal."""
 
 OF_TOPICS = 200
