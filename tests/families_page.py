@@ -19,8 +19,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 
 _HEAD = """# Model families
 
-What PACT constrains under stand-ins for the tokenizers of model families (`tests/published.py`), and the chat templates
-that TRL and Axolotl ship, or one of the project's own that writes the same markers. The markers' flags and names were
+What PACT constrains under stand-ins for the tokenizers of model families (`tests/published.py`), and the chat
+templates that TRL and Axolotl ship, or one of the project's own that writes the same markers. Flags and names were
 written down from knowledge of the published files, and not all compared with them. The rest of each stand-in is one
 token a byte, so what real tokenizers merge does not show here. In particular, a turn that begins with a blank or a
 blank line may not be located: it is then not constrained, and where every token is trained on, coverage does not tell. A family is tried with every shape of conversation that its template has: {shapes}; each with these
