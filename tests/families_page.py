@@ -23,7 +23,8 @@ What PACT constrains under stand-ins for the tokenizers of model families (`test
 templates that TRL and Axolotl ship, or one of the project's own that writes the same markers. Flags and names were
 written down from knowledge of the published files, and not all compared with them. The rest of each stand-in is one
 token a byte, so what real tokenizers merge does not show here. In particular, a turn that begins with a blank or a
-blank line may not be located: it is then not constrained, and where every token is trained on, coverage does not tell. A family is tried with every shape of conversation that its template has: {shapes}; each with these
+blank line may not be located: it is then not constrained, and where every token is trained on, coverage does not
+tell. A family is tried with every shape of conversation that its template has: {shapes}; each with these
 tokens trained on: {masks}.
 
 *Supervised* are the tokens of assistants that are trained on: their own words, thoughts and calls of tools.
