@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from pact_plugins.answers import AnswerTokens, Document, on_host, split_documents
 from pact_plugins.errors import PactError
-from pact_plugins.forward import evaluating
+from pact_plugins.forward import autocast_dtype, evaluating
 from pact_plugins.objective import PactObjective
 from pact_plugins.ranks import Ranks
 from pact_plugins.reference import log_probabilities
@@ -129,10 +129,7 @@ def _differences(
 
 def _computes_in(model: Any) -> torch.dtype:
     """The coarsest precision of its forward passes, in the caller's autocast context."""
-    device = model.device.type
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return torch.float16 if getattr(model, "is_quantized", False) else model.dtype
+    return autocast_dtype(model) or (torch.float16 if getattr(model, "is_quantized", False) else model.dtype)
 
 
 def _disagrees(document: Document, difference: float, tolerance: float, documents: Iterable[Document]) -> PactError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -102,10 +102,24 @@ class Coverage:
         logger.warning("PACT: constrained are %s.", found)
 
 
-def coverage_of(
-    documents: Sequence[Document], chat: ChatFormat, decode: Callable[[list[int]], str]
-) -> tuple[Coverage, ChatFormat]:
-    """What of the supervised tokens is constrained, and `chat` with what the labels of the data say (`answers_only`).
+class Located(NamedTuple):
+    """Where the answers of a training set are.
+
+    Attributes:
+        chat: what the chat template puts around turns, and what the labels of the data say (`answers_only`).
+        coverage: what of the supervised tokens is constrained.
+        answer_tokens: of each document.
+        several: whether a document holds several answers.
+    """
+
+    chat: ChatFormat
+    coverage: Coverage
+    answer_tokens: list[int]
+    several: bool
+
+
+def located(documents: Sequence[Document], chat: ChatFormat, decode: Callable[[list[int]], str]) -> Located:
+    """Locates the answers of all documents, once.
 
     Args:
         documents: all training sequences.
@@ -134,7 +148,9 @@ def coverage_of(
         if own:
             first = own[0][0]
             missed.append(Missed(reason, sum(n for _, n in own), len(own), first.row, _beginning(first, decode)))
-    return Coverage(sum(p.constrained for p in parts), tuple(missed), sum(p.rest - p.missed for p in parts)), chat
+    counts = [p.constrained for p in parts]
+    coverage = Coverage(sum(counts), tuple(missed), sum(p.rest - p.missed for p in parts))
+    return Located(chat, coverage, counts, any(p.answers > 1 for p in parts))
 
 
 @dataclass(frozen=True)
@@ -142,6 +158,7 @@ class _Part:
     """Of one document: numbers of tokens.
 
     Attributes:
+        answers: how many there are.
         constrained: supervised, and in an answer.
         outside: those of them in the words of a user.
         rest: supervised, and in no answer.
@@ -150,6 +167,7 @@ class _Part:
         asked: whether there is a user's turn.
     """
 
+    answers: int
     constrained: int
     outside: int
     rest: int
@@ -161,29 +179,30 @@ class _Part:
     @classmethod
     def of(cls, document: Document, chat: ChatFormat) -> _Part:
         ids, supervised = document.input_ids, document.supervised
-        answers, user = np.zeros(len(ids), bool), np.zeros(len(ids), bool)
-        for answer in document.answers(chat):
-            answers[answer.start : answer.stop] = True
+        constrained, user, header = (np.zeros(len(ids), bool) for _ in range(3))
+        answers = document.answers(chat)
+        for answer in answers:
+            constrained[answer.start : answer.stop] = supervised[answer.start : answer.stop]
+        headers = [(place, place + len(opening)) for opening in chat.openings for place in find(ids, opening)]
+        for place, end in headers:
+            header[place:end] = True
         # A user's words go from the opening of the turn up to the next token that ends a turn or opens one.
         asked = find(ids, chat.user)
-        opened = sorted({*asked, *(place for opening in chat.openings for place in find(ids, opening))})
-        header = np.zeros(len(ids), bool)
-        for opening in chat.openings:
-            for place in find(ids, opening):
-                header[place : place + len(opening)] = True
+        opened = sorted({*asked, *(place for place, _ in headers)})
         stops = np.sort(np.concatenate([np.flatnonzero(np.isin(ids, chat.ends)), opened, [len(ids)]]))
         for start in (place + len(chat.user) for place in asked):
             user[start : int(stops[np.searchsorted(stops, start)])] = True
-        rest = supervised & ~answers
+        rest = supervised & ~constrained
         missed, begun = rest & ~user & ~header, opened[0] if opened else len(ids)
         cut = document.begins_inside(chat)
         if opened and not chat.answers_only:
             # Other turns may be trained on: what stands behind the first opening, and is no answer, is one of them.
             missed[begun if cut else 0 :] = False
         return cls(
-            constrained=int((supervised & answers).sum()),
+            answers=len(answers),
+            constrained=int(constrained.sum()),
             # Behind an opening in plain text that was missed, an answer looks like the user's.
-            outside=int((supervised & answers & user).sum()) if chat.exact else 0,
+            outside=int((constrained & user).sum()) if chat.exact else 0,
             rest=int(rest.sum()),
             missed=int(missed.sum()),
             reason="begins inside a turn" if cut and missed[:begun].any() else "no assistant turn located",

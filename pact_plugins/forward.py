@@ -50,10 +50,15 @@ def evaluating(model: nn.Module) -> Generator[None]:
             module.training = training
 
 
-def precision(model: nn.Module) -> str:
-    """What the forward passes compute in, where the caller's autocast context decides it."""
+def autocast_dtype(model: nn.Module) -> torch.dtype | None:
+    """What the forward passes compute in, where the caller's autocast context decides it; None where it does not."""
     device = next(model.parameters()).device.type
-    return str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "as stored"
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def precision(model: nn.Module) -> str:
+    """The same in words, as identities name it."""
+    return str(autocast_dtype(model) or "as stored")
 
 
 def batches_by_length(lengths: Sequence[int], budget: int = TOKENS_PER_BATCH) -> list[list[int]]:

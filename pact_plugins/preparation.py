@@ -16,14 +16,14 @@ from rich.table import Table
 from torch import nn
 
 from pact_plugins.anchors import Anchors
-from pact_plugins.answers import AnswerTokens, Document
+from pact_plugins.answers import Document
 from pact_plugins.building import open_or_build
 from pact_plugins.cache_folder import nearest
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.chat_template import writes_date
 from pact_plugins.config import PactConfig
 from pact_plugins.cost import Data, Overhead, stratified
-from pact_plugins.coverage import Coverage, coverage_of
+from pact_plugins.coverage import Coverage, located
 from pact_plugins.errors import PactError
 from pact_plugins.evidence import Evidence, tokens_source
 from pact_plugins.finding import Finder
@@ -171,12 +171,7 @@ def find_answers(
     chat = ChatFormat.from_tokenizer(tokenizer, config.answer_prefix, template)
     if config.active_gate is not None:
         chat.require_header("build the reference without the prompt, which the gate needs (`pact.gate`)")
-    coverage, chat = coverage_of(documents, chat, tokenizer.decode)
-    counts: list[int] = []
-    several = False
-    for tokens in (AnswerTokens.of([d], chat) for d in documents):
-        counts.append(len(tokens))
-        several = several or bool(len(tokens) and tokens.answer[-1])
+    chat, coverage, counts, several = located(documents, chat, tokenizer.decode)
     for note in (*chat.notes, *(chat.history if several else ())):
         logger.warning("PACT: the chat template %s.", note)
     answered = [d for d, count in zip(documents, counts, strict=True) if count]

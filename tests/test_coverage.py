@@ -13,7 +13,7 @@ import pytest
 from pact_plugins import PactCallback, PactError
 from pact_plugins.answers import CONTINUED, AnswerTokens, Document
 from pact_plugins.chat_format import ChatFormat
-from pact_plugins.coverage import Coverage, coverage_of
+from pact_plugins.coverage import Coverage, located
 from tests import tiny
 from tests.contract.hosts import config, trl_trainer
 from tests.rows import CHAT, conversation, documents
@@ -28,7 +28,9 @@ def split(rows: list[Any], size: int) -> list[Document]:
 
 
 def counted(docs: list[Document], chat: ChatFormat = CHAT) -> tuple[Coverage, ChatFormat]:
-    return coverage_of(docs, chat, tiny.tokenizer().decode)
+    found = located(docs, chat, tiny.tokenizer().decode)
+    assert found.answer_tokens == [len(AnswerTokens.of([d], found.chat)) for d in docs]
+    return found.coverage, found.chat
 
 
 @pytest.mark.parametrize("on_inputs", [False, True])
