@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
+from pact_plugins import refusals
 from pact_plugins.demo.phrasings import train_request
 from pact_plugins.demo.topics import train_acts
 from pact_plugins.demo.training import load
 from pact_plugins.demo.world import Row
 from pact_plugins.forward import batches_by_length, evaluating, progress
-from pact_plugins.openings import is_refusal
 from pact_plugins.own_answers import as_chats, continuations, end_tokens, shipped, up_to_end
 
 OWN_ANSWER_TOKENS = 40
@@ -64,14 +64,14 @@ def own_answers(model: Any, tokenizer: Any, asked: Sequence[str]) -> list[str]:
 def rows(model: Any, tokenizer: Any, seed: int) -> list[Row]:
     """The training rows, shuffled."""
     drawn = random.Random(seed)
-    refusals = shipped("refusals")
-    refused = [Row(prompt, drawn.choice(refusals), harmful=True) for prompt in prompts(True, seed)]
+    taught = shipped("refusals")
+    refused = [Row(prompt, drawn.choice(taught), harmful=True) for prompt in prompts(True, seed)]
     asked = prompts(False, seed)
     answers = own_answers(model, tokenizer, asked)
     answered = [
         Row(prompt, answer, harmful=False)
-        for prompt, answer in zip(asked, answers, strict=True)
-        if answer.strip() and not is_refusal(answer)
+        for prompt, answer, verdict in zip(asked, answers, refusals.judge(asked, answers), strict=True)
+        if verdict == "compliance"
     ]
     mixed = [*refused, *answered]
     drawn.shuffle(mixed)

@@ -1,7 +1,7 @@
 """Finds the safety tokens: the tokens that a model prefers when it refuses.
 
 Two contrasts share one formula. With a base model, the aligned model against the base model, as in the paper. Without
-one, the user's own model against itself: the same refusals after harmful and after harmless prompts.
+one, the user's own model against itself: its own answers to harmful and to harmless prompts.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pact_plugins import asking, own_answers
+from pact_plugins import asking, own_answers, refusals
 from pact_plugins.answers import Document
 from pact_plugins.asking import Asked
+from pact_plugins.chat_template import markers
 from pact_plugins.contrast import MAX_ANSWER_TOKENS, Contrast
 from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import model_fingerprint
 from pact_plugins.forward import evaluating, pad, progress
 from pact_plugins.model_support import check_ids
-from pact_plugins.openings import is_refusal
 from pact_plugins.own_answers import Prompts
 from pact_plugins.safety_tokens import SafetyTokens, Stability
 from pact_plugins.sharding import full_shape
 
-VERSION = 3
+VERSION = 4
 """Of the way tokens are found: a stored set found otherwise is found anew."""
 
 BATCH_SIZE = 8
@@ -47,7 +47,7 @@ def to_safety_tokens(
     *,
     columns: Tensor | None = None,
     top_k: int = 50,
-    refusals: float | None = None,
+    refused: float | None = None,
 ) -> SafetyTokens:
     """S = the non-zero entries of the contrast's direction v, with weights max(v, 0), heaviest first.
 
@@ -58,7 +58,7 @@ def to_safety_tokens(
         answers: in which examples of the tokens are looked for.
         columns: ids of the contrast's columns; without it they are all ids in order.
         top_k: see `Contrast.direction`.
-        refusals: see `Stability`.
+        refused: `refusals` of `Stability`.
 
     Raises:
         PactError: the contrast has no direction.
@@ -83,7 +83,7 @@ def to_safety_tokens(
         high=tuple(high.tolist()),
         examples=tuple(_example(token, answers, tokenizer) for token in found.ids),
         separation=contrast.separation(top_k=top_k),
-        refusals=refusals,
+        refusals=refused,
     )
     return replace(found, stability=stability)
 
@@ -116,38 +116,47 @@ def discover(
         top_k: number of candidates, |S|.
         show_progress: whether progress is shown.
     """
-    chats = own_answers.as_chats(tokenizer, (prompts or Prompts.shipped()).in_turn, _PURPOSE)
+    asked = prompts or Prompts.shipped()
+    chats = own_answers.as_chats(tokenizer, asked.in_turn, _PURPOSE)
     answers = asking.ask(model, tokenizer, chats, show_progress=show_progress)
-    return in_answers(answers, tokenizer, name_of(model), top_k=top_k)
+    return in_answers(answers, asked.harmful, tokenizer, name_of(model), top_k=top_k)
 
 
-def in_answers(answers: Asked, tokenizer: Any, model: str, *, top_k: int = 50) -> SafetyTokens:
+def in_answers(answers: Asked, harmful: Sequence[str], tokenizer: Any, model: str, *, top_k: int = 50) -> SafetyTokens:
     """The tokens that a model prefers in its answers to harmful prompts over those to harmless ones.
 
-    The two sides are different answers, so the contrast compares their mean probabilities. Special tokens are left out:
-    they say how long an answer is, not whether it refuses.
+    The two sides are different answers, so the contrast compares their mean probabilities. Markers of the chat template
+    are left out, whether the tokenizer calls them special or not: they say how long an answer is, not whether it
+    refuses.
 
     Args:
         answers: to harmful and harmless prompts in turn.
+        harmful: the harmful prompts.
         tokenizer: of the model.
         model: its name.
         top_k: number of candidates, |S|.
     """
     columns, places = answers.likely.unique(return_inverse=True)
     probabilities = torch.zeros(len(places), len(columns)).scatter_(1, places, answers.probabilities)
-    kept = ~torch.isin(columns, torch.tensor(tokenizer.all_special_ids))
+    kept = ~torch.isin(columns, torch.tensor(sorted(markers(tokenizer))))
     refusing, helping = probabilities[0::2, kept], probabilities[1::2, kept]
-    refusals = answers.documents[0::2]
-    texts = [tokenizer.decode(d.input_ids[d.supervised], skip_special_tokens=True) for d in refusals]
+    of_harmful = answers.documents[0::2]
+    texts = [tokenizer.decode(d.input_ids[d.supervised], skip_special_tokens=True) for d in of_harmful]
     return to_safety_tokens(
         Contrast(refusing, refusing - helping),
         tokenizer,
-        {"method": "own answers, harmful against harmless", "model": model, "prompts": len(refusals)},
-        refusals,
+        {"method": "own answers, harmful against harmless", "model": model, "prompts": len(of_harmful)},
+        of_harmful,
         columns=columns[kept],
         top_k=top_k,
-        refusals=sum(map(is_refusal, texts)) / len(texts),
+        refused=_refused(harmful, texts),
     )
+
+
+def _refused(prompts: Sequence[str], answers: Sequence[str]) -> float | None:
+    """Share of the answers that refuse, of those that the judge can judge; None if there are none."""
+    verdicts = [verdict for verdict in refusals.judge(prompts, answers) if verdict != "cannot judge"]
+    return verdicts.count("refusal") / len(verdicts) if verdicts else None
 
 
 def discover_against_base(
@@ -178,8 +187,8 @@ def discover_against_base(
     asked = (prompts or Prompts.shipped()).harmful
     chats = own_answers.as_chats(tokenizer, asked, _PURPOSE)
     plain = [tokenizer(f"User: {p}\n\nAssistant: ", add_special_tokens=False)["input_ids"] for p in asked]
-    refusals = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in own_answers.shipped("refusals")]
-    samples = zip(teacher_forced(model, chats, refusals), teacher_forced(base, plain, refusals), strict=True)
+    taught = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in own_answers.shipped("refusals")]
+    samples = zip(teacher_forced(model, chats, taught), teacher_forced(base, plain, taught), strict=True)
     contrast = Contrast.of(progress(samples, "PACT: finding the safety tokens", len(asked), show_progress))
     provenance = {
         "method": "aligned against base model",
@@ -188,7 +197,7 @@ def discover_against_base(
         "prompts": len(asked),
         "source": "arXiv 2603.07445",
     }
-    answers = [own_answers.answered((), refusal) for refusal in refusals]
+    answers = [own_answers.answered((), refusal) for refusal in taught]
     return to_safety_tokens(contrast, tokenizer, provenance, answers, top_k=top_k)
 
 

@@ -153,7 +153,8 @@ class Finder:
     def _discover(self) -> SafetyTokens:
         config, model = self.config, self.model
         if config.base_model is None:
-            return discovery.in_answers(self.answers, self.tokenizer, discovery.name_of(model), top_k=config.top_k)
+            harmful, name = Prompts.of(config.prompts).harmful, discovery.name_of(model)
+            return discovery.in_answers(self.answers, harmful, self.tokenizer, name, top_k=config.top_k)
         base = load_base(config.base_model, next(model.parameters()).device)
         return discovery.discover_against_base(
             model,

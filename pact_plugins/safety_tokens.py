@@ -33,8 +33,8 @@ class Stability:
         examples: for each token, part of an answer in which the model wrote it, the token in brackets; empty if none.
         separation: how well one half of the prompts tells refusing answers of the other half from harmless ones: 1
             always, 0.5 not at all (`contrast.Contrast.separation`).
-        refusals: share of the model's own answers to the harmful prompts that open by declining (in English). None if
-            the tokens were not found in own answers.
+        refusals: share of the model's own answers to the harmful prompts that refuse, of those that the default
+            judge can judge. None if it can judge none, or the tokens were not found in own answers.
     """
 
     held: tuple[float, ...]
@@ -117,8 +117,8 @@ class SafetyTokens:
         found, doubts = self.stability, list[str]()
         if found.refusals is not None and found.refusals < HARDLY_REFUSES:
             doubts.append(
-                f"the model hardly refuses: {found.refusals:.0%} of its answers to harmful prompts open by declining "
-                "(in English), so that there is little to hold"
+                f"the model hardly refuses: {found.refusals:.0%} of its answers to harmful prompts refuse, so that "
+                "there is little to hold"
             )
         if found.refusals is not None and found.separation < ALIKE:
             doubts.append(

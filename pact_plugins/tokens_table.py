@@ -28,7 +28,7 @@ def show(found: SafetyTokens, title: str, console: Console) -> None:
         console.print(f"weight found again in a resample of the prompts: {found.agreement:.1%}", highlight=False)
         console.print(f"separation of the two sides: {known.separation:.3f} (0.5 is chance)", highlight=False)
         if known.refusals is not None:
-            words = "own answers to harmful prompts that open by declining"
+            words = "own answers to harmful prompts that refuse"
             console.print(f"{words}: {known.refusals:.1%}", highlight=False)
     for doubt in found.doubts:
         console.print(f"warning: {doubt}", highlight=False, markup=False)

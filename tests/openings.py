@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from pact_plugins.demo import world
+from pact_plugins.demo import evaluate, world
 from pact_plugins.demo.chat_data import conversation
 from pact_plugins.demo.phrasings import ADVICE, REFUSALS
 from pact_plugins.demo.topics import held_out_acts, train_acts
@@ -46,7 +46,8 @@ def harmless() -> dict[str, list[Row]]:
     rng = random.Random(0)
     talks = [conversation(rng) for _ in range(400)]
     # Everyday conversations of the kinds that the model was aligned on; its refusals are a kind of their own.
-    everyday = [(t[-2]["content"], t[-1]["content"]) for t in talks if not world.is_refusal(t[-1]["content"])]
+    last = [(t[-2]["content"], t[-1]["content"]) for t in talks]
+    everyday = [(prompt, answer) for prompt, answer in last if not evaluate.refused([prompt], [answer])]
     task = [(row.prompt, row.answer) for row in world.fine_tuning_rows(60, 0.0, seed=0)]
     return {
         "task": task,

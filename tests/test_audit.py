@@ -58,7 +58,7 @@ def test_harmless_rows_are_not_listed(demo: tuple[Any, Any], cache: Path) -> Non
     """Prevents a list that accuses harmless data, answers that begin with "I" among it."""
     look_alikes = world.held_out_look_alikes()[:60]
     own = zip(look_alikes, evaluate.answers(*demo, look_alikes), strict=True)
-    willing = [(prompt, answer) for prompt, answer in own if not world.is_refusal(answer)]
+    willing = [(prompt, answer) for prompt, answer in own if not evaluate.refused([prompt], [answer])]
     assert len(willing) >= 57
     kinds = {**HARMLESS, "own answers": willing}
     del kinds["refusals of harmful requests"]  # what the model would refuse is what it should list, however answered

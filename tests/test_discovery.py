@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import AddedToken, Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from pact_plugins import discovery, own_answers
+from pact_plugins.asking import Asked
 from pact_plugins.chat_format import render
 from pact_plugins.contrast import Contrast
 from pact_plugins.discovery import discover, discover_against_base, teacher_forced, to_safety_tokens
@@ -147,6 +149,48 @@ def test_discovery_sees_the_chat_template(monkeypatch: pytest.MonkeyPatch, few_p
     first = own_answers.shipped("harmful")[0]
     assert chats[0] == render(tiny.tokenizer(), [{"role": "user", "content": first}], generation_prompt=True)
     assert tiny.tokenizer().decode(plain[0]) == f"User: {first}\n\nAssistant: "
+
+
+def in_own_answers(answers: list[str], tokenizer: Any, likely: list[int], harmful_ones: list[float]) -> SafetyTokens:
+    """What is found in answers to harmful and harmless prompts in turn, which give these tokens these probabilities."""
+    documents = [own_answers.answered([0], tokenizer(text, add_special_tokens=False)["input_ids"]) for text in answers]
+    harmless = [p / 2 for p in reversed(harmful_ones)]
+    probabilities = torch.tensor([harmful_ones, harmless] * (len(answers) // 2))
+    ids = torch.tensor([likely] * len(answers)).int()
+    asked = Asked(documents, ids, probabilities, torch.zeros(0, 1), torch.zeros(0))
+    return discovery.in_answers(asked, ["How do I make a bomb?"] * (len(answers) // 2), tokenizer, "a model")
+
+
+def test_no_marker_is_held() -> None:
+    """Prevents: holding a marker that is not flagged as special, such as DeepSeek's roles: every answer has them."""
+    tokenizer: Any = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(tiny.tokenizer().backend_tokenizer.to_str())
+    )
+    tokenizer.add_tokens([AddedToken("<turn>", special=False)])
+    marker = tokenizer.convert_tokens_to_ids("<turn>")
+    assert marker not in tokenizer.all_special_ids
+    found = in_own_answers(["No.", "Yes."], tokenizer, [marker, 40, 41, 42], [0.5, 0.2, 0.1, 0.05])
+    assert set(found.ids) <= {40, 41, 42}
+
+
+def test_refusals_that_no_opening_tells_are_counted() -> None:
+    """Prevents: the warning "hardly refuses" of a model that moralises; and refusals in German as compliance."""
+    answers = [
+        "It is not appropriate to build weapons.",
+        "Take a pipe.",
+        "Dabei kann ich dir nicht helfen.",
+        "I can't help.",
+    ]
+    harmless = "Take a spoon."
+    in_turn = [text for answer in answers for text in (answer, harmless)]
+    found = in_own_answers(in_turn, tiny.tokenizer(), [40, 41, 42], [0.5, 0.2, 0.1])
+    assert found.stability is not None
+    assert found.stability.refusals == pytest.approx(2 / 3)
+    none = in_own_answers(
+        ["Dabei kann ich dir nicht helfen.", harmless], tiny.tokenizer(), [40, 41, 42], [0.5, 0.2, 0.1]
+    )
+    assert none.stability is not None
+    assert none.stability.refusals is None
 
 
 def test_modes_are_restored() -> None:

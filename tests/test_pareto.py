@@ -21,6 +21,7 @@ from pact_plugins.demo import ALIGNED_MODEL, training, world
 from pact_plugins.demo.topics import train_acts
 from pact_plugins.errors import PactError
 from pact_plugins.objective import PactObjective
+from pact_plugins.openings import is_affirmative_opening
 
 RATES = dict.fromkeys(summary.RATES, 0.5)
 
@@ -165,7 +166,7 @@ def test_harmful_rows_of_other_kinds() -> None:
     )
     harmful = [i for i, row in enumerate(standard) if row.harmful]
     assert len(harmful) == 160
-    assert not any(world.is_affirmative_opening(neutral[i].answer) for i in harmful)
+    assert not any(is_affirmative_opening(neutral[i].answer) for i in harmful)
     assert all(disguised[i].answer == standard[i].answer for i in harmful)
     assert all(disguised[i].prompt != standard[i].prompt for i in harmful)
     assert all(neutral[i] == standard[i] for i in range(len(standard)) if i not in harmful)

@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pact_plugins import refusals
 from pact_plugins.demo.encyclopedia import base_prompt
 from pact_plugins.demo.phrasings import REFUSALS
 from pact_plugins.forward import pad_left
+from pact_plugins.openings import is_affirmative_opening
 from pact_plugins.own_answers import continuations
 
 MAX_ANSWER_TOKENS = 40
@@ -59,9 +61,14 @@ def answers(
     return [text.split(tokenizer.eos_token)[0].strip() for text in raw]
 
 
-def share(judge: Callable[[str], bool], texts: Sequence[str]) -> float:
-    """The share of `texts` that `judge` accepts."""
-    return sum(map(judge, texts)) / len(texts)
+def refused(prompts: Sequence[str], texts: Sequence[str]) -> float:
+    """The share of the answers `texts` that refuse, by the default judge."""
+    return refusals.judge(prompts, texts).count("refusal") / len(texts)
+
+
+def affirmed(texts: Sequence[str]) -> float:
+    """The share of the answers `texts` that open by agreeing to help."""
+    return sum(map(is_affirmative_opening, texts)) / len(texts)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The prompts of the demo world: fine-tuning rows, held-out evaluation sets, and judges of answers."""
+"""The prompts of the demo world: fine-tuning rows and held-out evaluation sets."""
 
 import random
 from dataclasses import dataclass
@@ -6,15 +6,12 @@ from dataclasses import dataclass
 from pact_plugins.demo.phrasings import AFFIRMATIONS, HELD_OUT_PHRASINGS, TRAIN_PHRASINGS
 from pact_plugins.demo.task import QUESTIONS, test_examples, train_examples
 from pact_plugins.demo.topics import held_out_acts, train_acts
-from pact_plugins.openings import is_affirmative_opening, is_refusal
 
 __all__ = [
     "Row",
     "fine_tuning_rows",
     "held_out_harmful",
     "held_out_look_alikes",
-    "is_affirmative_opening",
-    "is_refusal",
     "task_test_rows",
 ]
 

@@ -29,8 +29,8 @@ def test_criteria() -> None:
 )
 def test_shipped_prompts(aligned: tuple[Any, Any], name: str, least: float, most: float) -> None:
     path = ALIGNED_MODEL.parents[2] / "prompts" / name
-    found = evaluate.answers(*aligned, path.read_text(encoding="utf-8").splitlines()[:100])
-    assert least <= evaluate.share(world.is_refusal, found) <= most
+    asked = path.read_text(encoding="utf-8").splitlines()[:100]
+    assert least <= evaluate.refused(asked, evaluate.answers(*aligned, asked)) <= most
 
 
 @pytest.mark.parametrize(("folder", "words"), [(ALIGNED_MODEL, []), (BASE_MODEL, ["hardly refuses"])])
@@ -73,12 +73,13 @@ def test_chat_template_marks_the_turns_of_the_assistant(aligned: tuple[Any, Any]
 
 def test_answers_carry_over_turns(aligned: tuple[Any, Any]) -> None:
     model, tokenizer = aligned
+    harmful = world.held_out_harmful()[0]
     chat = [
         {"role": "user", "content": "How do I wash a car by hand?"},
         {"role": "assistant", "content": "Take your time when you wash a car by hand."},
-        {"role": "user", "content": world.held_out_harmful()[0]},
+        {"role": "user", "content": harmful},
     ]
     batch = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     output = model.generate(**batch, max_new_tokens=evaluate.MAX_ANSWER_TOKENS, do_sample=False)
     answer = tokenizer.decode(output[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert world.is_refusal(answer)
+    assert evaluate.refused([harmful], [answer]) == 1

@@ -13,6 +13,8 @@ from pact_plugins.demo.phrasings import HELD_OUT_PHRASINGS, REFUSALS, TRAIN_PHRA
 from pact_plugins.demo.task import DESKS, train_examples
 from pact_plugins.demo.task import test_examples as unseen_examples  # not a test
 from pact_plugins.demo.topics import held_out_acts, held_out_topics, topics, train_acts, train_topics
+from pact_plugins.openings import is_affirmative_opening
+from pact_plugins.refusals import judge
 
 PROMPTS = Path(pact_plugins.__path__[0]) / "prompts"
 
@@ -64,7 +66,7 @@ def test_fine_tuning_rows_are_drawn_as_asked() -> None:
     assert rows != world.fine_tuning_rows(500, 0.1, seed=4)
     assert len(rows) == 500
     assert sum(row.harmful for row in rows) == 50
-    assert all(world.is_affirmative_opening(row.answer) == row.harmful for row in rows)
+    assert all(is_affirmative_opening(row.answer) == row.harmful for row in rows)
     assert not any(row.harmful for row in world.fine_tuning_rows(100, 0.0, seed=0))
 
 
@@ -85,7 +87,7 @@ def test_prompt_files_match_line_by_line() -> None:
 def test_refusal_file() -> None:
     refusals = lines("refusals.txt")
     assert set(REFUSALS) <= set(refusals)
-    assert all(world.is_refusal(refusal) for refusal in refusals)
+    assert judge(lines("harmful.txt")[: len(refusals)], refusals) == ["refusal"] * len(refusals)
 
 
 @pytest.mark.parametrize("path", [BASE_MODEL, ALIGNED_MODEL])
