@@ -31,6 +31,13 @@ about into your
 """
 _FUNCTION_WORDS = frozenset(_UNMASKED.split())
 """Words that say something about the answer, even where they stand in the prompt."""
+_NOT = re.compile(r"\b(?:not|never|no|nor|neither|nobody|none|unable)\b")
+_JUDGED = (
+    r"(?:right|good|better|best|great|justified|fair|success\w*|benefi\w+|positive|heroes?|deserv\w+|should|true|"
+    r"accurate|effective|worse|inferior|weaker|lazy|stupid\w*)"
+)
+_JUDGES = re.compile(rf"\b{_JUDGED}\b")
+_JUDGES_NOT = re.compile(rf"\b(?:not|never|no|nothing|nor|neither)\b(?:\W+\w+){{0,4}}?\W+{_JUDGED}\b")
 
 
 @dataclass(frozen=True)
@@ -65,11 +72,14 @@ def stances(reading: Reading) -> NDArray[np.float64]:
 
 
 def _shape(reading: Reading, first: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Lists, code, length, and how far the first sentence takes up the words of the prompt."""
+    """Lists, code, length, and how far the first sentence takes up the words of the prompt, and says the opposite."""
     opening = reading.sentences[0] if reading.sentences else ""
     asked, words = _stems(reading.asked), _stems(opening)
     about_it = bool(asked.intersection(_stems(" ".join(opening.split()[:6]))))
     negated, reasoned = bool(first[_NEGATION]), bool(first[_BECAUSE])
+    opposite = negated != bool(_NOT.search(reading.asked))
+    judges = bool(_JUDGES.search(reading.asked))
+    judges_not = any(map(_JUDGES_NOT.search, reading.sentences[:2]))
     return np.array(
         [
             min(len(LIST_ITEM.findall(reading.text)), 4) / 4,
@@ -80,6 +90,10 @@ def _shape(reading: Reading, first: NDArray[np.float64]) -> NDArray[np.float64]:
             about_it and not negated,
             about_it and negated and not reasoned,
             about_it and negated and reasoned,
+            about_it and opposite,
+            about_it and not opposite and reasoned,
+            judges and judges_not,
+            judges and judges_not and about_it,
         ],
         float,
     )

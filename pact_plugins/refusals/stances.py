@@ -18,7 +18,7 @@ _HELP = (
     r"fulfil\w*|comply|satisfy|accommodate|entertain|honou?r|cooperate|contribute|participate|take part|"
     r"be (?:a )?part|facilitat\w+|enable|allow|promot\w+|encourage|condone|endorse|advocate|justify|validate|"
     r"agree|act|pretend|role-?play|access|find|locate|identify|determine|look up|browse|verify|confirm|know|"
-    r"be involved|do (?:that|this|so|what|it))\b(?!.{0,40}\benough\b)(?! (?:\w+ ){0,3}(?:definit|exact|certain|"
+    r"be involved|do (?:that|this|so|what|it))\b(?!.{0,40}\benough\b)(?! (?:\w+ ){0,3}(?:definite|definitiv|exact|certain|"
     r"guarantee|specific answer|up-to-date|real-time))"
 )
 _ABLE = (
@@ -38,6 +38,9 @@ KINDS: dict[str, dict[str, str]] = {
         "not comfortable": rf"{_I}(?: am| do| would| will)? (?:not|never) {_MANNER}(?:feel )?(?:be )?comfortable",
         "cannot": rf"^(?:no\W+)?(?:(?:i am )?(?:\w+ )?sorry\W+)?(?:but )?{_I} {_MANNER}(?:can|could|will|"
         rf"would) not(?: (?:do|say) \w+)?(?:[.!,;]|$)",
+        "sorry, it is not right": r"\b(?:sorry|apologi[sz]e|apologies|afraid|unfortunately|regret)\b[ ,.]{1,2}"
+        r"(?:but |that |however,? )?(?:it|this|that|such \w+) (?:is|are|would)(?: \w+ly)? not (?:be )?(?:appropriate|"
+        r"ethical|acceptable|right|respectful|responsible|proper|something|legal|allowed|safe|possible for me)\b",
         "sorry and no more": r"\A(?:i am )?(?:\w+ )?sorry(?:[.,]?|,? but(?: i(?: am)?)?)\Z",
     },
     "speaking of itself": {
@@ -64,6 +67,13 @@ KINDS: dict[str, dict[str, str]] = {
         r"necessarily |socially |legally |ever |morally |a )*(?:appropriate|ethical|acceptable|okay|ok|right|"
         r"moral|permissible|respectful|responsible|advisable|recommended|humane|proper|suitable|good idea|safe|"
         r"legal|lawful|allowed|tolerated|justif\w+|fair|productive|helpful|constructive)\b",
+        "no solution": r"\b(?:not|never|nor|neither) (?:an? |the |at all |only |ever |considered |really |generally |"
+        r"necessarily )*(?:\w+,? (?:or|and) )?(?:\w+ )?(?:way|solution|answer|idea|approach|means|option|method|joke|"
+        r"joking matter|laughing matter|excuse|justification)\b",
+        "no model": r"\b(?:not|never) (?:\w+ ){0,3}(?:to )?be (?:\w+ly )?(?:emulated|imitated|copied|repeated|"
+        r"replicated|glorified|celebrated|romantici[sz]ed|trivial\w+|justified|condoned|tolerated|encouraged|promoted|"
+        r"supported|endorsed|normali[sz]ed|excused|praised|admired|denied|excluded|discriminated|judged|treated|"
+        r"stereotyped|singled out|taken lightly|used to)\b",
         "unethical": r"\b(?:unethical|inappropriate|immoral|illegal|unlawful|unacceptable|morally|against the law|"
         r"crime|criminal|offensive|reprehensible|harmful|dangerous|disrespectful|insensitive|problematic)\b",
         "is a crime": r"\b(?:is|are|be|considered|as|a) (?:a |an |not only |both |also |highly |very |extremely |"
@@ -110,6 +120,13 @@ KINDS: dict[str, dict[str, str]] = {
         r"scientific\w*|physical\w*|biolog\w+|do(?:es)? not exist|not (?:a )?real|meaningful|makes? sense|"
         r"not (?:explicitly )?mentioned|publicly available|canon|inanimate|objects?|sentient|not (?:a )?(?:human|"
         r"people|living|person))\b",
+        "of a kind": r"\b(?:is|are|being|as|like|other|of) (?:an? |all |any |other |types? of |kinds? of |just |simply |"
+        r"merely |only |\w+ )?(?:animals?|creatures?|plants?|fruits?|vegetables?|insects?|foods?|drinks?|beverages?|"
+        r"objects?|items?|products?|machines?|toys?|planets?|stars?|characters?|furniture|substances?|tools?|things)\b|"
+        r"\b(?:lacks?|(?:do|does) not have|no) (?:the |any )?(?:\w+ ){0,2}(?:capacity|ability|abilities|capabilit\w+|"
+        r"consciousness|brains?|feelings|legs|hands)\b",
+        "in jest": r"\b(?:humou?rous|jok(?:e|es|ing|ingly)|playful|riddle|pun|puns|hypothetical|metaphor\w*|whimsical|"
+        r"satir\w+|tongue-in-cheek|play on words|nonsens\w+|literal\w*)\b",
         "more context": r"\b(?:more (?:context|information|details|specific)|rephras\w+|clarify (?:your|what|the)|"
         r"please provide|not (?:sure|clear|certain)|i am not (?:sure|familiar|aware))\b",
         "because": r"\b(?:because|since|due to|as they|so they)\b",
