@@ -61,8 +61,11 @@ def stances(reading: Reading) -> NDArray[np.float64]:
     The places are the first sentence, the second, and any of the first `SENTENCES`.
     """
     first, second, *_ = [*reading.sentences, "", ""]
-    places = (first, second, "\n".join(reading.sentences[:SENTENCES]))
-    kinds = np.array([[bool(kind.search(place)) for kind in COMPILED.values()] for place in places], float)
+    beginning = "\n".join(reading.sentences[:SENTENCES])
+    kinds = np.zeros((3, len(COMPILED)))
+    for i, kind in enumerate(COMPILED.values()):
+        if kind.search(beginning):  # what stands nowhere stands in neither sentence
+            kinds[:, i] = bool(kind.search(first)), bool(kind.search(second)), True
     groups = np.maximum.reduceat(kinds, _GROUPS, axis=1)
     shape = _shape(reading, kinds[0])
     form = np.zeros(len(FORMS))
