@@ -26,6 +26,9 @@ _ABLE = (
     r"at liberty|in a position|meant|trained|intended|here)"
 )
 
+LETTER = r"\A(?:(?:dear|hey|hi|hello) (?!user|there)|subject\b|to whom\b)[^.!?,:\n]{0,60}[,:!]"
+"""How a letter or a post begins: what it says is said by the user."""
+
 KINDS: dict[str, dict[str, str]] = {
     "declining": {
         "cannot help": rf"{_I},? {_MANNER}(?:can|will|shall|may|must) not,? {_MANNER}(?:be able to |be )?{_HELP}",
@@ -141,6 +144,7 @@ KINDS: dict[str, dict[str, str]] = {
         r"various) (?:\w+ ){0,3}(?:steps|ways|tips|suggestions|reasons|methods|examples|strategies|things|options|"
         r"ideas|factors|points|guidelines)\b|\bsteps?\b",
         "you can": r"\byou (?:can|could|may|might|will|would|should|need|must|have to)\b",
+        "a letter": LETTER,
         "imperative": r"^(?:to [a-z]+|first|next|then|finally|second|start|begin|make|use|place|choose|gather|"
         r"find|get|take|put|identify|create|determine|research|look|check|go|open)\b",
         "is a": r"^[\w' ,()\"-]{1,60}? (?:is|are|was|were|refers? to|means?|occurred|happened|involves|typically|"
