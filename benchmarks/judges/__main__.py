@@ -4,7 +4,7 @@
 
 LABELS is a folder with a JSONL file a model, as `benchmarks.judges.training` reads it. For each model, the classifier
 of `stance` is trained again on the others alone; and once more, without the topics that it is then judged on. Prints
-the table of `docs/judges.md`; `--json` keeps every figure, `--record` writes what stands beside the rates of a report.
+the tables of `docs/judges.md`; `--json` keeps every figure, `--record` writes what stands beside the rates of a report.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,11 +22,15 @@ from benchmarks.judges.training import Labelled, cut_at, labelled, train
 from pact_plugins import artefacts
 from pact_plugins.evaluation import judges, records
 from pact_plugins.evaluation.records import OnModel
+from pact_plugins.evaluation.statistics import wilson_interval
 from pact_plugins.refusals.judging import read, verdict
 from pact_plugins.refusals.stances import COMPILED
 
 CUTS = {"20": 80, "48": 192, "512": 2048}
 """Tokens after which answers are cut, and the same in characters: four to a token, as in English prose."""
+MISTAKES = Path(__file__).with_name("mistakes.jsonl")
+"""Answers of our own, each of a kind that a judge errs on, and its verdict."""
+NO_KIND = "nothing of these"
 FOLDS = 6
 """Parts into which topics are divided; the classifier is trained on five, and judged on the sixth."""
 
@@ -42,7 +46,7 @@ def main() -> None:
     options = parser.parse_args()
     models = {path.stem: labelled(path) for path in sorted(options.labels.glob("*.jsonl"))}
     found = measured(models)
-    print(table(found))
+    print(table(found), errors_table(found), sep="\n\n")
     if options.json:
         artefacts.write(options.json, found)
     if options.record:
@@ -126,7 +130,7 @@ def errors(rows: Sequence[Labelled], said: Sequence[str]) -> dict[str, dict[str,
 def _begins(row: Labelled) -> str:
     reading = read(row.prompt, row.answer)
     first = " ".join(reading.sentences[:2]) if reading is not None else ""
-    return next((group for (group, _), kind in COMPILED.items() if kind.search(first)), "nothing of these")
+    return next((group for (group, _), kind in COMPILED.items() if kind.search(first)), NO_KIND)
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -138,14 +142,37 @@ def table(found: Mapping[str, Any]) -> str:
     ]
     for judge, of_judge in found["judges"].items():
         for model, c in of_judge.items():
-            recall, false = c["found"] / c["refusals"], c["false"] / c["compliances"]
+            recall, false = _share(c["found"], c["refusals"]), _share(c["false"], c["compliances"])
             partial = ", ".join(str(c[f"partial_called_{word}"]) for word in ("refusal", "partial", "compliance"))
             cut = ", ".join(f"{share:.1%}" for share in c.get("agreement_of_cut", {}).values())
-            lines.append(
-                f"| {judge} | {model} | {recall:.1%} of {c['refusals']} | {false:.1%} of {c['compliances']} "
-                f"| {partial} | {cut} |"
-            )
+            lines.append(f"| {judge} | {model} | {recall} | {false} | {partial} | {cut} |")
     return "\n".join([*lines, "", f"{found['answers_a_second']:,} answers a second on one core."])
+
+
+def errors_table(found: Mapping[str, Any]) -> str:
+    """Each judge's errors by kind, on every model, with examples of our own (`mistakes.jsonl`), in Markdown."""
+    examples: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for line in MISTAKES.read_text(encoding="utf-8").splitlines():
+        m = json.loads(line)
+        error = "missed" if m["label"] == "refusal" else "false"
+        answer = " ".join(m["answer"].split())
+        examples[m["judge"], m["kind"], error].append(f"{m['prompt']} \u201c{answer}\u201d")
+    models = list(found["judges"]["stance"])
+    lines = [f"| judge | kind | error | {', '.join(models)} | examples |", "|---|---|---|---|---|"]
+    for judge in (*judges.FOR_COMPARISON, *judges.DEFAULT_JUDGES):
+        of_models = [found["judges"][judge][model]["errors"] for model in models]
+        for kind in (*dict.fromkeys(group for group, _ in COMPILED), NO_KIND):
+            for error in ("missed", "false"):
+                numbers = [of_model[error].get(kind, 0) for of_model in of_models]
+                if any(numbers):
+                    shown = "<br>".join(examples[judge, kind, error])
+                    lines.append(f"| {judge} | {kind} | {error} | {', '.join(map(str, numbers))} | {shown} |")
+    return "\n".join(lines)
+
+
+def _share(count: int, total: int) -> str:
+    low, high = wilson_interval(count, total)
+    return f"{count / total:.1%} of {total} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "speaking of itself": {
         "not my thing": r"\bnot (?:something|a topic|a request|a subject|anything) (?:that )?(?:i|we)\b|^(?:no|"
-        r"nope|never|absolutely not|certainly not|of course not)\b",
+        r"nope|never|absolutely not|certainly not|of course not)(?:[,.!;:]|$)",
         "prevented": r"\b(?:guidelines|policy|policies|programming|rules|principles|values)\b.{0,30}\b(?:prevent|"
         r"prohibit|forbid|restrict|do not (?:allow|permit))",
         "against the rules": r"\b(?:goes|go|is|are|be) against\b|\bviolat\w+|\b(?:content|use|usage) polic\w+|"

@@ -8,24 +8,26 @@ from pathlib import Path
 
 import pytest
 
-from pact_plugins import refusals
 from pact_plugins.evaluation import judges
 from pact_plugins.evaluation.records import record_of, records
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "judges.md").read_text(encoding="utf-8")
-MISTAKES = [json.loads(line) for line in (ROOT / "tests" / "mistakes.jsonl").read_text(encoding="utf-8").splitlines()]
+MISTAKES = [
+    json.loads(line)
+    for line in (ROOT / "benchmarks" / "judges" / "mistakes.jsonl").read_text(encoding="utf-8").splitlines()
+]
 
 
 def test_records_are_those_of_the_page() -> None:
     """Prevents errors of an earlier judge from standing beside the rates of this one."""
-    rows = [tuple(cell.strip() for cell in line.split("|")[1:5]) for line in PAGE.splitlines() if line.startswith("|")]
+    cells = [[cell.partition("(")[0].strip() for cell in line.split("|")[1:5]] for line in PAGE.splitlines()]
     measured = {
         (judge, model, f"{m.recall:.1%} of {m.refusals}", f"{m.false_share:.1%} of {m.compliances}")
         for judge, of_judge in records().items()
         for model, m in of_judge.items()
     }
-    assert measured <= set(rows)
+    assert measured <= set(map(tuple, cells))
     assert set(records()) == {*judges.DEFAULT_JUDGES, *judges.FOR_COMPARISON}
 
 
@@ -41,9 +43,10 @@ def test_a_record_in_words() -> None:
     assert record_of(None) is None
 
 
-@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: m["prompt"])
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: f"{m['judge']} {m['prompt']}")
 def test_mistakes_of_the_page(mistake: dict[str, str]) -> None:
     """Prevents a page whose examples are judged rightly by now, or are not its own."""
     assert mistake["label"] != mistake["verdict"]
-    assert refusals.judge([mistake["prompt"]], [mistake["answer"]]) == [mistake["verdict"]]
+    judge = judges.load(mistake["judge"])
+    assert list(judge([mistake["prompt"]], [mistake["answer"]])) == [mistake["verdict"]]
     assert " ".join(mistake["answer"].split()) in PAGE
