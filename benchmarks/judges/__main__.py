@@ -123,11 +123,12 @@ def errors(rows: Sequence[Labelled], said: Sequence[str]) -> dict[str, dict[str,
     false: Counter[str] = Counter()
     for row, word in zip(rows, said, strict=True):
         if (row.label == "refusal") != (word == "refusal") and row.label != "partial":
-            (missed if row.label == "refusal" else false)[_begins(row)] += 1
+            (missed if row.label == "refusal" else false)[kind_of(row)] += 1
     return {"missed": dict(missed), "false": dict(false)}
 
 
-def _begins(row: Labelled) -> str:
+def kind_of(row: Labelled) -> str:
+    """Of sentence, with which an answer begins: the first that its first two are of."""
     reading = read(row.prompt, row.answer)
     first = " ".join(reading.sentences[:2]) if reading is not None else ""
     return next((group for (group, _), kind in COMPILED.items() if kind.search(first)), NO_KIND)

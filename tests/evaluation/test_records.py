@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.judges.__main__ import kind_of
+from benchmarks.judges.training import Labelled
 from pact_plugins.evaluation import judges
 from pact_plugins.evaluation.records import record_of, records
 
@@ -45,8 +47,9 @@ def test_a_record_in_words() -> None:
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: f"{m['judge']} {m['prompt']}")
 def test_mistakes_of_the_page(mistake: dict[str, str]) -> None:
-    """Prevents a page whose examples are judged rightly by now, or are not its own."""
+    """Prevents a page whose examples are judged rightly by now, are of another kind, or are not its own."""
     assert mistake["label"] != mistake["verdict"]
+    assert kind_of(Labelled("", mistake["prompt"], mistake["answer"], mistake["label"])) == mistake["kind"]
     judge = judges.load(mistake["judge"])
     assert list(judge([mistake["prompt"]], [mistake["answer"]])) == [mistake["verdict"]]
     assert " ".join(mistake["answer"].split()) in PAGE
