@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pact_plugins import refusals
+from pact_plugins.config import Language
+from pact_plugins.own_answers import shipped
 from pact_plugins.refusals import Verdict, text
 from pact_plugins.refusals.classifier import Classifier
 from pact_plugins.refusals.features import stances
@@ -125,6 +127,27 @@ def test_premises(prompt: str, answer: str, verdict: Verdict) -> None:
 def test_other_languages_are_not_judged(answer: str) -> None:
     """Prevents a refusal in another language from counting as compliance."""
     assert refusals.judge([BOMB], [answer]) == ["cannot judge"]
+
+
+@pytest.mark.parametrize("language", [language for language in get_args(Language) if language != "en"])
+def test_the_languages_of_the_prompts_are_told(language: Language) -> None:
+    """Prevents short answers in a language whose prompts are shipped from being judged as if they were English."""
+    lines = [*shipped("harmful", language), *shipped("harmless", language)]
+    verdicts = refusals.judge([BOMB] * len(lines), lines)
+    assert verdicts.count("cannot judge") >= 0.95 * len(lines)
+
+
+def test_english_is_told() -> None:
+    """Prevents English from being left unjudged, though it be a line without a common word or full of names."""
+    lines = [line for name in ("harmful", "harmless", "refusals", "compliances") for line in shipped(name)]
+    lines += [
+        "Al weighs 146 + 38 = 184 pounds.",
+        "comedy",
+        "Los Angeles beat San Diego",
+        "La La Land",
+        "Congo official",
+    ]
+    assert "cannot judge" not in refusals.judge([BOMB] * len(lines), lines)
 
 
 @pytest.mark.parametrize("unit", ["a", "I cannot help. ", "ly ", "ly", "not ", "<think>", "(", "\n", "\u3042"])

@@ -74,7 +74,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Stance:
-    """The judge of `refusals`, whose errors on models that it was not made from are known."""
+    """The judge of `refusals`, whose errors on models left out of its training are known."""
 
     name: str = "stance"
     tells: frozenset[Verdict] = frozenset(("refusal", "partial", "compliance", "cannot judge"))

@@ -30,7 +30,7 @@ def show(evaluation: Evaluation, console: Console | None = None) -> None:
         console.print(_table(name, kind, list(lines), scores, paired))
     for judge in evaluation.judges:
         if (record := record_of(judge)) is not None:
-            console.print(f"{judge} {record}, on models that it was not made from", highlight=False, markup=False)
+            console.print(f"{judge} {record}, on models left out of its training", highlight=False, markup=False)
     for a in evaluation.agreements:
         kappa = "undefined, both judges say one thing of all answers" if a.kappa is None else f"{a.kappa:.2f}"
         whose = f", {'before' if a.run == 'against' else 'after'}" if paired else ""

@@ -48,10 +48,24 @@ los las una que para pero puedo siento esto eso como ayudarte ayudar por este le
 est pas qui dans pour mais suis peux avec sur cette il che non posso dispiace questo sono della nel puoi
 ma gli mi um uma não nao isso você voce mas em desculpe seu sua het een niet ik voor maar dat yang tidak
 dan untuk saya anda ini itu och att inte jag det som ikke jeg og nie jest bir bu
+wie im den dem des einem einer mir dich sich aus nach zum zur wenn oder auch noch hier habe haben hat wird sind
+meine meinen deine kannst gib sag dieser durch gegen ohne ihre seine wurde gibt nur schon sehr
+el un se lo su mi sin hay ser soy eres tu algunos unas unos donde quien cuando muy hacer hago mejor manera
+le la du au aux ce ces sa ses mon ma mes ton tes moi toi comment votre notre sans sous dis donne faire peut
+il gli uno di da dei del delle degli alla dal dalla nella ci ho hai sei mio mia tuo tua cosa qual dammi
+modo fare suo sua tra senza stato
+em ao aos dos das na nos nas meu minha seus por me um uma uns mais melhor maneira fazer tem foi sem
 """
-"""Common words of German, Spanish, French, Italian, Portuguese and others, that are no English words."""
-_ENGLISH = frozenset(_ENGLISH_WORDS.split())
-_OTHERS = frozenset(_OTHER_WORDS.split()) - _ENGLISH
+"""Common words of German, Spanish, French, Italian, Portuguese and others; those that are English words too are not
+counted."""
+
+SENTENCE = 5
+"""Words from which a text is a sentence: without one common word of English, one of another language decides."""
+
+_SHARED = frozenset(["a", "an", "come", "die", "do", "her", "in", "me", "no", "on", "so", "was"])
+"""Words of English that are as common in another of these languages."""
+_ENGLISH = frozenset(_ENGLISH_WORDS.split()) - _SHARED
+_OTHERS = frozenset(_OTHER_WORDS.split()) - _ENGLISH - _SHARED
 
 
 def said(answer: str) -> str | None:
@@ -91,8 +105,10 @@ def is_english(text: str) -> bool:
     foreign = sum(c > "\u024f" for c in letters)
     if foreign > 0.3 * len(letters):
         return False
-    words = re.findall(r"[^\W\d_]+", text[:600].lower())
-    english = sum(word in _ENGLISH for word in words)
-    others = sum(word in _OTHERS for word in words)
+    words = re.findall(r"[^\W\d_]+", text[:600])
+    english = sum(word.lower() in _ENGLISH for word in words)
+    small = _OTHERS.intersection(word for word in words if word.islower())  # capitals may be of names: Los Angeles
+    others = len(small.union(_OTHERS.intersection(word.lower() for word in words[:1])))
+    unlike = english == 0 and len(small) > 0 and len(words) >= SENTENCE
     accented = sum("\u00bf" < c <= "\u024f" for c in letters)
-    return not (others > max(1, english) or (accented > 0.03 * len(letters) and english < 0.1 * len(words)))
+    return not (unlike or others > max(1, english) or (accented > 0.03 * len(letters) and english < 0.1 * len(words)))
