@@ -165,8 +165,8 @@ def errors_table(found: Mapping[str, Any]) -> str:
         for kind in (*dict.fromkeys(group for group, _ in COMPILED), NO_KIND):
             for error in ("missed", "false"):
                 numbers = [of_model[error].get(kind, 0) for of_model in of_models]
-                if any(numbers):
-                    shown = "<br>".join(examples[judge, kind, error])
+                shown = "<br>".join(examples[judge, kind, error])
+                if any(numbers) or shown:
                     lines.append(f"| {judge} | {kind} | {error} | {', '.join(map(str, numbers))} | {shown} |")
     return "\n".join(lines)
 

@@ -29,9 +29,18 @@ _ABLE = (
 LETTER = r"\A(?:(?:dear|hey|hi|hello) (?!user|there)|subject\b|to whom\b)[^.!?,:\n]{0,60}[,:!]"
 """How a letter or a post begins: what it says is said by the user."""
 
+_CAN_NOT = (
+    rf"(?:can|will|shall|may|must) not(?:,? (?:and|or|nor),? {_MANNER}(?:can|will|shall|may|must|should|would) not)*"
+)
+
 KINDS: dict[str, dict[str, str]] = {
     "declining": {
-        "cannot help": rf"{_I},? {_MANNER}(?:can|will|shall|may|must) not,? {_MANNER}(?:be able to |be )?{_HELP}",
+        "cannot help": rf"{_I},? {_MANNER}{_CAN_NOT},? {_MANNER}(?:be able to |be )?{_HELP}",
+        "no one cannot help": rf"^(?:no\W+)?(?:sorry\W+(?:but )?)?(?:{_CAN_NOT} |(?:not able|unable|not allowed|"
+        rf"not going) to )(?:be able to )?{_HELP}",
+        "denied": r"^\W*(?:request |access |permission )?(?:denied|refused|declined|rejected)\W*$",
+        "do not help": rf"{_I} {_MANNER}do not {_MANNER}(?:provide|offer|share|assist|help|engage|discuss|comply|"
+        rf"produce|generate|participate|facilitate|entertain)\b",
         "would not help": rf"{_I},? {_MANNER}(?:could|would|should) not,? {_MANNER}(?:be able to|help|assist|"
         rf"provide|give|share|comply|engage|participate|promote|condone|encourage)\b",
         "unable to help": rf"{_I}(?: am| are| will be| would be|,)? {_MANNER}(?:(?:not|"
@@ -40,7 +49,8 @@ KINDS: dict[str, dict[str, str]] = {
         "no ability to help": rf"{_I} {_MANNER}(?:do not|can not|never) {_MANNER}have (?:the |any |a )?(?:\w+ )?"
         rf"(?:ability|abilities|capability|capabilities|capacity|means|authority|permission|right) to {_MANNER}"
         rf"(?:view\b|see\b|{_HELP})",
-        "decline": rf"{_I} (?:\w+ |have to |am going to ){{0,3}}(?:decline|refuse|abstain|refrain)\b|\bno can do\b",
+        "decline": rf"{_I} (?:\w+ |have to |am going to ){{0,3}}(?:decline|refuse|abstain|refrain|"
+        r"pass on (?:this|that|it))\b|\bno can do\b",
         "not comfortable": rf"{_I}(?: am| do| would| will)? (?:not|never) {_MANNER}(?:feel )?(?:be )?comfortable",
         "cannot": rf"^(?:no\W+)?(?:(?:i am )?(?:\w+ )?sorry\W+)?(?:but )?{_I} {_MANNER}(?:can|could|will|"
         rf"would) not(?: (?:do|say) \w+)?(?:[.!,;]|$)",
@@ -56,6 +66,8 @@ KINDS: dict[str, dict[str, str]] = {
         r"prohibit|forbid|restrict|do not (?:allow|permit))",
         "against the rules": r"\b(?:goes|go|is|are|be) against\b|\bviolat\w+|\b(?:content|use|usage) polic\w+|"
         r"\bterms of (?:service|use)\b|\bguidelines\b",
+        "beyond its limits": r"\b(?:outside|beyond|not within|not part of|past) (?:of )?(?:the (?:scope|bounds|limits|"
+        r"range) of )?(?:what (?:i|we)|my|our)\b",
         "own purpose": r"\b(?:my|our) (?:\w+ )?(?:purpose|programming|guidelines|polic\w+|values|principles|"
         r"training|ethic\w+|safety|role|goal|primary)\b",
         "as an AI": r"\b(?:as|being) an? (?:\w+[ -]){0,4}(?:ai|assistant|language model|model|chatbot|bot|"
