@@ -30,7 +30,7 @@ if find_spec("trl"):
     from trl import SFTConfig, SFTTrainer
 
 Bools = npt.NDArray[np.bool_]
-PRESENT = [name for name, family in FAMILIES.items() if family.source is not None]
+PRESENT = [name for name, family in FAMILIES.items() if family.template_text is not None]
 
 
 def check(name: str, r: Row, mask: str) -> None:
