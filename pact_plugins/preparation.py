@@ -136,9 +136,8 @@ def prepare(
                 ranks=ranks,
                 show_progress=show_progress,
             )
-    objective = PactObjective(
-        config, tokens, chat, head, cache, Anchors(anchor_rows, config.anchors_per_step) if anchor_rows else None
-    )
+    anchors = Anchors.of(anchor_rows, chat, config.anchors_per_step) if anchor_rows else None
+    objective = PactObjective(config, tokens, chat, head, cache, anchors)
     sample = [answered[i] for i in stratified([len(d.input_ids) for d in answered], SAMPLE)]
     return Preparation(objective, identity, built, data, coverage, probe, sample, name, run)
 

@@ -23,13 +23,17 @@ What PACT constrains under stand-ins for the tokenizers of model families (`test
 templates that TRL and Axolotl ship, or one of the project's own that writes the same markers. Flags and names of
 {checked} of the {families} families were compared with public copies of their files, or with what makes them (the
 last column says which); those of {partly} in part; those of {unchecked} are written down from knowledge. The rest of
-each stand-in is one
-token a byte, so what real tokenizers merge does not show here. In particular, a turn that begins with a blank or a
-blank line may not be located: it is then not constrained, and where every token is trained on, coverage does not
-tell. A family is tried with every shape of conversation that its template has: {shapes}; each with these
-tokens trained on: {masks}.
+each stand-in is one token a byte, with tokens that join blanks and line breaks as those of Llama 3 and Qwen do. A
+family is tried with every shape of conversation that its template has:
 
-*Supervised* are the tokens of assistants that are trained on: their own words, thoughts and calls of tools.
+{shapes}
+
+Each is tried with these tokens trained on:
+
+{masks}
+
+*Supervised* are the tokens of assistants that are trained on: their own words, thoughts and calls of tools. A token
+that joins the end of the header with blanks that an answer begins with is the header's.
 *Constrained* are those of them under the safety term. *Outside* are constrained tokens of users, systems and tools, and
 of the ends of their turns: none may be.
 
@@ -42,7 +46,8 @@ This page is made by `python -m tests.families_page` in both environments, and t
 
 def page() -> str:
     """All of it; the rows that are not told here are kept."""
-    head = _HEAD.format(shapes=", ".join(SHAPES), masks=", ".join(MASKS), families=len(FAMILIES), **_checked())
+    lists = ("\n".join(f"- {name}" for name in names) for names in (SHAPES, MASKS))
+    head = _HEAD.format(**dict(zip(("shapes", "masks"), lists, strict=True)), families=len(FAMILIES), **_checked())
     kept = {row.split(" | ")[0]: row for row in PAGE.read_text(encoding="utf-8").splitlines(keepends=True)}
     return head + "".join(line(name) if told_here(name) else kept.get(f"| {name}", "") for name in FAMILIES)
 

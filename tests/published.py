@@ -3,7 +3,7 @@
 A marker is an added token of the tokenizer: always split off as it is. `special` is its flag in `tokenizer.json`, which
 decides what `skip_special_tokens` leaves out; `named` says whether `all_special_ids` knows it, since a field of
 `tokenizer_config.json` or `special_tokens_map.json` names it: as padding or unknown, or as an additional one. The rest
-of each tokenizer is one token a byte.
+of each tokenizer is one token a byte, or joins blanks as published ones do.
 """
 
 # ruff: noqa: RUF001 (DeepSeek writes its markers with fullwidth bars)
@@ -12,12 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tests.templates import MISTRAL, shipped_templates
 
 _HEADERS = "<|start_header_id|> <|end_header_id|> <|eot_id|> <|end_of_text|>"
+_LINE_BREAKS = "\n \n\n \n\n\n \n\n\n\n"
 _ONNX = "github microsoft/onnxruntime-extensions 319f8d2c, test/data"
 _META = "github pdtgct/genai-perf-bench 7f1fb723, tokenizers"
 _CHATML = (
@@ -87,7 +88,7 @@ FAMILIES = {
         "trl/gemma",
         "<bos>",
         "<eos>",
-        plain="\n \n\n",
+        plain=_LINE_BREAKS,
         named="<start_of_turn> <end_of_turn>",
         source="github HakunaMatata888/gemma2-poem",
     ),
@@ -96,7 +97,7 @@ FAMILIES = {
         "<bos>",
         "<eos>",
         "<start_of_turn> <end_of_turn>",
-        "\n \n\n",
+        _LINE_BREAKS,
         source=f"{_ONNX}/gemma-3-chat",
     ),
     "Qwen 2.5": Family(
@@ -262,13 +263,29 @@ FAMILIES = {
 }
 
 
+_LINES = Regex(r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+|[^\s]+")
+"""What is split into tokens by itself in the tokenizers of Llama 3, Qwen and others: line breaks with the blanks before
+them, and with the punctuation before them."""
+
+_JOINED = ["\n\n", "  ", " \n", "\n\n\n", ">\n", "]\n", ":\n", ">\n\n", "]\n\n", ":\n\n", "|>", "|>\n", "|>\n\n"]
+"""Tokens of theirs, each made of two before it."""
+
+
 @lru_cache
-def tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of a family whose template is there."""
+def tokenizer(name: str, joining: bool = True) -> PreTrainedTokenizerFast:
+    """The tokenizer of a family whose template is there; `joining` blanks to one token, or one token a byte."""
     family = FAMILIES[name]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    vocabulary = {token: i for i, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    merges = []
+    for text in _JOINED if joining else ():
+        raw = text.replace("\n", "Ċ").replace(" ", "Ġ")
+        left = next(raw[:n] for n in range(len(raw) - 1, 0, -1) if raw[:n] in vocabulary and raw[n:] in vocabulary)
+        merges.append((left, raw[len(left) :]))
+        vocabulary[raw] = len(vocabulary)
+    backend = Tokenizer(models.BPE(vocabulary, merges))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(_LINES, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     backend.decoder = decoders.ByteLevel()
     flagged = [*family.special.split(" "), *family.named.split(" "), family.eos, family.bos or ""]
     backend.add_special_tokens([family.added(text, True) for text in flagged if text])

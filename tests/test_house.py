@@ -27,6 +27,7 @@ FLOW = [
     "telling",
     "chat_template",
     "chat_format",
+    "turns",
     "answers",
     "dataset",
     "model_support",
