@@ -206,7 +206,7 @@ class ToolTurns(NamedTuple):
     gap: Ids = ()
 
 
-_BLANKS = ("\n", "\n\n", "\n\n\n", " ", "  ", " \n", "\r\n", "\t")
+_BLANKS = (*("\n" * n for n in range(1, 10)), " ", "  ", " \n", "\r\n", "\t")
 """What words may begin with."""
 
 _BLANK = " \n\r\t\u2581\u0120\u010a\u010d\u0109"
