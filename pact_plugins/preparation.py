@@ -114,6 +114,8 @@ def prepare(
         fingerprint = run.identity["model"] if run else model_fingerprint(model)
         finder = Finder(config, model, tokenizer, fingerprint, show_progress=show_progress, ranks=ranks)
         tokens = run.tokens if run else finder.tokens()
+        if config.safety_tokens == "auto" and not run:
+            tokens.require_refusals()
         head = SubsetHead(model, list(tokens.ids))
         tokens.check(tokenizer, full_shape(head.base.get_output_embeddings().weight)[0])
         check_parity(head)

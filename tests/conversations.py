@@ -61,6 +61,7 @@ def row(name: str, messages: Sequence[dict[str, Any]], joining: bool = True) -> 
     split = own(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = np.asarray(split["input_ids"], np.int64)
     first, last = np.asarray(split["offset_mapping"]).T
+    marking = markers(own)
     words, ends, at, joins = [], [], 0, np.zeros(len(ids), bool)
     for parts, m in zip(told, messages, strict=True):
         inside = np.zeros(len(ids), bool)
@@ -70,7 +71,7 @@ def row(name: str, messages: Sequence[dict[str, Any]], joining: bool = True) -> 
             joins |= (first < at) & (last > at) & (m["role"] == "assistant")
             at += len(part)
         words.append(inside)
-        later = [i for i in np.flatnonzero(first >= at) if int(ids[i]) in markers(own)]
+        later = [i for i in np.flatnonzero(first >= at) if int(ids[i]) in marking]
         blank = bool(later) and not text[at : first[later[0]]].strip()
         ends.append(int(later[0]) if blank else None)
     return Row(ids, words, ends, [m["role"] for m in messages], joins)
