@@ -51,6 +51,7 @@ FLOW = [
     "cache_writer",
     "cache_folder",
     "evidence",
+    "weights",
     "building",
     "objective",
     "agreement",
