@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pact_plugins.answers import Document
+from pact_plugins.answers import AnswerTokens, Document
+from pact_plugins.chat_format import ChatFormat
+from pact_plugins.errors import PactError
 from pact_plugins.forward import collate
 
 
@@ -22,20 +24,40 @@ class Anchors:
 
     Attributes:
         documents: prompts with the reference's answers, the answers supervised; at least one.
+        answer_tokens: of each document; at least one.
         per_step: rows of each optimiser step.
     """
 
     documents: Sequence[Document]
+    answer_tokens: Sequence[int]
     per_step: int
+
+    @classmethod
+    def of(cls, documents: Sequence[Document], chat: ChatFormat, per_step: int) -> Anchors:
+        """Those documents in which an answer is located: a model may answer with what opens another's turn.
+
+        Raises:
+            PactError: there is none.
+        """
+        counts = [len(AnswerTokens.of([document], chat)) for document in documents]
+        kept = [(document, count) for document, count in zip(documents, counts, strict=True) if count]
+        if not kept:
+            raise PactError(
+                expected="anchors in which the chat template of the training data tells where answers begin",
+                got=f"none of {len(documents)}",
+                consequence="Steps would go on without the anchors that the settings ask for.",
+                remedy="Give the tokenizer the chat template that renders the data, or set `pact.anchors: 0`.",
+            )
+        return cls([document for document, _ in kept], [count for _, count in kept], per_step)
 
     def batch(self, turn: int) -> dict[str, Tensor]:
         """Rows number `turn * per_step` and on, padded: `input_ids`, `attention_mask` and `labels`, on the host."""
-        return collate(self._rows(turn))
+        return collate([self.documents[i] for i in self._rows(turn)])
 
     def tokens(self, turn: int) -> int:
         """Answer tokens in the rows of this turn."""
-        return sum(int(document.supervised.sum()) for document in self._rows(turn))
+        return sum(self.answer_tokens[i] for i in self._rows(turn))
 
-    def _rows(self, turn: int) -> list[Document]:
+    def _rows(self, turn: int) -> list[int]:
         first = turn * self.per_step
-        return [self.documents[i % len(self.documents)] for i in range(first, first + self.per_step)]
+        return [i % len(self.documents) for i in range(first, first + self.per_step)]

@@ -16,7 +16,6 @@ packing or truncation has cut off the beginning of is at positions from `CONTINU
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +29,7 @@ import torch
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.chat_template import Ids, find
 from pact_plugins.errors import PactError
+from pact_plugins.turns import Turn, assistant_turns
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -81,32 +81,34 @@ class Document:
         """Every answer, in order.
 
         Assistant turns are what follows an opening of the chat template, up to an end. The labels say what is trained
-        on. A run of supervised tokens that begins inside an assistant turn, or inside its opening, and holds no other
-        opening, belongs to that turn as a whole. Of a run with whole openings (training on inputs), only what lies
-        inside turns is answers, and of other runs (a user's turn, the ends of its turns) nothing. A document without
-        any opening was not made by the template: there each run after unsupervised tokens is an answer. So it is under
-        a template whose openings are plain text, which may be missed, unless it begins as a user's turn does. A run at
-        the very beginning, before any opening, goes on with an answer of another sequence if the data trains on answers
-        alone (`ChatFormat.answers_only`).
+        on. A run of supervised tokens that begins inside an assistant turn, or inside its opening, belongs to that turn
+        up to its end and what the template writes behind it. Of a run with whole openings (training on inputs), only
+        what lies inside turns is answers, and of other runs (a user's turn, the ends of its turns) nothing. A document
+        without any opening was not made by the template: there each run after unsupervised tokens is an answer. So it
+        is under a template whose openings are plain text, which may be missed, unless it begins as a user's turn does.
+        A run at the very beginning, before any opening, goes on with an answer of another sequence if the data trains
+        on answers alone (`ChatFormat.answers_only`).
 
         Raises:
             PactError: answers have to be told from other turns that are trained on, and the template has no header, or
                 no token that ends a turn.
         """
-        turns = self._turns(chat)
+        ids = chat.unjoined(self.input_ids)
+        asked = [place + len(user) for user in chat.users for place in find(ids, user)]
+        turns = assistant_turns(ids, chat)
         runs = _runs(self.supervised)
         continued: list[Answer] = []
         if chat.answers_only and runs and runs[0][0] == 1 and self.begins_inside(chat):
             (start, stop), *runs = runs
             continued = [Answer(start, stop, start - CONTINUED, chat.header)]
-        if not turns and chat.exact and find(self.input_ids, chat.user):
+        if not turns and chat.exact and asked:
             return continued
         if not turns:
             for start, _ in runs:
                 if start <= 1:
                     chat.require_header("tell the answers from the prompts, since both are trained on")
             found = [Answer(start, stop, start, chat.header) for start, stop in runs if start > 1]
-            return [*continued, *(answer for answer in found if not self._asks(answer.start, chat))]
+            return [*continued, *(answer for answer in found if not _asks(answer.start, asked))]
         owned: dict[int, tuple[int, int]] = {}
         others: list[Answer] = []
         for start, stop in runs:
@@ -115,46 +117,21 @@ class Document:
             around = [t for t in turns if t.opening < begin < t.stop and t.start < stop]
             if inside and not chat.ends and len(inside) + len(around) > 1:
                 raise _no_end()
-            if not (inside or around or chat.exact) and start > 1 and not self._asks(start, chat):
+            if not (inside or around or chat.exact) and start > 1 and not _asks(start, asked):
                 others.append(Answer(start, stop, start, chat.header))
             for turn in (*around, *inside):
                 first = turn.start if turn in inside else start
-                last = min(turn.stop, stop) if inside else stop
+                last = min(turn.stop if inside else turn.trailed, stop)
                 owned[turn.opening] = owned.get(turn.opening, (first, 0))[0], last
-        found = [self._answer(turn, *owned[turn.opening], chat) for turn in turns if turn.opening in owned]
+        found = [self._answer(turn, *owned[turn.opening], chat, ids) for turn in turns if turn.opening in owned]
         return sorted([*continued, *found, *others], key=lambda answer: answer.start)
 
-    def _asks(self, start: int, chat: ChatFormat) -> bool:
-        """Whether a user's words begin at `start`, or behind a blank there."""
-        return any(0 <= start - place - len(chat.user) <= 1 for place in find(self.input_ids, chat.user))
-
-    def _turns(self, chat: ChatFormat) -> list[_Turn]:
-        """The assistant turns, in order. An opening's text inside a turn opens none."""
-        openings = chat.openings or (chat.header,)
-        opened = sorted((place, place + len(ids)) for ids in openings for place in find(self.input_ids, ids))
-        if not opened:
-            return []
-        length = len(self.input_ids)
-        stops = [int(i) + 1 for i in np.flatnonzero(np.isin(self.input_ids, chat.ends))]
-        if not chat.ends:
-            stops = sorted([*find(self.input_ids, chat.user), *(place for place, _ in opened)])
-        results = np.flatnonzero(np.isin(self.input_ids, chat.results)).tolist()
-        turns: list[_Turn] = []
-        for place, start in opened:
-            if not turns or place >= turns[-1].stop:
-                # An end belongs to its turn; what opens the result of a tool does not, and may follow at once.
-                ended, result = bisect_right(stops, start), bisect_left(results, start)
-                turns.append(
-                    _Turn(place, start, min([*stops[ended : ended + 1], *results[result : result + 1], length]))
-                )
-        return turns
-
-    def _answer(self, turn: _Turn, start: int, stop: int, chat: ChatFormat) -> Answer:
-        own = tuple(self.input_ids[turn.start : turn.stop].tolist())
+    def _answer(self, turn: Turn, start: int, stop: int, chat: ChatFormat, ids: Ints) -> Answer:
+        own = tuple(ids[turn.start : turn.stop].tolist())
         words = turn.start + max((len(lead) for lead in chat.leads if own[: len(lead)] == lead), default=0)
         # A row may go on after the opening otherwise than the header does.
         header = tuple(self.input_ids[turn.opening : start].tolist()) if start <= words else chat.header
-        return Answer(start, stop, max(start, words), header)
+        return Answer(start, stop, max(start, words), header or chat.header)
 
 
 @dataclass(frozen=True)
@@ -174,13 +151,9 @@ class Answer:
     header: Ids
 
 
-@dataclass(frozen=True)
-class _Turn:
-    """Where an assistant turn's opening begins, where the turn itself does, and where it stops."""
-
-    opening: int
-    start: int
-    stop: int
+def _asks(start: int, asked: list[int]) -> bool:
+    """Whether a user's words, which begin at the places `asked`, begin at `start`, or behind a blank there."""
+    return any(0 <= start - place <= 1 for place in asked)
 
 
 def _no_end() -> PactError:

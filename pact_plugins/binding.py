@@ -158,11 +158,11 @@ class Binding:
         self._recorder.step()
         if saves:
             # Before the checkpoint: a run killed between the two can resume from it.
-            self._recorder.save()
+            self._recorder.save(self._model)
 
     def saved(self) -> None:
         """Call it after a checkpoint: not every one is announced by the step before it."""
-        self._recorder.save()
+        self._recorder.save(self._model)
 
     def end(self) -> None:
         """Call it when training ends, before its report is made.

@@ -93,8 +93,8 @@ def build(
         PactError: the model gives logits that are not finite, or the cache cannot be written.
     """
     # In the order of their keys: the same batches, and so the same rounding, whatever the order of the data.
-    distinct = sorted({d.key: d for d in documents}.values(), key=lambda d: d.key)
-    tokens = [AnswerTokens.of([d], chat) for d in distinct]
+    tokens = [AnswerTokens.of([d], chat) for d in sorted({d.key: d for d in documents}.values(), key=lambda d: d.key)]
+    tokens = [t for t in tokens if len(t)]
     reach = int(identity["reach"])
     counts = {
         "full": np.asarray([len(t) for t in tokens], np.int64),
@@ -111,7 +111,7 @@ def build(
         writes = writes and not target.exists()
         if not any(ranks.exchange(writes, _WHAT)):
             return False
-        keys = [d.key for d in distinct]
+        keys = [t.documents[0].key for t in tokens]
         with CacheWriter(target, identity, keys, counts, len(head.ids), places) if writes else nullcontext() as writer:
             missing = ranks.exchange(writer.to_do() if writer else [], _WHAT)
             to_do = sorted({number for of_rank in missing for number in of_rank})

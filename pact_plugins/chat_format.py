@@ -23,6 +23,7 @@ from pact_plugins.chat_template import (
     TemplateProbe,
     common,
     find,
+    find_any,
     longest,
     message,
     until,
@@ -56,13 +57,19 @@ class ChatFormat:
             without the generation prompt. Where there is no such difference, what the template writes between a user's
             message and the answer, without what closes the user's turn, and as far as it writes it before there is an
             answer (noted). Empty without a template.
-        openings: ids of which one stands before every assistant turn: the beginning of the header, and another one if
-            turns go on differently after a tool's result. Empty for the header itself.
+        openings: ids of which one stands before every assistant turn: the beginning of the header, another one if turns
+            go on differently after a tool's result, and other ways to split them into tokens before blanks. Empty for
+            the header itself.
         leads: ids that the template may put between an opening and the turn's own words.
+        joined: pairs of ids: a token that joins the last one of an opening or a lead with blanks behind it, and that
+            last one. In `openings`, `leads` and `user` it stands for both, and in what `unjoined` gives.
         ends: ids that close a turn: after a last answer, before a user's turn, after a tool call. Of several special
             tokens the last that is no part of the next turn. Empty if the template adds no special token.
         results: ids of which each opens a tool's result, where an opening stands between two of them.
-        user: ids that open a user's turn.
+        users: ids of which one opens a user's turn.
+        trailer: ids that the template writes behind the end of a last answer, and the first of them behind others.
+        unopened: whether the second of two answers in a row has no opening of its own.
+        markers: ids of the tokens that are always split off as they are.
         exact: whether each opening, the user's too, holds a special token. Others may be split into tokens otherwise
             beside other words, and are not always found.
         starts: ids of which one begins a rendered conversation, with a system prompt or without.
@@ -77,9 +84,13 @@ class ChatFormat:
     header: Ids = ()
     openings: tuple[Ids, ...] = ()
     leads: tuple[Ids, ...] = ()
+    joined: tuple[tuple[int, int], ...] = ()
     ends: Ids = ()
     results: Ids = ()
-    user: Ids = ()
+    users: tuple[Ids, ...] = ()
+    trailer: Ids = ()
+    unopened: bool = False
+    markers: frozenset[int] = field(default=frozenset(), repr=False)
     exact: bool = False
     starts: Ids = ()
     bos: int | None = None
@@ -90,7 +101,8 @@ class ChatFormat:
 
     def fingerprint(self) -> str:
         """Identity of what is found where, and of what stands before an answer whose prompt is removed."""
-        return digest([value for name, value in asdict(self).items() if name not in ("notes", "history")])
+        told = {name: value for name, value in asdict(self).items() if name not in ("notes", "history")}
+        return digest([*{**told, "markers": sorted(self.markers)}.values()])
 
     def require_header(self, purpose: str) -> Ids:
         """The header, or an error saying that `purpose` cannot do without it."""
@@ -104,6 +116,14 @@ class ChatFormat:
             )
         return self.header
 
+    def unjoined(self, input_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """[L] ids in which openings and leads are found whatever blanks the words behind them begin with (`joined`)."""
+        if not self.joined:
+            return input_ids
+        tokens, last = np.asarray(self.joined, np.int64).T
+        places = np.searchsorted(tokens, input_ids).clip(max=len(tokens) - 1)
+        return np.where(tokens[places] == input_ids, last[places], input_ids)
+
     def before(self, input_ids: npt.NDArray[np.int64]) -> Ids:
         """What the view without the prompt keeps of a sequence before the header of each answer (`gate.prefix`).
 
@@ -114,7 +134,7 @@ class ChatFormat:
             return ()
         start = 1 if len(input_ids) and input_ids[0] == self.bos else 0
         if self.prefix == "bos+system":
-            start = next(iter(find(input_ids, self.user)), start)
+            start = next(iter(find_any(self.unjoined(input_ids), self.users)), start)
         return tuple(input_ids[:start].tolist())
 
     @classmethod
@@ -155,7 +175,9 @@ def _found(probe: TemplateProbe, prefix: Prefix) -> ChatFormat:
     gaps = [probe.between(text, USER, ANSWER) for text in (last, longer)]
     tail, boundary = probe.between(last, ANSWER), probe.between(longer, ANSWER, NEXT)
     start = probe.between(closed, None, USER)
-    starter = next((i for i in start if i in probe.special and i != probe.tokenizer.bos_token_id), None)
+    # What begins a sequence begins no turn, unless it stands before a later one too.
+    begins = {probe.tokenizer.bos_token_id} - set(boundary)
+    starter = next((i for i in start if i in probe.special and i not in begins), None)
     closing = until(common(tail, boundary), starter)
     header = probe.ids(opened, len(closed), len(opened)) if opened.startswith(closed) else ()
     if not header:
@@ -181,11 +203,19 @@ def _found(probe: TemplateProbe, prefix: Prefix) -> ChatFormat:
     shorter = common(gaps[0], tools.calling)
     if tools.calling and not find(tools.calling, opening) and shorter and not find(boundary, shorter):
         opening = shorter
-    openings = opening, *([] if find(tools.after, opening) else [probe.from_last_special(tools.after)])
+    openings = [opening, *([] if find(tools.after, opening) else [probe.from_last_special(tools.after)])]
+    if tools.again and not any(find(tools.again, ids) for ids in openings):
+        openings.append(tools.again[: 1 + max(len(common(tools.again, gap)) for gap in (tools.after, tools.gap))])
     # Where an opening stands between two results too, what follows it there opens the turn of a tool.
     behind = [tools.gap[place + len(ids) :] for ids in openings for place in find(tools.gap, ids)]
     results = {i for rest in behind for i in [i for i in rest if i in probe.special][:1]}
-    ends = probe.ends(tail, boundary, starter)
+    ends = {*probe.ends(tail, boundary, starter), *tools.ends}
+    told = probe.text_if([user, answer, message("system", SYSTEM), following])
+    if -1 < told.find(ANSWER) < told.find(SYSTEM):
+        ends.update(probe.ends(tail, probe.between(told, ANSWER, SYSTEM), starter))
+    row = probe.text_if([user, answer, message("assistant", NEXT)])
+    in_a_row = probe.between(row, ANSWER, NEXT) if -1 < row.find(ANSWER) < row.find(NEXT) else ()
+    unopened = not ends.isdisjoint(in_a_row) and not any(find(in_a_row, ids) for ids in openings)
     leads = {gap[place + len(opening) :] for gap in (*gaps, *headers, *thoughts) for place in find(gap, opening)}
     history = ()
     if not longer.startswith(last.partition(ANSWER)[0]):
@@ -198,17 +228,22 @@ def _found(probe: TemplateProbe, prefix: Prefix) -> ChatFormat:
         notes.append(
             "writes the system prompt into the user's turn: `gate.prefix: bos+system` keeps no more than `bos` does"
         )
-    openings = tuple(ids for ids in openings if ids)
     opens_user = probe.user_opening(start, boundary, closing, starter)
+    spelling = probe.spelling({*openings, *leads, opens_user})
     with_system = probe.text_if([message("system", SYSTEM), user])
     return ChatFormat(
         header=header,
-        openings=openings,
-        leads=tuple(sorted(lead for lead in leads if lead)),
-        ends=tuple(sorted({*ends, *tools.ends})),
+        openings=spelling.every(openings),
+        leads=spelling.every(sorted(leads)),
+        joined=tuple(sorted(spelling.joined.items())),
+        ends=tuple(sorted(ends)),
         results=tuple(sorted(results)),
-        user=opens_user,
-        exact=all(probe.special.intersection(ids) for ids in (*openings, opens_user)),
+        users=spelling.every([opens_user]),
+        trailer=tail[next((place + 1 for place, i in enumerate(tail) if i in ends), len(tail)) :],
+        exact=all(probe.special.intersection(ids) for ids in (*filter(None, openings), opens_user)),
+        # Behind an end, a user's turn must be known by a marker to tell it from an answer that goes on.
+        unopened=unopened and not probe.special.isdisjoint(opens_user),
+        markers=frozenset(probe.special),
         starts=tuple(sorted({i for text in (closed, with_system) for i in probe.ids(text, 0, len(text))[:1]})),
         bos=probe.tokenizer.bos_token_id,
         prefix=prefix,

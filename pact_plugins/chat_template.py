@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -55,6 +55,32 @@ class TemplateProbe:
         start = text.index(left) + len(left) if left else 0
         return self.ids(text, start, text.index(right, start) if right else len(text))
 
+    def spelling(self, patterns: Iterable[Ids]) -> Spelling:
+        """How the patterns may be split into tokens where the words behind them begin with blanks."""
+        ways = {ids: [ids, *sorted(self._before_blanks(ids) - {ids})] for ids in patterns if ids}
+        names = {self.tokenizer.convert_ids_to_tokens(way[-1]) for own in ways.values() for way in own}
+        names -= {self.tokenizer.convert_ids_to_tokens(i) for i in self.special}
+        vocabulary: dict[str, int] = self.tokenizer.get_vocab() if names else {}
+        joined = {}
+        for token in (token for token in vocabulary if token.startswith(tuple(names))):
+            # Of "\n" and "\n\n" the shorter one stands for both.
+            name = min((name for name in names if token.startswith(name)), key=len)
+            if token != name and not token[len(name) :].strip(_BLANK):
+                joined[vocabulary[token]] = vocabulary[name]
+        return Spelling(ways, joined)
+
+    def _before_blanks(self, ids: Ids) -> set[Ids]:
+        """What becomes of `ids` before words that begin with blanks; the last token may join both."""
+        text = self.tokenizer.decode(list(ids))
+        if not getattr(self.tokenizer, "is_fast", False) or self.ids(text, 0, len(text)) != ids:
+            return set()
+        found = set()
+        for blank in _BLANKS:
+            split = self.tokenizer(f"{text}{blank}A", add_special_tokens=False, return_offsets_mapping=True)
+            pairs = zip(split["input_ids"], split["offset_mapping"], strict=True)
+            found.add(tuple(i for i, (start, _) in pairs if start < len(text)))
+        return found
+
     def headers_without_thoughts(self, closed: str) -> list[Ids]:
         """The header where thinking is switched off, for templates that know the usual name of the switch."""
         opened = self.text_if([message("user", USER)], add_generation_prompt=True, enable_thinking=False)
@@ -93,10 +119,18 @@ class TemplateProbe:
             self.between(several, one, other) if -1 < several.find(one) < several.find(other) else ()
             for one, other in ((CALL, NEXT), (RESULT, SECOND))
         )
+        later = [*asked, _result(RESULT), _calling(spelling, NEXT), _result(SECOND, 1), message("assistant", ANSWER)]
+        again = self.text_if(later)
         # What closes each of several calls does not close their turn.
         ends = [i for i in self.ends(tail, boundary, starter) if i not in inner]
         opener = [i for i in boundary if i in self.special and i not in (*tail, *inner)][:1]
-        return ToolTurns(self.between(whole, USER, CALL), self.between(whole, RESULT, ANSWER), ends or opener, gap)
+        return ToolTurns(
+            self.between(whole, USER, CALL),
+            self.between(whole, RESULT, ANSWER),
+            self.between(again, RESULT, NEXT) if -1 < again.find(RESULT) < again.find(NEXT) else (),
+            ends or opener,
+            gap,
+        )
 
     def from_last_special(self, ids: Ids) -> Ids:
         """What precedes it after a tool's result may name the call."""
@@ -137,21 +171,46 @@ def message(role: str, content: str) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
+class Spelling(NamedTuple):
+    """How a tokenizer spells what a template writes.
+
+    Attributes:
+        ways: every way to split a pattern into tokens, itself the first.
+        joined: the last token of a pattern, by each token that joins it with blanks behind it.
+    """
+
+    ways: Mapping[Ids, Sequence[Ids]]
+    joined: Mapping[int, int]
+
+    def every(self, patterns: Iterable[Ids]) -> tuple[Ids, ...]:
+        """All ways to spell these, with last tokens in place of those that join them."""
+        ways = (way for ids in patterns for way in self.ways.get(ids, ()))
+        return tuple(dict.fromkeys(tuple(self.joined.get(i, i) for i in way) for way in ways))
+
+
 class ToolTurns(NamedTuple):
     """What a template writes around tools.
 
     Attributes:
         calling: between a user's message and a call.
         after: between a result and the answer.
+        again: between a result and another call.
         ends: what closes a turn that calls.
         gap: between two results.
     """
 
     calling: Ids = ()
     after: Ids = ()
+    again: Ids = ()
     ends: Sequence[int] = ()
     gap: Ids = ()
 
+
+_BLANKS = (*("\n" * n for n in range(1, 10)), " ", "  ", " \n", "\r\n", "\t")
+"""What words may begin with."""
+
+_BLANK = " \n\r\t\u2581\u0120\u010a\u010d\u0109"
+"""Blanks in a tokenizer's own spelling: as they are, SentencePiece's, and those of tokens of bytes."""
 
 _SPELLINGS = tuple(product((False, True), ({"content": ""}, {"content": None}, {})))
 """Arguments as a text or not, and the content beside a call: templates serve some of them."""
@@ -195,3 +254,8 @@ def find(values: Ids | npt.NDArray[np.int64], pattern: Ids) -> list[int]:
         return []
     starts = (array[: len(array) - len(pattern) + 1] == pattern[0]).nonzero()[0]
     return [int(i) for i in starts if tuple(array[i : i + len(pattern)].tolist()) == pattern]
+
+
+def find_any(values: Ids | npt.NDArray[np.int64], patterns: Iterable[Ids]) -> list[int]:
+    """Every offset at which one of `patterns` occurs in `values`, in order."""
+    return sorted({place for pattern in patterns for place in find(values, pattern)})

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from pact_plugins.answers import Document
+from pact_plugins.answers import Document, Ints
 from pact_plugins.chat_format import ChatFormat
 from pact_plugins.chat_template import find
 from pact_plugins.errors import PactError
@@ -183,14 +183,15 @@ class _Part:
         answers = document.answers(chat)
         for answer in answers:
             constrained[answer.start : answer.stop] = supervised[answer.start : answer.stop]
-        headers = [(place, place + len(opening)) for opening in chat.openings for place in find(ids, opening)]
+        found = chat.unjoined(ids)
+        headers = [(place, place + len(opening)) for opening in chat.openings for place in find(found, opening)]
         for place, end in headers:
             header[place:end] = True
         # A user's words go from the opening of the turn up to the next token that ends a turn or opens one.
-        asked = find(ids, chat.user)
-        opened = sorted({*asked, *(place for place, _ in headers)})
+        asked = [(place, place + len(opening)) for opening in chat.users for place in find(found, opening)]
+        opened = sorted({place for place, _ in (*asked, *headers)})
         stops = np.sort(np.concatenate([np.flatnonzero(np.isin(ids, chat.ends)), opened, [len(ids)]]))
-        for start in (place + len(chat.user) for place in asked):
+        for _, start in asked:
             user[start : int(stops[np.searchsorted(stops, start)])] = True
         rest = supervised & ~constrained
         missed, begun = rest & ~user & ~header, opened[0] if opened else len(ids)
@@ -198,6 +199,9 @@ class _Part:
         if opened and not chat.answers_only:
             # Other turns may be trained on: what stands behind the first opening, and is no answer, is one of them.
             missed[begun if cut else 0 :] = False
+            for start in _not_located(found, chat, [place for place, _ in headers]):
+                stop = int(stops[np.searchsorted(stops, start)])
+                missed[start:stop] = rest[start:stop]
         return cls(
             answers=len(answers),
             constrained=int(constrained.sum()),
@@ -209,6 +213,13 @@ class _Part:
             users=int((supervised & user).sum()),
             asked=bool(asked),
         )
+
+
+def _not_located(ids: Ints, chat: ChatFormat, opened: list[int]) -> list[int]:
+    """Where turns of an assistant begin that are opened nearly as they should be: the last token is another."""
+    cores = {opening[:-1] for opening in chat.openings if not chat.markers.isdisjoint(opening[:-1])}
+    cores -= {user[: len(core)] for core in cores for user in chat.users}
+    return [place + len(core) for core in cores for place in find(ids, core) if place not in opened]
 
 
 def _beginning(document: Document, decode: Callable[[list[int]], str]) -> str:

@@ -20,6 +20,9 @@ from pact_plugins.safety_tokens import SafetyTokens
 
 EVIDENCE, TOKENS, HISTORY = "pact_evidence.json", "pact_safety_tokens.json", "pact_history.json"
 
+FINAL = "final"
+"""Where evidence keeps which weights a run ended with."""
+
 _DATED = (
     " The chat template writes the date into each row: put the day on which that run began, {began}, in place of its "
     "`strftime_now(...)`."
@@ -88,6 +91,8 @@ class Evidence:
         about: settings, versions, amounts of data and the like, for people; resuming compares none of it.
         parts: its calls of `train()`, in order.
         trained_model: fingerprint of the model after its last step, once there is one.
+        weights: fingerprints of the weights, in each precision that they may be saved in (`weights.fingerprints`): of
+            each checkpoint by the name of its folder, and of what the run ended with under `FINAL`.
         anchors: name of the file of its anchors in the folder of caches; None if they are off.
     """
 
@@ -97,6 +102,7 @@ class Evidence:
     about: dict[str, Any] = field(default_factory=dict[str, Any])
     parts: tuple[Part, ...] = ()
     trained_model: str | None = None
+    weights: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     anchors: str | None = None
 
     @property
@@ -128,6 +134,7 @@ class Evidence:
             "about": self.about,
             "parts": [asdict(part) for part in self.parts],
             "trained_model": self.trained_model,
+            "weights": self.weights,
         }
         artefacts.write(folder / EVIDENCE, content)
 

@@ -88,7 +88,7 @@ def _scales(model: nn.Module) -> list[tuple[Any, ...]]:
             eight_bit = getattr(getattr(module, "state", None), "SCB", None)
         nested = getattr(codes, "state2", None)
         parts = (getattr(codes, "absmax", None), getattr(nested, "absmax", None), eight_bit)
-        found += [(_canonical(f"{name}."), i, *_checksum(p)) for i, p in enumerate(parts) if isinstance(p, Tensor)]
+        found += [(_canonical(f"{name}."), i, *checksum(p)) for i, p in enumerate(parts) if isinstance(p, Tensor)]
     return found
 
 
@@ -142,12 +142,12 @@ def _checksums(parameter: Tensor) -> list[Any]:
 def _checksums_of(values: Tensor) -> list[Any]:
     """Of a tensor; of the tensors that one holds which is only a view of others, such as torchao's codes and scales."""
     if not is_traceable_wrapper_subclass(values):
-        return list(_checksum(values))
+        return list(checksum(values))
     held = values.__tensor_flatten__()[0]
     return [each for name in held for each in _checksums_of(getattr(values, name))]
 
 
-def _checksum(values: Tensor) -> tuple[int, str]:
+def checksum(values: Tensor) -> tuple[int, str]:
     """Sum of the bytes' 64-bit words, modulo 2 ** 64 (order cannot change it), and a hash of a strided sample."""
     flat = values.contiguous().reshape(-1).view(torch.uint8)
     if flat.storage_offset() % 8:  # a part of a larger buffer

@@ -114,6 +114,8 @@ def prepare(
         fingerprint = run.identity["model"] if run else model_fingerprint(model)
         finder = Finder(config, model, tokenizer, fingerprint, show_progress=show_progress, ranks=ranks)
         tokens = run.tokens if run else finder.tokens()
+        if config.safety_tokens == "auto" and not run:
+            tokens.require_refusals()
         head = SubsetHead(model, list(tokens.ids))
         tokens.check(tokenizer, full_shape(head.base.get_output_embeddings().weight)[0])
         check_parity(head)
@@ -136,9 +138,8 @@ def prepare(
                 ranks=ranks,
                 show_progress=show_progress,
             )
-    objective = PactObjective(
-        config, tokens, chat, head, cache, Anchors(anchor_rows, config.anchors_per_step) if anchor_rows else None
-    )
+    anchors = Anchors.of(anchor_rows, chat, config.anchors_per_step) if anchor_rows else None
+    objective = PactObjective(config, tokens, chat, head, cache, anchors)
     sample = [answered[i] for i in stratified([len(d.input_ids) for d in answered], SAMPLE)]
     return Preparation(objective, identity, built, data, coverage, probe, sample, name, run)
 

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from pact_plugins.errors import PactError
-from pact_plugins.evidence import Evidence, Part, StartedFrom
+from pact_plugins.evidence import FINAL, Evidence, Part, StartedFrom
 from pact_plugins.fingerprints import model_fingerprint
 from pact_plugins.host_trainer import output_dir
+from pact_plugins.weights import fingerprints
 
 COUNTS = ("micro_batches", "supervised_tokens", "answer_tokens", "cache_hits", "cache_misses", "anchor_tokens")
 
@@ -32,6 +33,7 @@ class Recorder:
         self.trainer, self.evidence = trainer, evidence
         self._counts: Counter[str] = Counter()
         self._micro_batches_before = 0
+        self._saved_at = -1
 
     @property
     def folder(self) -> Path:
@@ -56,9 +58,10 @@ class Recorder:
             # A killed process, or a trainer that starts again with smaller batches after running out of memory.
             before = before.with_last(replace(before.parts[-1], ended="restarted"))
         part = Part(started_from, state.global_step, state.global_step, state.max_steps)
-        self.evidence = replace(before, parts=(*before.parts, part), trained_model=None)
+        weights = {name: known for name, known in before.weights.items() if name != FINAL}
+        self.evidence = replace(before, parts=(*before.parts, part), trained_model=None, weights=weights)
         self._counts.clear()
-        self._micro_batches_before = 0
+        self._micro_batches_before, self._saved_at = 0, -1
         self._write()
 
     def add(self, counts: dict[str, int]) -> None:
@@ -88,9 +91,13 @@ class Recorder:
             replace(self.evidence.parts[-1], last_step=self.trainer.state.global_step)
         )
 
-    def save(self) -> None:
-        """Writes the evidence as it is now; called whenever weights are saved."""
+    def save(self, model: nn.Module) -> None:
+        """Writes the evidence as it is now; called when a checkpoint of `model`, as it is now, is written."""
         self._sum_up()
+        step = self.trainer.state.global_step
+        if step != self._saved_at:
+            self._remember(f"checkpoint-{step}", model)
+            self._saved_at = step
         self._write()
 
     def fail(self, error: PactError) -> None:
@@ -121,7 +128,13 @@ class Recorder:
         self.evidence = replace(
             self.evidence.with_last(replace(part, ended=ended)), trained_model=model_fingerprint(model)
         )
+        self._remember(FINAL, model)
         self._write()
+
+    def _remember(self, name: str, model: nn.Module) -> None:
+        """Keeps which weights `model` has now."""
+        known = {**self.evidence.weights, name: fingerprints(model)}
+        self.evidence = replace(self.evidence, weights=known)
 
     def _sum_up(self) -> Part:
         """The part that is running, with its counts over all processes and its loss as logged."""

@@ -20,6 +20,10 @@ UNSTABLE, ALIKE, HARDLY_REFUSES = 0.8, 0.8, 0.5
 """Below these, tokens are doubted: agreement, and separation and refusals of `Stability`. Conventions of this package:
 the shipped aligned model lies above all of them, the one that never learned to refuse does not."""
 
+LEAST_REFUSALS = 0.2
+"""Share of refused harmful prompts below which no run goes by the tokens found: what a model prefers in answers that do
+not refuse is no safety token. A convention: SmolLM2-135M-Instruct, which was never aligned, refuses 2%."""
+
 
 @dataclass(frozen=True)
 class Stability:
@@ -131,6 +135,23 @@ class SafetyTokens:
                 "resample of the prompts"
             )
         return doubts
+
+    def require_refusals(self) -> None:
+        """Refuses tokens that were found in the answers of a model that hardly refuses.
+
+        Raises:
+            PactError: fewer than `LEAST_REFUSALS` of its answers to harmful prompts decline.
+        """
+        share = self.stability.refusals if self.stability else None
+        if share is not None and share < LEAST_REFUSALS:
+            raise PactError(
+                expected=f"a model that declines at least {LEAST_REFUSALS:.0%} of the harmful prompts",
+                got=f"{share:.0%}: its tokens would be {', '.join(map(repr, self.texts[:5]))}, ...",
+                consequence="There is nothing to preserve: the safety term would constrain words of other answers.",
+                remedy="Fine-tune a model that was aligned, or switch PACT off (`pact: false`). If the model does "
+                "refuse, but not in English or not these prompts, give prompts of your own (`pact.prompts`), or name "
+                "the tokens: `pact.safety_tokens` takes a list, or the file that `pact tokens` writes.",
+            )
 
     def changed(self, add: Sequence[int | str], exclude: Sequence[int | str], tokenizer: Any) -> SafetyTokens:
         """With the tokens of `add`, each with the mean of the positive weights, and without those of `exclude`.

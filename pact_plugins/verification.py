@@ -1,18 +1,29 @@
-"""`pact verify OUTPUT_DIR`: whether a run trained under PACT from first step to last, from the files it left."""
+"""`pact verify OUTPUT_DIR`: whether the weights there were trained under PACT from first step to last.
+
+It goes by the files that a run left: its evidence, the trainer's own records, the weights.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pact_plugins.errors import PactError
-from pact_plugins.evidence import EVIDENCE, Evidence, Part
+from pact_plugins.evidence import EVIDENCE, FINAL, Evidence, Part
+from pact_plugins.weights import in_files, merged_otherwise
 
 STATE = "trainer_state.json"
 """The trainer's own record, in every checkpoint."""
+
+
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+"""Name of the folder of a checkpoint, by its step."""
+
+UNFINISHED = "it did not end"
 
 
 @dataclass(frozen=True)
@@ -20,33 +31,40 @@ class Verification:
     """What the files of a run say.
 
     Attributes:
-        folder: its output folder.
+        folder: its output folder, or one of its checkpoints.
         faults: what speaks against it, a sentence each; none if every step ran under PACT.
         evidence: what the run recorded; None if there is none to be trusted.
+        weights: names of the files whose weights are those that the run left.
+        step: of the checkpoint; None for the run.
     """
 
     folder: Path
     faults: tuple[str, ...]
     evidence: Evidence | None
+    weights: tuple[str, ...] = ()
+    step: int | None = None
 
     @property
     def holds(self) -> bool:
-        """Whether the run trained under PACT from its first step to its last."""
+        """Whether the run trained under PACT from its first step to its last, and left these weights."""
         return not self.faults
 
     @property
     def sentence(self) -> str:
         """The result in one line."""
-        if self.faults or self.evidence is None:
-            return f"NOT under PACT: {self.folder}: {'; '.join(self.faults)}."
+        if self.evidence is None or self.faults:
+            unfinished = len(self.faults) == 1 and self.faults[0].startswith(UNFINISHED)
+            return f"{'UNFINISHED' if unfinished else 'NOT under PACT'}: {self.folder}: {'; '.join(self.faults)}."
         last, parts = self.evidence.parts[-1], self.evidence.parts
-        words = f"under PACT from step 1 to step {last.last_step:,} of {last.planned_steps:,}"
-        if last.ended == "stopped early":
+        words = f"under PACT from step 1 to step {self.step or last.last_step:,} of {last.planned_steps:,}"
+        if self.step is None and last.ended == "stopped early":
             words += " (stopped early)"
         tokens = sum(part.answer_tokens for part in parts)
         words += f": {tokens:,} answer tokens constrained, {sum(p.cache_hits for p in parts):,} sequences looked up"
-        begun = [f"{part.first_step:,}" for part in parts[1:]]
-        return f"{self.folder}: {words}{', resumed after step ' + ', '.join(begun) if begun else ''}."
+        if begun := [f"{part.first_step:,}" for part in parts[1:]]:
+            words += f", resumed after step {', '.join(begun)}"
+        whose = f"the weights in {', '.join(self.weights)} are this run's" if self.weights else "no weights lie there"
+        return f"{self.folder}: {words}; {whose}."
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON knows it."""
@@ -56,6 +74,8 @@ class Verification:
             "holds": self.holds,
             "sentence": self.sentence,
             "faults": list(self.faults),
+            "weights": list(self.weights),
+            "step": self.step,
             "covered_steps": known.covered if known else 0,
             "parts": [asdict(part) for part in known.parts] if known else [],
             "identity": known.identity if known else None,
@@ -64,18 +84,66 @@ class Verification:
         }
 
 
-def verify(folder: Path) -> Verification:
-    """Reads the evidence of the run in `folder`, and compares it with the trainer's own records in its checkpoints."""
-    if not (folder / EVIDENCE).exists():
-        return Verification(folder, (f"there is no {EVIDENCE}: the run had no PACT, or wrote elsewhere",), None)
+def verify(folder: Path, *, merged: Path | None = None, base: str | None = None) -> Verification:
+    """Compares the evidence of a run with the trainer's records and the weights that lie in its folder.
+
+    Args:
+        folder: the run's output folder, or one of its checkpoints.
+        merged: a folder of weights that are said to be the run's adapter merged into `base`.
+        base: the model before the run: a folder, or a name on the hub.
+
+    Raises:
+        PactError: `merged` and `base` cannot be compared.
+    """
+    checkpoint = CHECKPOINT.fullmatch(folder.resolve().name)
+    run = folder.resolve().parent if checkpoint and not (folder / EVIDENCE).exists() else folder
+    if not (run / EVIDENCE).exists():
+        fault = (
+            f"there is no {EVIDENCE}: the run had no PACT, or wrote elsewhere (of merged weights, ask for the run: "
+            "`pact verify RUN --merged DIR --base MODEL`)"
+        )
+        return Verification(folder, (fault,), None)
     try:
-        evidence = Evidence.read(folder)
+        evidence = Evidence.read(run)
     except PactError as error:
         return Verification(folder, (error.got,), None)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return Verification(folder, (f"{EVIDENCE} is damaged ({type(error).__name__}: {error})",), None)
+    if run != folder and checkpoint:
+        step = int(checkpoint[1])
+        faults = [fault for fault in _of_parts(evidence.parts) if step > evidence.covered]
+        return _with_weights(Verification(folder, tuple(faults), evidence, step=step), checkpoint[0])
     faults = [*_of_parts(evidence.parts), *_of_checkpoints(folder, evidence.covered)]
-    return Verification(folder, tuple(faults), evidence)
+    for path in sorted(folder.glob("checkpoint-*")):
+        faults += _with_weights(Verification(path, (), evidence), path.name).faults
+    found = _with_weights(Verification(folder, tuple(faults), evidence), FINAL)
+    if merged is None or base is None:
+        return found
+    other = merged_otherwise(folder, base, merged)
+    faults = [
+        *found.faults,
+        *([f"{merged} is not the adapter of {folder} merged into {base}: {other}"] if other else []),
+    ]
+    return replace(found, faults=tuple(faults), weights=(*found.weights, str(merged)))
+
+
+def _with_weights(found: Verification, name: str) -> Verification:
+    """The same, with what the weights in its folder say, which evidence keeps under `name`."""
+    assert found.evidence is not None, "evidence was read"
+    try:
+        there = in_files(found.folder)
+    except PactError as error:
+        return replace(found, faults=(*found.faults, str(error)))
+    known = found.evidence.weights.get(name)
+    if known is None and name == FINAL:  # it did not end: that is a fault by itself
+        return found
+    whose = "this run ended with" if name == FINAL else f"this run left as {name}"
+    faults = [
+        f"{found.folder / file} does not hold the weights that {whose}"
+        for file, fingerprint in there.items()
+        if fingerprint not in (known or ())
+    ]
+    return replace(found, faults=(*found.faults, *faults), weights=tuple(there))
 
 
 def _of_parts(parts: tuple[Part, ...]) -> Iterator[str]:
@@ -93,7 +161,7 @@ def _of_parts(parts: tuple[Part, ...]) -> Iterator[str]:
     if last.ended == "failed":
         yield f"PACT stopped it at step {last.last_step:,} of {last.planned_steps:,}: {last.error}"
     elif last.ended not in ("finished", "stopped early"):
-        yield f"it did not end: the last record is of step {last.last_step:,} of {last.planned_steps:,}"
+        yield f"{UNFINISHED}: the last record is of step {last.last_step:,} of {last.planned_steps:,}"
     elif not sum(part.answer_tokens for part in parts):
         yield "no answer token was constrained"
 

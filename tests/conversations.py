@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,12 +30,14 @@ class Row(NamedTuple):
         words: [messages] of [L] True where the token lies in the message's own words.
         ends: [messages] place of the marker that stands first behind the message, or None.
         roles: of the messages.
+        joins: [L] True where the token joins an assistant's words with blanks of the template before them.
     """
 
     ids: npt.NDArray[np.int64]
     words: list[Bools]
     ends: list[int | None]
     roles: list[str]
+    joins: Bools
 
     def of(self, *roles: str) -> Bools:
         return np.any([w for w, role in zip(self.words, self.roles, strict=True) if role in roles], axis=0)
@@ -44,28 +47,44 @@ class Row(NamedTuple):
         return np.isin(np.arange(len(self.ids)), places)
 
 
-def row(name: str, messages: Sequence[dict[str, Any]]) -> Row | None:
+def row(name: str, messages: Sequence[dict[str, Any]], joining: bool = True) -> Row | None:
     """The conversation as the family's template writes it; None if it writes no such conversations."""
-    own = tokenizer(name)
+    own = tokenizer(name, joining)
     text = rendered(own, list(messages))
     told = [_texts(m) for m in messages]
-    if text is None or not all(part in text for parts in told for part in parts):
+    for i, m in enumerate(messages):
+        bare = (m["content"] or "").strip()
+        if bare != m["content"] and text == rendered(own, [*messages[:i], {**m, "content": bare}, *messages[i + 1 :]]):
+            told[i] = _texts({**m, "content": bare})
+    if text is None or not _in_order(text, [part for parts in told for part in parts]):
         return None
     split = own(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = np.asarray(split["input_ids"], np.int64)
     first, last = np.asarray(split["offset_mapping"]).T
-    words, ends, at = [], [], 0
-    for parts in told:
+    marking = markers(own)
+    words, ends, at, joins = [], [], 0, np.zeros(len(ids), bool)
+    for parts, m in zip(told, messages, strict=True):
         inside = np.zeros(len(ids), bool)
         for part in parts:
             at = text.index(part, at)
             inside |= (first >= at) & (last <= at + len(part))
+            joins |= (first < at) & (last > at) & (m["role"] == "assistant")
             at += len(part)
         words.append(inside)
-        later = [i for i in np.flatnonzero(first >= at) if int(ids[i]) in markers(own)]
+        later = [i for i in np.flatnonzero(first >= at) if int(ids[i]) in marking]
         blank = bool(later) and not text[at : first[later[0]]].strip()
         ends.append(int(later[0]) if blank else None)
-    return Row(ids, words, ends, [m["role"] for m in messages])
+    return Row(ids, words, ends, [m["role"] for m in messages], joins)
+
+
+def _in_order(text: str, parts: list[str]) -> bool:
+    """Whether the parts stand one behind the other in the text."""
+    at = 0
+    for part in parts:
+        at = text.find(part, at) + len(part)
+        if at < len(part):
+            return False
+    return True
 
 
 def _texts(message: dict[str, Any]) -> list[str]:
@@ -93,6 +112,7 @@ def result(text: str, number: int = 0) -> dict[str, Any]:
     return {"role": "tool", "content": text, "name": "weather", "tool_call_id": f"call0000{number}"}
 
 
+THOUGHT = dict.fromkeys(("reasoning_content", "thinking", "reasoning"), "Tthought.")
 ONE = [user("Qone?"), assistant("Aone.")]
 TWO = [*ONE, user("Qtwo?"), assistant("Atwo.")]
 SHAPES = {
@@ -120,26 +140,72 @@ SHAPES = {
         user("Qtwo?"),
         assistant("Atwo."),
     ],
+    "thoughts": [*TWO[:3], {**TWO[3], **THOUGHT}],
+    "tools in turn": [
+        user("Qone?"),
+        calls("", "Cone", as_text=True),
+        result("Rone"),
+        calls("", "Ctwo", as_text=True),
+        result("Rtwo", 1),
+        assistant("Aone."),
+    ],
+    "tools in turn, dict": [
+        user("Qone?"),
+        calls("", "Cone"),
+        result("Rone"),
+        calls("", "Ctwo"),
+        result("Rtwo", 1),
+        assistant("Aone."),
+        *TWO[2:],
+    ],
+    "words before a call": [user("Qone?"), calls("Aone.", "Cone"), result("Rone"), assistant("Atwo.")],
+    "a call at the end": [*TWO, user("Qthree?"), calls("", "Cone")],
+    "system behind an answer": [*ONE, {"role": "system", "content": "Sone."}, *TWO[2:]],
+    "answers in a row": [*ONE, assistant("Atwo."), *TWO[2:3], assistant("Athree.")],
+    "requests in a row": [user("Qone?"), user("Qtwo?"), assistant("Aone.")],
+    **{
+        f"words that begin with {blank!r}": [
+            {"role": "system", "content": f"{blank}Sone."},
+            *(m for i in range(2) for m in (user(f"{blank}Q{i}?"), assistant(f"{blank}A{i}."))),
+        ]
+        for blank in ("\n", "\n\n", " ", "  ", "\n \n")
+    },
 }
+
+
+def _between(r: Row, first: str, last: str) -> Bools:
+    """From inside the first message of one role up to the end of the last one of another."""
+    at = np.arange(len(r.ids))
+    return (at > np.flatnonzero(r.of(first))[0]) & (at <= np.flatnonzero(r.of(last))[-1])
+
+
 Labels = Callable[[Row], Bools]
 MASKS: dict[str, Labels] = {
     "every token": lambda r: np.ones(len(r.ids), bool),
     "assistant's words": lambda r: r.of("assistant"),
+    "assistant's words and what joins them": lambda r: r.of("assistant") | r.joins,
     "assistant's turns": lambda r: r.of("assistant") | r.ends_of("assistant"),
     "user and assistant": lambda r: r.of("assistant", "user") | r.ends_of("assistant", "user"),
     "every end": lambda r: r.of("assistant") | r.ends_of("assistant", "user", "system", "tool"),
     "last turn": lambda r: r.words[-1],
+    "from inside the first answer on": lambda r: np.arange(len(r.ids)) > np.flatnonzero(r.of("assistant"))[0],
+    "from inside the first answer to the next request's end": lambda r: _between(r, "assistant", "user"),
 }
 
 
-def found(name: str, r: Row, supervised: Bools) -> tuple[Bools, Bools]:
+def found(name: str, r: Row, supervised: Bools, joining: bool = True) -> tuple[Bools, Bools]:
     """Which tokens are trained on, the first of a sequence never being, and which are constrained."""
     supervised = supervised.copy()
     supervised[0] = False
-    tokens = AnswerTokens.of([Document(r.ids, supervised)], ChatFormat.from_tokenizer(tokenizer(name)))
+    tokens = AnswerTokens.of([Document(r.ids, supervised)], chat_format(name, joining))
     constrained = np.zeros(len(r.ids), bool)
     constrained[tokens.column + 1] = True
     return supervised, constrained
+
+
+@lru_cache
+def chat_format(name: str, joining: bool = True) -> ChatFormat:
+    return ChatFormat.from_tokenizer(tokenizer(name, joining))
 
 
 def left_alone(r: Row) -> Bools:

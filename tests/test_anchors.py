@@ -17,6 +17,7 @@ from pact_plugins import asking, building, own_answers
 from pact_plugins.anchors import Anchors
 from pact_plugins.answers import IGNORE_INDEX, AnswerTokens, Document
 from pact_plugins.asking import Asked
+from pact_plugins.chat_format import ChatFormat
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.own_answers import answered
@@ -59,14 +60,14 @@ def ready(
 
 def test_turns_go_round() -> None:
     """Prevents: the same few anchors in every step, or different ones after a resume."""
-    cycle = Anchors(ROWS, 2)
+    cycle = Anchors(ROWS, [1, 3, 1], 2)
     firsts = [cycle.batch(turn)["input_ids"][:, 0].tolist() for turn in range(3)]
     assert firsts == [[10, 20], [30, 10], [20, 30]]
 
 
 def test_a_batch_is_padded_and_supervised() -> None:
     """Prevents: padding or prompts that are constrained."""
-    batch = Anchors(ROWS, 3).batch(0)
+    batch = Anchors(ROWS, [1, 3, 1], 3).batch(0)
     assert batch["input_ids"].tolist() == [[10, 11, 12, 0], [20, 21, 22, 23], [30, 31, 32, 33]]
     ignored = IGNORE_INDEX
     assert batch["labels"].tolist() == [
@@ -75,6 +76,17 @@ def test_a_batch_is_padded_and_supervised() -> None:
         [ignored, ignored, ignored, 33],
     ]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
+
+
+def test_an_answer_that_opens_a_users_turn_is_none() -> None:
+    """Prevents: a step that divides by tokens that it does not constrain, or by none."""
+    chat = ChatFormat.from_tokenizer(tiny.tokenizer())
+    opened, (user,) = [*chat.users[0], 70, *chat.header], chat.users
+    cycle = Anchors.of([answered(opened, answer) for answer in ([71], [71, *user, 72], [*user])], chat, 2)
+    assert (len(cycle.documents), cycle.answer_tokens) == (2, [1, 1])
+    assert [cycle.tokens(turn) for turn in range(2)] == [2, 2]
+    with pytest.raises(PactError, match="none of 1"):
+        Anchors.of([answered(opened, [*user])], chat, 2)
 
 
 def test_unchanged_models_have_nothing_to_hold(tmp_path: Path) -> None:

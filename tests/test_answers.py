@@ -143,7 +143,7 @@ def test_a_turn_with_a_gap_is_one_answer() -> None:
 
 def test_turns_without_an_end_stop_at_the_next_one() -> None:
     """Prevents user turns that are taken for answers where no token ends an answer."""
-    chat = ChatFormat(OPENING, user=(54,), exact=True)
+    chat = ChatFormat(OPENING, users=((54,),), exact=True)
     ids = np.asarray([0, 54, 7, *OPENING, 60, 54, 7, *OPENING, 61])
     users = Document(ids, ids == 7)
     assert users.answers(chat) == []
@@ -156,7 +156,7 @@ def test_turns_without_an_end_stop_at_the_next_one() -> None:
 @pytest.mark.parametrize("exact", [False, True])
 def test_labels_are_trusted_where_openings_can_be_missed(exact: bool) -> None:
     """Prevents an answer from being missed because its opening in plain text was split into tokens otherwise."""
-    chat = ChatFormat(OPENING, ends=(END,), user=(54,), exact=exact)
+    chat = ChatFormat(OPENING, ends=(END,), users=((54,),), exact=exact)
     ids = np.asarray([0, 54, 7, *OPENING, 60, END, 54, 7, 58, 61, END])
     document = Document(ids, np.isin(ids, [60, 61, END]))
     assert [(a.start, a.stop) for a in document.answers(chat)] == [(5, 7), (10, 12)][: 1 if exact else 2]

@@ -92,7 +92,9 @@ def test_answer_tokens_stand_where_they_say(drawn: tuple[list[Row], dict[str, An
 
 
 OPENING, LEAD, END, USER = (50, 51), (52, 53), 54, (55,)
-CHATTING = ChatFormat((*OPENING, *LEAD), openings=(OPENING,), leads=(LEAD,), ends=(END,), user=USER, exact=True)
+CHATTING = ChatFormat(
+    (*OPENING, *LEAD), openings=(OPENING,), leads=(LEAD,), ends=(END,), users=(USER,), trailer=(57,), exact=True
+)
 
 
 @st.composite

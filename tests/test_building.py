@@ -234,7 +234,7 @@ def test_what_stands_before_an_answer_without_its_prompt(prefix: Any, kept: int 
     ids = tokenizer.apply_chat_template([{"role": r, "content": c} for r, c in turns], return_dict=False)
     (document,) = documents([(ids, ids)])
     sequences = building.forward_sequences([AnswerTokens.of([document], chat)], ["answer_only"], 100, chat)
-    before = tokenizer.decode(ids[:kept] if kept is not None else ids[: ids.index(chat.user[0])])
+    before = tokenizer.decode(ids[:kept] if kept is not None else ids[: ids.index(chat.users[0][0])])
     header = tokenizer.decode(list(chat.header))
     assert [tokenizer.decode(s.input_ids) for s in sequences] == [
         before + header + text for text in ("first", "second")

@@ -57,7 +57,7 @@ def test_a_template_with_everything() -> None:
     assert tokenizer.decode(list(found.header)) == "<|assistant|>\n"
     assert found.openings == (found.header,)
     assert found.ends == (tokenizer.eos_token_id,)
-    assert tokenizer.decode(list(found.user)) == "<|user|>\n"
+    assert [tokenizer.decode(list(user)) for user in found.users] == ["<|user|>\n"]
     assert (found.leads, found.notes, found.history) == ((), (), ())
 
 

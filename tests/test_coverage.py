@@ -13,6 +13,7 @@ import pytest
 from pact_plugins import PactCallback, PactError
 from pact_plugins.answers import CONTINUED, AnswerTokens, Document
 from pact_plugins.chat_format import ChatFormat
+from pact_plugins.chat_template import find
 from pact_plugins.coverage import Coverage, located
 from tests import tiny
 from tests.contract.hosts import config, trl_trainer
@@ -87,6 +88,19 @@ def test_turns_that_are_not_located_are_counted() -> None:
     assert [(m.reason, m.row, m.tokens) for m in coverage.missed] == [
         ("no assistant turn located", 1, int(supervised.sum()))
     ]
+
+
+def test_turns_that_are_nearly_opened_are_counted_where_all_is_trained_on() -> None:
+    """Prevents: "100%" above answers that a token joined to their opening keeps from being located."""
+    ids, _ = conversation(("Why?", "So."), ("And?", "Thus."), on_inputs=True)
+    (first, second), end = find(ids, CHAT.openings[0]), len(CHAT.openings[0]) - 1
+    ids[second + end] = 77  # in place of the line's end
+    docs = documents([(ids, ids)])
+    coverage, _ = counted(docs)
+    (missed,) = coverage.missed
+    assert (missed.reason, missed.tokens) == ("no assistant turn located", len("\nThus."))
+    assert coverage.constrained == len("So.") + 1
+    assert first < second
 
 
 def test_words_of_a_user_are_never_constrained(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -185,7 +186,9 @@ def test_a_training_template_renders_as_the_models_own(file: str) -> None:
         *(("" if "llama" in file else " ") + m["content"] for m in CHAT[1::2]),
         "",
     ]
-    assert ChatFormat.from_tokenizer(marked) == ChatFormat.from_tokenizer(own)
+    found = ChatFormat.from_tokenizer(marked)
+    # It refuses two answers in a row, which some templates write.
+    assert found == replace(ChatFormat.from_tokenizer(own), unopened=found.unopened)
 
 
 @pytest.mark.parametrize("file", TEMPLATES)

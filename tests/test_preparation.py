@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from pact_plugins import artefacts, finding, own_answers
+from pact_plugins import artefacts, finding, own_answers, safety_tokens
 from pact_plugins.answers import AnswerTokens, Document
 from pact_plugins.cache_folder import nearest
 from pact_plugins.config import PactConfig
@@ -39,7 +39,8 @@ PARITY = [(1, 8), (1, 8), (2, 8)]
 
 @pytest.fixture(autouse=True)
 def short_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few prompts, so that finding the tokens takes no time."""
+    """Few prompts, so that finding the tokens takes no time; models of random weights need not refuse them."""
+    monkeypatch.setattr(safety_tokens, "LEAST_REFUSALS", 0.0)
     lines = {"harmful": ["bad", "worse"], "harmless": ["good", "better"], "refusals": ["No."]}
     monkeypatch.setattr(own_answers, "shipped", lambda name, _language="en": lines[name])
 

@@ -122,12 +122,14 @@ def report(output_dir: Path, evaluation: Path | None) -> Result:
 
 @click.command()
 @click.argument("output_dir", type=_FOLDER_THERE)
+@click.option("--merged", type=_FOLDER_THERE, help="Weights that should be its adapter merged into --base.")
+@click.option("--base", metavar="MODEL", help="The model before the run, for --merged.")
 @prints_result
-def verify(output_dir: Path) -> Result:
-    """Say whether a run trained under PACT.
+def verify(output_dir: Path, merged: Path | None, base: str | None) -> Result:
+    """Say whether these weights were trained under PACT.
 
-    Reads the evidence that the run left, and the trainer's own records: from the first step to the last? Exits with 1
-    if not.
+    Reads the evidence that a run left in OUTPUT_DIR, the trainer's own records, and the weights there: under PACT from
+    first step to last, and still the same? A checkpoint will do, too. Exits with 1 if not.
 
     \b
     Example:
@@ -135,5 +137,7 @@ def verify(output_dir: Path) -> Result:
     """
     from pact_plugins.verification import verify as of_run
 
-    found = of_run(output_dir)
+    if (merged is None) != (base is None):
+        raise click.UsageError("--merged and --base go together.")
+    found = of_run(output_dir, merged=merged, base=base)
     return Result(found.as_dict(), lambda: click.echo(found.sentence), holds=found.holds)

@@ -13,12 +13,14 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from pact_plugins import artefacts, discovery
-from pact_plugins.config import PromptsConfig
+from pact_plugins.config import PactConfig, PromptsConfig
 from pact_plugins.contrast import Contrast
 from pact_plugins.own_answers import Prompts
+from pact_plugins.preparation import prepare
 from pact_plugins.safety_tokens import SafetyTokens, Stability
 from tests import tiny
 from tests.bad_inputs.case import BadInput, given, written
+from tests.rows import documents, few
 
 TOKENIZER = tiny.tokenizer()
 _FILE = r"`pact tokens`.*; got {} on .*tokens\.json"
@@ -71,6 +73,11 @@ def _added_and_excluded(_folder: Path) -> None:
     _made([50, 60], [1.0, 0.5]).changed([70], ["a", 70], TOKENIZER)
 
 
+def _of_a_model_that_refuses_nothing(folder: Path) -> None:
+    config = PactConfig(cache_dir=folder, anchors=0)
+    prepare(tiny.llama(), TOKENIZER, documents(few()), config, show_progress=False)
+
+
 def _own_prompts(harmful: str, harmless: str | None) -> Callable[[Path], Any]:
     """The user's own prompts, in two files; None for one that is not there."""
 
@@ -119,6 +126,11 @@ INPUTS = [
         "Every token excluded",
         lambda _folder: _made([50], [1.0]).changed([], [50], TOKENIZER),
         r"something to hold; got nothing",
+    ),
+    BadInput(
+        "A model that hardly refuses",
+        _of_a_model_that_refuses_nothing,
+        r"declines at least 20% of the harmful prompts; got 0%.*`pact\.safety_tokens`",
     ),
     BadInput("More harmful than harmless prompts", _own_prompts("a\nb\n", "c\n"), r"as many .*; got 2 in .* and 1 in"),
     BadInput("Prompt files that are empty", _own_prompts("\n", ""), r"at least one.*; got 0 in .* and 0 in"),

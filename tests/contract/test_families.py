@@ -13,16 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from datasets import Dataset
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pact_plugins.answers import AnswerTokens
+from pact_plugins.answers import AnswerTokens, Document
+from pact_plugins.chat_format import ChatFormat
 from pact_plugins.config import PactConfig
 from pact_plugins.host_trainer import training_documents, training_template
 from pact_plugins.preparation import find_answers
 from tests import tiny
 from tests.contract.hosts import common
-from tests.conversations import MASKS, ONE, SHAPES, TWO, Row, assistant, found, left_alone, row, user
+from tests.conversations import MASKS, ONE, SHAPES, THOUGHT, TWO, Row, assistant, found, left_alone, row, user
 from tests.families_page import PAGE, line, told_here
 from tests.published import FAMILIES, tokenizer
 
@@ -30,14 +31,14 @@ if find_spec("trl"):
     from trl import SFTConfig, SFTTrainer
 
 Bools = npt.NDArray[np.bool_]
-PRESENT = [name for name, family in FAMILIES.items() if family.source is not None]
+PRESENT = [name for name, family in FAMILIES.items() if family.template_text is not None]
 
 
-def check(name: str, r: Row, mask: str) -> None:
-    supervised, constrained = found(name, r, MASKS[mask](r))
+def check(name: str, r: Row, mask: str, joining: bool = True) -> None:
+    supervised, constrained = found(name, r, MASKS[mask](r), joining)
     assert not (constrained & ~supervised).any()
     others = left_alone(r)
-    own = tokenizer(name)
+    own = tokenizer(name, joining)
     assert not (constrained & others).any(), own.decode(r.ids[constrained & others])
     missed = supervised & r.of("assistant") & ~constrained
     assert not missed.any(), own.decode(r.ids[missed])
@@ -51,6 +52,10 @@ def test_an_assistants_tokens_and_no_others(name: str, shape: str) -> None:
         pytest.skip("the template has no such conversations")
     for mask in MASKS:
         check(name, r, mask)
+    one_token_a_byte = row(name, SHAPES[shape], joining=False)
+    assert one_token_a_byte is not None
+    for mask in MASKS:
+        check(name, one_token_a_byte, mask, joining=False)
 
 
 @pytest.mark.parametrize("name", [name for name in PRESENT if told_here(name)])
@@ -59,7 +64,19 @@ def test_the_page_is_up_to_date(name: str) -> None:
     assert line(name) in PAGE.read_text(encoding="utf-8"), "run `python -m tests.families_page`"
 
 
-THOUGHT = dict.fromkeys(("reasoning_content", "thinking"), "Tthought.")
+@pytest.mark.parametrize("changed", ["m['content'] | trim", "m['content'] | upper", "m['content'] | replace(' ', '')"])
+def test_a_template_that_changes_words(changed: str) -> None:
+    """Prevents: answers that are looked for as the user wrote them, and not as the model is trained on them."""
+    own = copy.deepcopy(tokenizer("SmolLM 2"))
+    own.chat_template = own.chat_template.replace("m['content']", changed)
+    text = own.apply_chat_template(
+        [user(" Q one "), assistant(" A one "), user("Q two"), assistant("A two")], tokenize=False
+    )
+    ids = np.asarray(own(text, add_special_tokens=False)["input_ids"], np.int64)
+    supervised = np.arange(len(ids)) > 0
+    tokens = AnswerTokens.of([Document(ids, supervised)], ChatFormat.from_tokenizer(own))
+    said = own.decode(tokens.label).replace("<|im_end|>", "|").upper().replace(" ", "")
+    assert said == "AONE|ATWO|"
 
 
 @pytest.mark.trl
@@ -93,16 +110,27 @@ def test_rows_of_trl_are_covered(name: str, own: bool, tmp_path: Path, caplog: p
         assert "writes an answer differently" not in caplog.text
 
 
-WORDS = st.text("abc.?\n é你", min_size=1, max_size=12).map(lambda text: f"{text}!").map(str.strip)
-TURNS = st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=4)
+BLANKS = st.text(" \n", max_size=5)
+WORDS = st.text("abc.?\n é你", min_size=1, max_size=12).map(lambda text: f"{text}!")
+TURNS = st.lists(st.tuples(BLANKS, WORDS, BLANKS, WORDS), min_size=1, max_size=4)
 
 
-@given(name=st.sampled_from(PRESENT), turns=TURNS, system=st.none() | WORDS, mask=st.sampled_from(sorted(MASKS)))
-def test_any_conversation(name: str, turns: list[tuple[str, str]], system: str | None, mask: str) -> None:
+@settings(max_examples=max(1_000, settings.default.max_examples))
+@given(
+    name=st.sampled_from(PRESENT),
+    turns=TURNS,
+    system=st.none() | WORDS,
+    mask=st.sampled_from(sorted(MASKS)),
+    joining=st.booleans(),
+)
+def test_any_conversation(
+    name: str, turns: list[tuple[str, str, str, str]], system: str | None, mask: str, joining: bool
+) -> None:
     """Prevents: what holds for the words above, and not for others."""
     # Each message is found again by its number.
-    messages = [m for i, (q, a) in enumerate(turns) for m in (user(f"Q{i}{q}"), assistant(f"A{i}{a}"))]
+    pairs = [(f"{b}Q{i}{q}", f"{c}A{i}{a}") for i, (b, q, c, a) in enumerate(turns)]
+    messages = [m for q, a in pairs for m in (user(q), assistant(a))]
     if system is not None:
         messages.insert(0, {"role": "system", "content": f"S{system}"})
-    if (r := row(name, messages)) is not None:
-        check(name, r, mask)
+    if (r := row(name, messages, joining)) is not None:
+        check(name, r, mask, joining)

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from pact_plugins import PactCallback, asking
+from pact_plugins import PactCallback, asking, safety_tokens
 from pact_plugins.answers import Document
 from pact_plugins.asking import Asked
 from tests import tiny
@@ -165,6 +165,7 @@ def report(folder: Path, host: str) -> None:
     trainer = make(tiny.llama(), folder, tiny.conversations(16, 2), **size)
     eval_ = {"limit": 12, "max_new_tokens": 8}
     pact = config(folder, eval=eval_, probe={"every": 1, "prompts": 3}, safety_tokens="auto")
+    safety_tokens.LEAST_REFUSALS = 0.0  # random weights refuse nothing
     trainer.add_callback(PactCallback(trainer, pact))
     trainer.train()
 
