@@ -25,11 +25,11 @@ The same keys, with the same meaning, in an Axolotl YAML file, in a file for `pa
 ```yaml
 pact:
   weight: 0.3
-  eval: {limit: 64}
+  eval: {limit: 96}
 ```
 
 ```python
-PactCallback(trainer, weight=0.3, eval={"limit": 64})
+PactCallback(trainer, weight=0.3, eval={"limit": 96})
 ```
 
 `pact: true` is all defaults, `pact: false` an explicit off. `PactCallback(trainer)` is `pact: true`; in place of single

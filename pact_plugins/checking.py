@@ -11,6 +11,7 @@ from pact_plugins import run_checks
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.evidence import EVIDENCE
+from pact_plugins.remarks import remarks
 from pact_plugins.run_checks import Finding, Run
 from pact_plugins.run_file import Host, host_of, options, read_run_file, variables
 
@@ -117,7 +118,7 @@ def _checked(path: Path, settings: dict[str, Any], host: Host, errors: list[Find
             *run_checks.tokens(run),
             *run_checks.resumed(run),
         ]
-        warnings += run_checks.remarks(run)
+        warnings += remarks(run)
     return Check(path, settings, host, config, _will(run), tuple(errors), tuple(warnings))
 
 

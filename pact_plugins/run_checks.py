@@ -20,7 +20,7 @@ from pact_plugins import run_file
 from pact_plugins.asking import Asked
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
-from pact_plugins.evidence import EVIDENCE, Evidence
+from pact_plugins.evidence import Evidence
 from pact_plugins.requirements import unmet, untested
 from pact_plugins.run_file import PLUGIN, Host
 from pact_plugins.safety_tokens import SafetyTokens
@@ -401,34 +401,3 @@ def resumed(run: Run) -> Iterator[Finding]:
             Asked.load(run.config.cache_folder / evidence.anchors)
     except PactError as error:
         yield Finding(key, error)
-
-
-def remarks(run: Run) -> Iterator[Finding]:
-    """What may be right, and would surprise whoever did not mean it."""
-    model = Path(run.model) if run.model else None
-    if model is not None and any((folder / EVIDENCE).exists() for folder in (model, model.parent)):
-        yield Finding.of(
-            "model",
-            expected="the model as it was before fine-tuning",
-            got=f"one that a run under PACT wrote: {model}",
-            consequence="Its refusals as they are now would be the reference.",
-            remedy="Name the original model, or resume that run, unless this is a second stage.",
-        )
-    if "$" in str(run.settings.get("output_dir")):
-        yield Finding.of(
-            "output_dir",
-            expected="a folder by its name",
-            got=f"`{run.settings['output_dir']}`, in which hosts fill in no variable",
-            consequence="The run would write into a folder of that name below the one in which it is started.",
-            remedy="Write the folder out, or give `--output_dir` on the command line, where the shell fills it in.",
-        )
-    if run.settings.get("gradient_checkpointing") and run.config and run.config.anchors_per_step:
-        reentrant = (run.settings.get("gradient_checkpointing_kwargs") or {}).get("use_reentrant")
-        if reentrant:
-            yield Finding.of(
-                "gradient_checkpointing_kwargs",
-                expected="`use_reentrant: false` beside `pact.anchors` where several processes train",
-                got="`use_reentrant: true`",
-                consequence="With several processes the run stops before its first step.",
-                remedy="Set `use_reentrant: false`.",
-            )

@@ -17,6 +17,7 @@ from pact_plugins.checking import Check, check
 from pact_plugins.cli import main
 from pact_plugins.demo import ALIGNED_MODEL
 from pact_plugins.errors import PactError
+from pact_plugins.report.verdict import least_prompts
 from pact_plugins.requirements import TESTED, installed
 from pact_plugins.run_file import PLUGIN
 
@@ -103,6 +104,15 @@ def test_a_model_of_a_run_under_pact_is_a_warning(tmp_path: Path) -> None:
     found = checked(tmp_path, TRL | {"model_name_or_path": str(tmp_path / "out")})
     assert found.sound
     assert [finding.key for finding in found.warnings] == ["model"]
+
+
+@pytest.mark.parametrize("beside", [-1, 0])
+def test_too_few_questions_are_a_warning(beside: int, tmp_path: Path) -> None:
+    """Prevents a run whose report can never say that it held, as one set up by an example did."""
+    limit = least_prompts() + beside
+    found = checked(tmp_path, TRL | {"pact": {"eval": {"limit": limit}}})
+    assert found.sound
+    assert [finding.key for finding in found.warnings] == ["pact.eval.limit"] * (beside < 0)
 
 
 def test_full_files_make_up_for_empty_ones(tmp_path: Path) -> None:

@@ -186,14 +186,14 @@ def test_a_file_that_cannot_be_written(token_file: str, tmp_path: Path) -> None:
 
 def test_an_error_of_ours_keeps_its_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents a bug from being shown as a mistake of the user's, without its place."""
-    monkeypatch.setattr(verification, "verify", lambda _folder: [][0])
+    monkeypatch.setattr(verification, "verify", lambda _folder, **_: [][0])
     assert isinstance(pact("verify", str(tmp_path)).exception, IndexError)
 
 
 def test_what_is_printed_on_the_way_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents JSON that a host's line makes unreadable."""
     found = verification.Verification(tmp_path, ("nothing is there",), None)
-    monkeypatch.setattr(verification, "verify", lambda _folder: print("a host says hello") or found)
+    monkeypatch.setattr(verification, "verify", lambda _folder, **_: print("a host says hello") or found)
     result = pact("verify", str(tmp_path), "--json")
     assert json.loads(result.stdout)["faults"] == ["nothing is there"]
     assert result.stderr == "a host says hello\n"

@@ -23,6 +23,7 @@ from pact_plugins import PactCallback, openings
 from pact_plugins.cli import main
 from pact_plugins.config import PactConfig
 from pact_plugins.demo import comparison
+from pact_plugins.report.verdict import least_prompts
 from tests.test_house import FLOW
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +32,7 @@ MADE_OF_MISTAKES = ROOT / "docs" / "errors.md"
 """Shows what is refused; its own tests run all of it."""
 HELD = [page for page in PAGES if page != MADE_OF_MISTAKES]
 
-NEEDS_A_TRAINER = {"configuration.md": 'PactCallback(trainer, weight=0.3, eval={"limit": 64})'}
+NEEDS_A_TRAINER = {"configuration.md": 'PactCallback(trainer, weight=0.3, eval={"limit": 96})'}
 """Blocks of Python that cannot run, because they begin in the middle of a script: page and first line."""
 SCRIPTS = {"tutorial-trl.md": "import torch"}
 """Blocks that are a file of example_configs too, which `test_examples_run` runs: page and first line."""
@@ -219,10 +220,17 @@ def test_settings_are_those_of_the_schema(page: Path) -> None:
     for value in _settings(page):
         config = PactConfig.parse(value)
         assert (config is None) == (value is False)
+        asked = config.active_eval if config else None
+        assert not (asked and asked.limit) or asked.limit >= least_prompts(), "a report that can never say it held"
     for key in re.findall(r"^pact\.([a-z_.]+)$", "\n".join(_inline(page)), re.MULTILINE):
         block, *inner = key.split(".")
         assert block in PactConfig.model_fields
         assert not inner or inner[0] in configuration.BLOCKS[f"pact.{block}"].model_fields
+
+
+def test_how_many_prompts_are_needed_is_told() -> None:
+    """Prevents a number that the rules have outgrown."""
+    assert f"{least_prompts()} prompts of a set are the least" in Path("docs/report.md").read_text(encoding="utf-8")
 
 
 def _commands(page: Path) -> Iterator[list[str]]:

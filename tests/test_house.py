@@ -71,6 +71,7 @@ FLOW = [
     "before_training",
     "requirements",
     "run_checks",
+    "remarks",
     "checking",
     "check_table",
     "tokens_table",

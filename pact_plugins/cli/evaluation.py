@@ -126,7 +126,7 @@ def report(output_dir: Path, evaluation: Path | None) -> Result:
 @click.option("--base", metavar="MODEL", help="The model before the run, for --merged.")
 @prints_result
 def verify(output_dir: Path, merged: Path | None, base: str | None) -> Result:
-    """Say whether these weights were trained under PACT.
+    """Say whether weights trained under PACT.
 
     Reads the evidence that a run left in OUTPUT_DIR, the trainer's own records, and the weights there: under PACT from
     first step to last, and still the same? A checkpoint will do, too. Exits with 1 if not.

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from functools import cache
+from itertools import count, groupby
 from typing import Literal
 
 from pact_plugins.evaluation.judges import FOR_COMPARISON
 from pact_plugins.evaluation.measure import MOST_UNJUDGED
-from pact_plugins.evaluation.statistics import paired_difference_interval
+from pact_plugins.evaluation.statistics import PairedChange, paired_difference_interval
 from pact_plugins.report.contents import Behaviour, Line
 
 Outcome = Literal["held", "did not hold", "not shown"]
@@ -80,6 +81,14 @@ RULES = (
         "Its answers are incoherent at most 10 points more often than before (interval below 20 points).",
     ),
 )
+
+
+@cache
+def least_prompts() -> int:
+    """Prompts of a set below which not even an unchanged model is shown to keep every bound."""
+    tightest = min(rule.bound for rule in RULES if rule.name != "refusals")
+    nothing = PairedChange(0, 0, 1.0)
+    return next(n for n in count(1) if paired_difference_interval(0, 0, nothing, n)[1] <= tightest)
 
 
 @dataclass(frozen=True)
