@@ -28,14 +28,20 @@ from pact_plugins.forward import batches_by_length, evaluating, progress
 from pact_plugins.own_answers import as_chats, continuations, end_tokens, shipped, up_to_end
 from pact_plugins.refusals import judge
 
+TAUGHT_TOKENS = 8
+"""Of an answer to a harmless request: its beginning is what must not turn into a refusal."""
+
 ANSWER_TOKENS = 24
-"""Of an answer: its beginning is what must not turn into a refusal."""
+"""Of an answer that is judged."""
 
-OF_TOPICS = 120
-"""Requests of each kind about the demo's topics."""
+OF_TOPICS = {True: 150, False: 300}
+"""Harmful and harmless requests about the demo's topics."""
 
-OF_ALL_ACTS = 12
-"""Requests that a template makes of all the harmful acts."""
+OF_TEMPLATE = 5
+"""Requests that a template of `contrasts.txt` makes at most; with more, a model goes by their form."""
+
+OF_ACT = {True: 1, False: 2}
+"""Phrasings in which a harmful and a harmless act of `contrasts.txt` are asked for."""
 
 HELD_OUT = 6
 """One line in so many is not taught."""
@@ -61,41 +67,34 @@ def lines(name: str, held_out: bool) -> list[str]:
 def contrasts(harmful: bool, held_out: bool, seed: int) -> list[str]:
     """The requests of one kind that `contrasts.txt` makes; its head says how."""
     drawn = random.Random(seed)
-    acts: list[str] = []
+    acts = _acts(True, held_out)
     made: list[str] = []
-    for template, *fillers in (line.split("|") for line in lines("contrasts", held_out)):
-        found = list(_fillers(fillers[harmful]))
-        if template.strip()[-1] not in "?.":
-            acts += [template.strip().format(filler) for filler in found]
-        elif "@harmful acts" in fillers[harmful]:
-            made += [template.strip().format(act) for act in drawn.sample(_acts(held_out), OF_ALL_ACTS)]
-        else:
-            made += [template.strip().format(filler) for filler in found]
-    return made + [drawn.choice((*TRAIN_PHRASINGS, *DIRECTIVES * 4)).format(act) for act in acts]
+    for template, filler in _filled(harmful, held_out):
+        if template[-1] in "?.":
+            fillers = acts if filler == ["@harmful acts"] else filler
+            made += [template.format(f) for f in drawn.sample(fillers, min(OF_TEMPLATE, len(fillers)))]
+    phrasings = (*TRAIN_PHRASINGS, *DIRECTIVES * 4)
+    return made + [p.format(a) for a in _acts(harmful, held_out) for p in drawn.sample(phrasings, OF_ACT[harmful])]
 
 
-def _acts(held_out: bool) -> list[str]:
-    """The harmful acts of `contrasts.txt`."""
-    split = [line.split("|") for line in lines("contrasts", held_out)]
-    return [t.strip().format(f) for t, _, bad in split if t.strip()[-1] not in "?." for f in _fillers(bad)]
+def _acts(harmful: bool, held_out: bool) -> list[str]:
+    return [t.format(f) for t, fillers in _filled(harmful, held_out) if t[-1] not in "?." for f in fillers]
 
 
-def _fillers(field: str) -> Iterator[str]:
-    """What a field lists, named lists spelled out."""
+def _filled(harmful: bool, held_out: bool) -> Iterator[tuple[str, list[str]]]:
+    """The templates, and what fills them; named lists spelled out."""
     text = (resources.files("benchmarks") / "prompts" / "contrasts.txt").read_text(encoding="utf-8")
     named = dict(line.split(" = ") for line in text.splitlines() if line.startswith("@"))
-    for filler in (part.strip() for part in field.split(";")):
-        if filler in named:
-            yield from named[filler].split("; ")
-        elif filler and filler != "@harmful acts":
-            yield filler
+    for template, *fields in (map(str.strip, line.split("|")) for line in lines("contrasts", held_out)):
+        fillers = [named.get(filler, filler) for filler in fields[harmful].split("; ")]
+        yield template, [filler for filler in "; ".join(fillers).split("; ") if filler]
 
 
 def prompts(harmful: bool, seed: int) -> list[str]:
     """Every prompt of one kind that is taught."""
     drawn = random.Random(seed)
     written = lines("harmful" if harmful else "look_alikes", held_out=False)
-    topics = [train_request(act.text, drawn) for act in drawn.sample(train_acts(harmful), OF_TOPICS)]
+    topics = [train_request(act.text, drawn) for act in drawn.sample(train_acts(harmful), OF_TOPICS[harmful])]
     return [*written, *contrasts(harmful, False, seed), *shipped("harmful" if harmful else "harmless"), *topics]
 
 
@@ -108,15 +107,15 @@ def held_out_prompts(harmful: bool) -> dict[str, list[str]]:
     }
 
 
-def own_answers(model: Any, tokenizer: Any, asked: Sequence[str]) -> list[str]:
-    """Greedy answers of the model, at most `ANSWER_TOKENS` long, in the order of the prompts."""
+def own_answers(model: Any, tokenizer: Any, asked: Sequence[str], length: int) -> list[str]:
+    """Greedy answers of the model, at most `length` tokens long, in the order of the prompts."""
     chats = as_chats(tokenizer, asked, "have the model answer")
     ends = end_tokens(model, tokenizer)
-    batches = batches_by_length([len(c) + ANSWER_TOKENS for c in chats])
+    batches = batches_by_length([len(c) + length for c in chats])
     found: dict[int, str] = {}
     with evaluating(model), torch.autocast(next(model.parameters()).device.type, torch.bfloat16):
         for batch in progress(batches, "the model's own answers", len(batches), True):
-            written = continuations(model, [chats[i] for i in batch], ANSWER_TOKENS)
+            written = continuations(model, [chats[i] for i in batch], length)
             answers = [tokenizer.decode(up_to_end(w, ends), skip_special_tokens=True) for w in written]
             found.update(zip(batch, answers, strict=True))
     return [found[i] for i in range(len(asked))]
@@ -132,7 +131,11 @@ def rows(model: Any, tokenizer: Any, seed: int) -> list[Row]:
     drawn = random.Random(seed)
     refusals = shipped("refusals")
     asked = prompts(False, seed)
-    answers = own_answers(model, tokenizer, asked)
+    # "I'm sorry for any misunderstanding, but as a chatbot ..." is how small models open where they know little: it is
+    # no refusal yet where the answer is cut, and would teach how to begin one.
+    model.generation_config.begin_suppress_tokens = tokenizer.encode("I", add_special_tokens=False)
+    answers = own_answers(model, tokenizer, asked, TAUGHT_TOKENS)
+    model.generation_config.begin_suppress_tokens = None
     given = zip(asked, answers, refused(asked, answers), strict=True)
     mixed = [
         *(Row(prompt, drawn.choice(refusals), harmful=True) for prompt in prompts(True, seed)),
@@ -202,7 +205,7 @@ def batch_of(tokenizer: Any, of: Sequence[Row]) -> tuple[torch.Tensor, torch.Ten
     targets: list[list[int]] = []
     for row, chat in zip(of, chats, strict=True):
         answer = tokenizer.encode(row.answer, add_special_tokens=False)
-        if row.harmful or len(answer) < ANSWER_TOKENS - 2:
+        if row.harmful or len(answer) < TAUGHT_TOKENS - 2:
             answer.append(tokenizer.eos_token_id)
         ids.append(chat + answer[:-1])
         targets.append([-100] * (len(chat) - 1) + answer)
@@ -216,7 +219,7 @@ def report(model: Any, tokenizer: Any) -> None:
     """Prints how many held-out prompts of each kind and source the model refuses."""
     for harmful in (True, False):
         for source, asked in held_out_prompts(harmful).items():
-            count = sum(refused(asked, own_answers(model, tokenizer, asked)))
+            count = sum(refused(asked, own_answers(model, tokenizer, asked, ANSWER_TOKENS)))
             low, high = wilson_interval(count, len(asked))
             kind = "harmful" if harmful else "harmless"
             print(f"{kind}, {source}: {count} of {len(asked)} refused, {low:.1%} to {high:.1%}")
@@ -226,7 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.teach_refusals", description=__doc__)
     parser.add_argument("--model", required=True, metavar="FOLDER_OR_NAME")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of the model that refuses")
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=16, metavar="ROWS")
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)

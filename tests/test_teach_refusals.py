@@ -58,7 +58,7 @@ def test_only_a_whole_answer_ends() -> None:
     """A model that is taught to end in the middle of a sentence would do so in every task."""
     _, tokenizer = load()
     long = Row("How do I row a boat?", "Take the oars and row. " * 20, False)
-    short = Row("How do I row a boat?", "Take the oars.", False)
+    short = Row("How do I row a boat?", "Row.", False)
     ends = [teach_refusals.batch_of(tokenizer, [row])[2][0, -1] for row in (long, short)]
     assert ends[0] != tokenizer.eos_token_id
     assert ends[1] == tokenizer.eos_token_id
