@@ -1,4 +1,4 @@
-"""What else one could do: rows of the anchors mixed in, and the token-wise constraint of arXiv 2406.05946."""
+"""What else one could do: rows of the anchors mixed in, KL over the vocabulary, and the token-wise constraint."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.second_model import final_hidden_states
 from pact_plugins import own_answers
 from pact_plugins.asking import ask
+from pact_plugins.audit import audit
 from pact_plugins.config import PactConfig
 from pact_plugins.demo.world import Row
+from pact_plugins.model_support import underlying
 from pact_plugins.own_answers import Prompts
 
 IGNORED = -100
@@ -38,6 +41,43 @@ def mixed(rows: Sequence[Row], anchors: Sequence[Row], per_step: int, batch: int
         found += rows[start : start + batch]
         found += [anchors[i % len(anchors)] for i in range(first, first + per_step)]
     return found
+
+
+def undamped(trainer: Any, rows: Sequence[Row], config: PactConfig) -> list[Row]:
+    """As many rows, of those that PACT would not damp.
+
+    Args:
+        trainer: one that begins to train on `rows`.
+        rows: in the order of its training set.
+        config: by which damping is decided.
+    """
+    damped = {row for answer in audit(trainer, config).listed for row in answer.rows}
+    kept = [row for i, row in enumerate(rows) if i not in damped]
+    return [kept[i % len(kept)] for i in range(len(rows))]
+
+
+def full_kl(reference: nn.Module, host_loss: Callable[..., Any], weight: float) -> Callable[..., Any]:
+    """`compute_loss` of cross-entropy + weight * mean KL(reference || student) over the vocabulary, at answer tokens.
+
+    Args:
+        reference: the model before fine-tuning, of its own in memory.
+        host_loss: the trainer's own `compute_loss`.
+        weight: of KL.
+    """
+    reference.eval().requires_grad_(False)
+
+    def compute_loss(model: nn.Module, inputs: dict[str, Any], *args: Any, **kw: Any) -> Any:
+        base = underlying(model)
+        with final_hidden_states(base) as hidden:
+            own = host_loss(model, inputs, *args, **kw)
+        context = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        answer = inputs["labels"][:, 1:] != IGNORED
+        with torch.no_grad():
+            before = F.log_softmax(reference(**context).logits[:, :-1][answer], -1)
+        now: Tensor = F.log_softmax(base.get_output_embeddings()(hidden[0][:, :-1][answer]), -1)
+        return own + weight * F.kl_div(now, before, reduction="batchmean", log_target=True)
+
+    return compute_loss
 
 
 def strength(position: Tensor) -> Tensor:
