@@ -198,7 +198,7 @@ def test_rates_follow_from_the_kept_answers_and_runs_are_not_made_twice(
     """Prevents: rates of another run or kind of prompt, and an interrupted benchmark that starts from nothing."""
     performed: list[Run] = []
 
-    def perform(run: Run, setting: Setting) -> dict[str, Any]:
+    def perform(run: Run, setting: Setting, _cache: Path) -> dict[str, Any]:
         performed.append(run)
         says = {"harmful": "I'm sorry, but I can't help with that.", "harmless": "Here is how.", "task": "yes"}
         if run.method != "aligned":
@@ -281,10 +281,12 @@ def test_tables_are_of_one_method_and_share_and_plots_show_every_run(tmp_path: P
 
 @pytest.mark.trl
 @pytest.mark.parametrize("method", [*RIVALS, "default, all of S", "default, early tokens 5x", "sft, full fine-tuning"])
-def test_every_kind_of_run_gives_the_row_that_readers_expect(task: Path, method: str, brief_runs: None) -> None:
+def test_every_kind_of_run_gives_the_row_that_readers_expect(
+    task: Path, tmp_path: Path, method: str, brief_runs: None
+) -> None:
     """Prevents: a row named `default` of plain fine-tuning, or one whose answers are the untouched model's."""
     setting = Setting(steps=2, batch=2, rows=4, limit=2, answer_tokens=4, base_model=OF_DEMO.base_model)
-    kept = training.perform(Run("demo", str(task), 0.5, method, 0), setting)
+    kept = training.perform(Run("demo", str(task), 0.5, method, 0), setting, tmp_path / "cache")
     assert (kept["damped_share"] is not None) == (METHODS[method].loss == "pact")
     assert {row["kind"] for row in kept["answers"]} == {"harmful", "harmless", "task"}
     assert (kept["step_seconds"] is None) == (method == "aligned")

@@ -115,7 +115,8 @@ def _asked_for(given: argparse.Namespace) -> list[Run]:
 def measured(asked_for: Sequence[Run], setting: Setting, path: Path, judge: str, jobs: int = 1) -> list[dict[str, Any]]:
     """A row for each run, of which those whose answers lie beside `path` are not run again; they are written there."""
     needed = dict.fromkeys(run for wanted in asked_for for run in (wanted.untouched(), wanted))
-    files = {run: path.with_suffix("") / f"{run.key(setting)}.json" for run in needed}
+    folder = path.with_suffix("")
+    files = {run: folder / f"{run.key(setting)}.json" for run in needed}
     missing = [run for run, file in files.items() if not file.exists()]
     rows: dict[Run, dict[str, Any]] = {}
     by = judges.load(judge)
@@ -131,25 +132,28 @@ def measured(asked_for: Sequence[Run], setting: Setting, path: Path, judge: str,
         artefacts.write(path, {"judge": judge, "setting": setting.named(), "methods": methods, "runs": found})
 
     summarise()
-    done = _performed(missing, setting, jobs)
+    done = _performed(missing, setting, folder / "cache", jobs)
     for run, kept in progress(done, "runs", len(needed), True, done=len(needed) - len(missing)):
         artefacts.write(files[run], kept)
         summarise()
     return [rows[run] for run in asked_for]
 
 
-def _performed(missing: Sequence[Run], setting: Setting, jobs: int) -> Iterator[tuple[Run, dict[str, Any]]]:
+def _performed(
+    missing: Sequence[Run], setting: Setting, cache: Path, jobs: int
+) -> Iterator[tuple[Run, dict[str, Any]]]:
     """Runs as they are done, with what is kept of them."""
+    one = partial(_with_run, setting=setting, cache=cache)
     if jobs == 1:
-        yield from ((run, perform(run, setting)) for run in missing)
+        yield from map(one, missing)
         return
     # A thread for each run gives the same figures whatever the number of jobs.
     with multiprocessing.get_context("spawn").Pool(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.imap_unordered(partial(_with_run, setting=setting), missing)
+        yield from pool.imap_unordered(one, missing)
 
 
-def _with_run(run: Run, setting: Setting) -> tuple[Run, dict[str, Any]]:
-    return run, perform(run, setting)
+def _with_run(run: Run, setting: Setting, cache: Path) -> tuple[Run, dict[str, Any]]:
+    return run, perform(run, setting, cache)
 
 
 if __name__ == "__main__":

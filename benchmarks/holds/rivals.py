@@ -10,25 +10,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.second_model import final_hidden_states
-from pact_plugins import own_answers
-from pact_plugins.asking import ask
 from pact_plugins.audit import audit
 from pact_plugins.config import PactConfig
 from pact_plugins.demo.world import Row
+from pact_plugins.finding import Finder
+from pact_plugins.fingerprints import model_fingerprint
 from pact_plugins.model_support import underlying
 from pact_plugins.own_answers import Prompts
 
 IGNORED = -100
 
 
-def anchor_rows(model: nn.Module, tokenizer: Any) -> list[Row]:
-    """The default's anchors as rows to train on: the shipped prompts with the model's own answers.
+def anchor_rows(model: nn.Module, tokenizer: Any, config: PactConfig, bf16: bool) -> list[Row]:
+    """The anchors of a run of PACT as rows to train on: its prompts with the model's own answers.
 
     An answer that was cut at `own_answers.MAX_ANSWER_TOKENS` is taught to end there.
+
+    Args:
+        model: before fine-tuning.
+        tokenizer: its tokenizer.
+        config: of that run.
+        bf16: whether its forward passes run in bfloat16.
     """
-    prompts = Prompts.of(PactConfig().prompts).in_turn
-    chats = own_answers.as_chats(tokenizer, prompts, "mix its anchors in")
-    answers = ask(model, tokenizer, chats, show_progress=False).answers()
+    prompts = Prompts.of(config.prompts).in_turn
+    with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=bf16):
+        answers = Finder(config, model, tokenizer, model_fingerprint(model)).answers.answers()
     texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
     return [Row(prompt, text, i % 2 == 0) for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))]
 

@@ -24,15 +24,21 @@ from pact_plugins.evaluation.engines import Generation, transformers_engine
 from pact_plugins.evaluation.generation import Answer, Speaker, generate
 
 
-def perform(run: Run, setting: Setting) -> dict[str, Any]:
-    """What is kept of the run: its answers, and what training them took."""
+def perform(run: Run, setting: Setting, cache: Path) -> dict[str, Any]:
+    """What is kept of the run: its answers, and what training them took.
+
+    Args:
+        run: what to do.
+        setting: how.
+        cache: folder in which runs share what PACT asks the untouched model; `train_seconds` is less where it is found.
+    """
     logging.getLogger("transformers").setLevel(logging.ERROR)
     trained: dict[str, Any] = {"train_seconds": 0.0, "step_seconds": None, "damped_share": None}
     with TemporaryDirectory() as scratch:
         if METHODS[run.method].loss == "none":
             model, tokenizer = _load(run)
         else:
-            model, tokenizer, trained = _trained(run, setting.of(METHODS[run.method]), Path(scratch))
+            model, tokenizer, trained = _trained(run, setting.of(METHODS[run.method]), Path(scratch), cache)
         answers = _answers(model, tokenizer, run, setting, Path(scratch))
     return {**run.named(), **trained, "answers": [answer.as_row() for answer in answers]}
 
@@ -56,7 +62,7 @@ class _Steps(TrainerCallback):
         self.seconds.append(time.monotonic() - self._began)
 
 
-def _trained(run: Run, setting: Setting, scratch: Path) -> tuple[Any, Any, dict[str, Any]]:
+def _trained(run: Run, setting: Setting, scratch: Path, cache: Path) -> tuple[Any, Any, dict[str, Any]]:
     """Model, tokenizer, and what training took.
 
     Where a method needs the model as it was, beside the one that is trained, it is loaded anew: a copy of the
@@ -64,12 +70,12 @@ def _trained(run: Run, setting: Setting, scratch: Path) -> tuple[Any, Any, dict[
     """
     method, started = METHODS[run.method], time.monotonic()
     rows, batch = run.rows(setting), setting.batch
+    default = _pact(METHODS["default"], setting, cache)
     if method.drops:
-        about_to = _trainer(*_load(run), rows, run, setting, batch, scratch)
-        rows = undamped(about_to, rows, _pact(METHODS["default"], setting, scratch))
+        rows = undamped(_trainer(*_load(run), rows, run, setting, batch, scratch), rows, default)
     if method.mixes:
-        per_step = PactConfig().anchors_per_step
-        rows, batch = mixed(rows, anchor_rows(*_load(run)), per_step, batch), batch + per_step
+        per_step, anchors = default.anchors_per_step, anchor_rows(*_load(run), default, setting.bf16)
+        rows, batch = mixed(rows, anchors, per_step, batch), batch + per_step
     model, tokenizer = _load(run)
     trainer = _trainer(model, tokenizer, rows, run, setting, batch, scratch)
     trainer.remove_callback(PrinterCallback)
@@ -79,7 +85,7 @@ def _trained(run: Run, setting: Setting, scratch: Path) -> tuple[Any, Any, dict[
     if method.loss == "token_wise":
         trainer.compute_loss = token_wise(_load(run)[0])
     if method.loss == "pact":
-        config = _pact(method, setting, scratch)
+        config = _pact(method, setting, cache)
         if method.all_tokens:
             config = config.model_copy(update={"safety_tokens": all_held(trainer, scratch / "tokens.json")})
         emphasised = method.emphasis and Emphasised(trainer, config, method.emphasis)
@@ -94,9 +100,9 @@ def _trained(run: Run, setting: Setting, scratch: Path) -> tuple[Any, Any, dict[
     return trainer.model, tokenizer, took
 
 
-def _pact(method: Method, setting: Setting, scratch: Path) -> PactConfig:
+def _pact(method: Method, setting: Setting, cache: Path) -> PactConfig:
     base: dict[str, Any] = {"base_model": setting.base_model} if method.contrast else {}
-    return PactConfig(**method.pact, **base, cache_dir=scratch / "cache", eval=False)
+    return PactConfig(**method.pact, **base, cache_dir=cache, eval=False)
 
 
 def _trainer(
