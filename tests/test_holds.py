@@ -229,6 +229,7 @@ def test_rates_follow_from_the_kept_answers_and_runs_are_not_made_twice(
     kept = json.loads((tmp_path / "out.json").read_text())
     assert kept["runs"] == json.loads(json.dumps(rows))
     assert kept["setting"]["base_model"] == "y"
+    assert "checksum" not in rows[0]  # of the file of answers
     rates = [[row[name] for name in summary.RATES] for row in rows]
     assert rates == [[1.0, 0.0, 0.0, 0.0, 0.25], *[[0.0, 1.0, 0.0, 0.0, 0.25]] * 2]
     assert rows[1]["changes"]["refusal_rate"]["lost"] == 4

@@ -9,7 +9,6 @@ command goes on where it was stopped, and another `--judge` judges them anew.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -125,7 +124,7 @@ def measured(asked_for: Sequence[Run], setting: Setting, path: Path, judge: str,
         for run in asked_for:
             both = files[run], files[run.untouched()]
             if run not in rows and all(file.exists() for file in both):
-                kept, untouched = (json.loads(file.read_text(encoding="utf-8")) for file in both)
+                kept, untouched = map(artefacts.read, both)
                 rows[run] = summary.row_of(kept, untouched, run.asked(setting), by)
         methods = {run.method: asdict(METHODS[run.method]) for run in asked_for}
         found = [rows[run] for run in asked_for if run in rows]
