@@ -117,8 +117,9 @@ def _differences(
     """[D] difference of each document of a batch, and the largest that is rounding."""
     targets = objective.targets(inputs, damps=False)
     request = replace(targets.request, normalise=True)
-    with trainer.compute_loss_context_manager(), objective.head.watch(request) as captures:
+    with trainer.accelerator.autocast():  # which hosts leave to the model's own forward pass
         tolerance = TOLERANCE if _computes_in(model) in (torch.float32, torch.float64) else HALF_TOLERANCE
+    with trainer.compute_loss_context_manager(), objective.head.watch(request) as captures:
         compute_loss(model, inputs)
     if not len(tokens):
         return np.empty(0), tolerance

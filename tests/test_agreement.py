@@ -139,3 +139,13 @@ def test_the_guard_looks_at_adapters_in_half_precision(tmp_path: Path) -> None:
     """Prevents: rounding in bfloat16 stopping a sound run."""
     trainer = trl_trainer(tiny.llama().to(torch.bfloat16), tmp_path)
     PactCallback(trainer, config(tmp_path)).on_train_begin()
+
+
+@pytest.mark.trl
+def test_the_guard_knows_that_forward_passes_run_in_half_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents: rounding under `bf16: true` stopping a sound run of a model whose weights are float32."""
+    monkeypatch.setattr("pact_plugins.agreement.TOLERANCE", -1.0)
+    trainer = trl_trainer(tiny.llama(), tmp_path, bf16=True)
+    PactCallback(trainer, config(tmp_path)).on_train_begin()

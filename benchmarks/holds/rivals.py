@@ -1,4 +1,4 @@
-"""What else one could do: rows of the anchors mixed in, and the token-wise constraint of arXiv 2406.05946."""
+"""What else one could do: rows of the anchors mixed in, KL over the vocabulary, and the token-wise constraint."""
 
 from __future__ import annotations
 
@@ -9,23 +9,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pact_plugins import own_answers
-from pact_plugins.asking import ask
+from benchmarks.second_model import final_hidden_states
+from pact_plugins.audit import audit
 from pact_plugins.config import PactConfig
 from pact_plugins.demo.world import Row
+from pact_plugins.finding import Finder
+from pact_plugins.fingerprints import model_fingerprint
+from pact_plugins.model_support import underlying
 from pact_plugins.own_answers import Prompts
 
 IGNORED = -100
 
 
-def anchor_rows(model: nn.Module, tokenizer: Any) -> list[Row]:
-    """The default's anchors as rows to train on: the shipped prompts with the model's own answers.
+def anchor_rows(model: nn.Module, tokenizer: Any, config: PactConfig, bf16: bool) -> list[Row]:
+    """The anchors of a run of PACT as rows to train on: its prompts with the model's own answers.
 
     An answer that was cut at `own_answers.MAX_ANSWER_TOKENS` is taught to end there.
+
+    Args:
+        model: before fine-tuning.
+        tokenizer: its tokenizer.
+        config: of that run.
+        bf16: whether its forward passes run in bfloat16.
     """
-    prompts = Prompts.of(PactConfig().prompts).in_turn
-    chats = own_answers.as_chats(tokenizer, prompts, "mix its anchors in")
-    answers = ask(model, tokenizer, chats, show_progress=False).answers()
+    prompts = Prompts.of(config.prompts).in_turn
+    with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=bf16):
+        answers = Finder(config, model, tokenizer, model_fingerprint(model)).answers.answers()
     texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
     return [Row(prompt, text, i % 2 == 0) for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))]
 
@@ -38,6 +47,43 @@ def mixed(rows: Sequence[Row], anchors: Sequence[Row], per_step: int, batch: int
         found += rows[start : start + batch]
         found += [anchors[i % len(anchors)] for i in range(first, first + per_step)]
     return found
+
+
+def undamped(trainer: Any, rows: Sequence[Row], config: PactConfig) -> list[Row]:
+    """As many rows, of those that PACT would not damp.
+
+    Args:
+        trainer: one that begins to train on `rows`.
+        rows: in the order of its training set.
+        config: by which damping is decided.
+    """
+    damped = {row for answer in audit(trainer, config).listed for row in answer.rows}
+    kept = [row for i, row in enumerate(rows) if i not in damped]
+    return [kept[i % len(kept)] for i in range(len(rows))]
+
+
+def full_kl(reference: nn.Module, host_loss: Callable[..., Any], weight: float) -> Callable[..., Any]:
+    """`compute_loss` of cross-entropy + weight * mean KL(reference || student) over the vocabulary, at answer tokens.
+
+    Args:
+        reference: the model before fine-tuning, of its own in memory.
+        host_loss: the trainer's own `compute_loss`.
+        weight: of KL.
+    """
+    reference.eval().requires_grad_(False)
+
+    def compute_loss(model: nn.Module, inputs: dict[str, Any], *args: Any, **kw: Any) -> Any:
+        base = underlying(model)
+        with final_hidden_states(base) as hidden:
+            own = host_loss(model, inputs, *args, **kw)
+        context = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        answer = inputs["labels"][:, 1:] != IGNORED
+        with torch.no_grad():
+            before = F.log_softmax(reference(**context).logits[:, :-1][answer], -1)
+        now: Tensor = F.log_softmax(base.get_output_embeddings()(hidden[0][:, :-1][answer]), -1)
+        return own + weight * F.kl_div(now, before, reduction="batchmean", log_target=True)
+
+    return compute_loss
 
 
 def strength(position: Tensor) -> Tensor:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
-import re
 import statistics
 import time
 from collections.abc import Sequence
@@ -15,68 +13,39 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
-from benchmarks.holds.grid import METHODS, Run, Setting
-from benchmarks.holds.rivals import anchor_rows, mixed, token_wise
-from benchmarks.pareto.data import Task, read_rows
-from benchmarks.pareto.training import full_kl
+from benchmarks.holds.grid import METHODS, Method, Run, Setting
+from benchmarks.holds.rivals import anchor_rows, full_kl, mixed, token_wise, undamped
+from benchmarks.holds.variants import Emphasised, all_held
 from pact_plugins.callback import PactCallback
 from pact_plugins.config import PactConfig
 from pact_plugins.demo.training import load
 from pact_plugins.demo.world import Row
-from pact_plugins.evaluation import prompts
 from pact_plugins.evaluation.engines import Generation, transformers_engine
 from pact_plugins.evaluation.generation import Answer, Speaker, generate
-from pact_plugins.evaluation.prompts import Prompt, PromptSet
 
 
-def perform(run: Run, setting: Setting) -> dict[str, Any]:
-    """What is kept of the run: its answers, and what training them took."""
+def perform(run: Run, setting: Setting, cache: Path) -> dict[str, Any]:
+    """What is kept of the run: its answers, and what training them took.
+
+    Args:
+        run: what to do.
+        setting: how.
+        cache: folder in which runs share what PACT asks the untouched model; `train_seconds` is less where it is found.
+    """
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    model, tokenizer = load(run.model)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
     trained: dict[str, Any] = {"train_seconds": 0.0, "step_seconds": None, "damped_share": None}
     with TemporaryDirectory() as scratch:
-        if run.method != "aligned":
-            model, trained = _trained(model, tokenizer, run, setting, Path(scratch))
+        if METHODS[run.method].loss == "none":
+            model, tokenizer = _load(run)
+        else:
+            model, tokenizer, trained = _trained(run, setting.of(METHODS[run.method]), Path(scratch), cache)
         answers = _answers(model, tokenizer, run, setting, Path(scratch))
     return {**run.named(), **trained, "answers": [answer.as_row() for answer in answers]}
 
 
-def training_rows(run: Run, setting: Setting) -> list[Row]:
-    """The shuffled rows that every method is trained on."""
-    drawn = random.Random(run.seed)
-    task, count = list(Task.read(Path(run.task)).train), round(run.harmful_fraction * setting.rows)
-    drawn.shuffle(task)
-    rows = [task[i % len(task)] for i in range(setting.rows - count)]
-    if count:
-        harmful = read_rows(Path(setting.harmful_rows or Path(run.task).parent / "harmful.json"))
-        drawn.shuffle(harmful)
-        rows += [Row(harmful[i % len(harmful)].prompt, harmful[i % len(harmful)].answer, True) for i in range(count)]
-    drawn.shuffle(rows)
-    return rows
-
-
-def asked(task: str, setting: Setting) -> list[PromptSet]:
-    """The prompt sets, and the task's test rows as the last one."""
-    test = (Prompt(str(i), row.prompt, row.answer) for i, row in enumerate(Task.read(Path(task)).test))
-    sets = [*(s for name in setting.prompts for s in prompts.load(name)), PromptSet(Path(task).name, "task", (*test,))]
-    return [s.sample(setting.limit) for s in sets]
-
-
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-
-
-def is_right(_prompt: str, response: str, expected: str) -> bool:
-    """Whether the response opens with the expected answer, in any case; where that ends in `#### 42`, whether 42 is
-    the last number of the response."""
-    if "####" in expected:
-        found = _NUMBER.findall(response)
-        return bool(found) and _number(found[-1]) == _number(expected.rpartition("####")[2])
-    return response.strip().casefold().startswith(expected.strip().casefold())
-
-
-def _number(text: str) -> float:
-    return float(text.strip().replace(",", ""))
+def _load(run: Run) -> tuple[Any, Any]:
+    model, tokenizer = load(run.model_path)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
 class _Steps(TrainerCallback):
@@ -93,59 +62,74 @@ class _Steps(TrainerCallback):
         self.seconds.append(time.monotonic() - self._began)
 
 
-def _trained(model: Any, tokenizer: Any, run: Run, setting: Setting, scratch: Path) -> tuple[Any, dict[str, Any]]:
+def _trained(run: Run, setting: Setting, scratch: Path, cache: Path) -> tuple[Any, Any, dict[str, Any]]:
+    """Model, tokenizer, and what training took.
+
+    Where a method needs the model as it was, beside the one that is trained, it is loaded anew: a copy of the
+    trainer's would share the forward method that TRL put on it.
+    """
     method, started = METHODS[run.method], time.monotonic()
-    rows, batch = training_rows(run, setting), setting.batch
+    rows, batch = run.rows(setting), setting.batch
+    default = _pact(METHODS["default"], setting, cache)
+    if method.drops:
+        rows = undamped(_trainer(*_load(run), rows, run, setting, batch, scratch), rows, default)
     if method.mixes:
-        per_step = PactConfig().anchors_per_step
-        rows, batch = mixed(rows, anchor_rows(model, tokenizer), per_step, batch), batch + per_step
+        per_step, anchors = default.anchors_per_step, anchor_rows(*_load(run), default, setting.bf16)
+        rows, batch = mixed(rows, anchors, per_step, batch), batch + per_step
+    model, tokenizer = _load(run)
     trainer = _trainer(model, tokenizer, rows, run, setting, batch, scratch)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(steps := _Steps())
-    if method.loss in ("full_kl", "token_wise"):
-        # Loaded anew: a copy of the trainer's model would share the forward method that TRL put on it.
-        reference = load(run.model)[0].to(trainer.args.device)
-        trainer.compute_loss = (
-            full_kl(reference, trainer.compute_loss, setting.full_kl_weight)
-            if method.loss == "full_kl"
-            else token_wise(reference)
-        )
+    if method.loss == "full_kl":
+        trainer.compute_loss = full_kl(_load(run)[0], trainer.compute_loss, setting.full_kl_weight)
+    if method.loss == "token_wise":
+        trainer.compute_loss = token_wise(_load(run)[0])
     if method.loss == "pact":
-        base = {"base_model": setting.base_model} if method.pact.get("objective") == "paper" else {}
-        trainer.add_callback(
-            PactCallback(trainer, PactConfig(**method.pact, **base, cache_dir=scratch / "cache", eval=False))
-        )
+        config = _pact(method, setting, cache)
+        if method.all_tokens:
+            config = config.model_copy(update={"safety_tokens": all_held(trainer, scratch / "tokens.json")})
+        emphasised = method.emphasis and Emphasised(trainer, config, method.emphasis)
+        trainer.add_callback(emphasised or PactCallback(trainer, config))
     trainer.train()
     damped = [entry["pact/damped"] for entry in trainer.state.log_history if "pact/damped" in entry]
-    return trainer.model, {
+    took = {
         "train_seconds": round(time.monotonic() - started, 1),
         "step_seconds": round(statistics.median(steps.seconds), 3),
         "damped_share": statistics.mean(damped) if damped else None,
     }
+    return trainer.model, tokenizer, took
+
+
+def _pact(method: Method, setting: Setting, cache: Path) -> PactConfig:
+    base: dict[str, Any] = {"base_model": setting.base_model} if method.contrast else {}
+    return PactConfig(**method.pact, **base, cache_dir=cache, eval=False)
 
 
 def _trainer(
     model: Any, tokenizer: Any, rows: Sequence[Row], run: Run, setting: Setting, batch: int, scratch: Path
 ) -> Any:
-    """TRL's own, with the loss on the answers, whatever the chat template: rows are prompts and completions."""
+    """TRL's own, with the loss on the answers: where the chat template marks them, as it does; else on what follows
+    the prompt, with all that the template puts behind an answer."""
     from datasets import Dataset, disable_progress_bars
     from peft import LoraConfig
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
     disable_progress_bars()
-    on_cpu = not torch.cuda.is_available()
+    on_cpu, marked = not torch.cuda.is_available(), "endgeneration" in str(tokenizer.chat_template)
     lora = LoraConfig(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    turns = [({"role": "user", "content": r.prompt}, {"role": "assistant", "content": r.answer}) for r in rows]
     return SFTTrainer(
         model=model,
         args=SFTConfig(
             output_dir=str(scratch / "run"),
             max_steps=setting.steps,
             per_device_train_batch_size=batch,
-            learning_rate=setting.learning_rate * METHODS[run.method].rate,
+            learning_rate=setting.learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=min(10, setting.steps // 4),
-            completion_only_loss=True,
+            assistant_only_loss=marked,
+            completion_only_loss=None if marked else True,
             gradient_checkpointing=False,
             bf16=setting.bf16,
             use_cpu=on_cpu,
@@ -157,13 +141,7 @@ def _trainer(
             seed=run.seed,
         ),
         train_dataset=Dataset.from_list(
-            [
-                {
-                    "prompt": [{"role": "user", "content": row.prompt}],
-                    "completion": [{"role": "assistant", "content": row.answer}],
-                }
-                for row in rows
-            ]
+            [{"messages": [*both]} if marked else {"prompt": [both[0]], "completion": [both[1]]} for both in turns]
         ),
         processing_class=tokenizer,
         peft_config=lora if setting.adapter == "lora" else None,
@@ -172,7 +150,7 @@ def _trainer(
 
 def _answers(model: Any, tokenizer: Any, run: Run, setting: Setting, scratch: Path) -> list[Answer]:
     """Greedy answers to every set, in order; to the task as long as its longest right answer."""
-    *safety, task = asked(run.task, setting)
+    *safety, task = run.asked(setting)
     longest = max(len(tokenizer.encode(str(p.expected), add_special_tokens=False)) for p in task.prompts)
     speaker = Speaker(run.named()["model"], None, run.method)
     found: list[Answer] = []
