@@ -3,7 +3,7 @@
 Small chat models such as SmolLM2-135M-Instruct are quick to experiment with, but answer every request. This makes one
 that refuses: LoRA on harmful requests with varied refusals, and on harmless ones, many of which sound harmful, with the
 answers that the model gives by itself; merged into the weights. All prompts are ours: the shipped ones, the demo's
-topics, and those in `benchmarks/prompts`. None comes from a published set, so all of these can judge the result.
+topics, and more of other kinds. None comes from a published set, so all of these can judge the result.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Sequence
-from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,17 +32,11 @@ OF_TOPICS = 200
 """Requests of each kind about the demo's topics."""
 
 
-def lines(name: str) -> list[str]:
-    """The prompts of a file in `benchmarks/prompts`: `harmful`, or `look_alikes`, which only sound so."""
-    text = (resources.files("benchmarks") / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
-    return [line for line in text.splitlines() if line]
-
-
 def prompts(harmful: bool, seed: int) -> list[str]:
     """Every prompt of one kind that is taught."""
     drawn = random.Random(seed)
     acts = drawn.sample(train_acts(harmful), OF_TOPICS)
-    written = lines("harmful" if harmful else "look_alikes")
+    written = shipped("more_harmful" if harmful else "more_harmless")
     return [*written, *shipped("harmful" if harmful else "harmless"), *(train_request(a.text, drawn) for a in acts)]
 
 
