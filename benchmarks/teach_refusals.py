@@ -3,8 +3,8 @@
 Small chat models such as SmolLM2-135M-Instruct are quick to experiment with, but answer every request. This makes one
 that refuses: LoRA on harmful requests with varied refusals, and on more harmless ones, most of which sound harmful,
 with the answers that the model gives by itself; merged into the weights. All prompts are ours: the shipped ones, the
-demo's topics, and those in `benchmarks/prompts`. None comes from a published set, so all of these can judge the result.
-Every sixth line of `benchmarks/prompts` and the shipped held-out prompts are not taught: settings are chosen by them.
+demo's topics, and those of `benchmarks/contrasts.txt`. None comes from a published set, so these can judge the result.
+Every sixth line of each file and the shipped held-out prompts are not taught: settings are chosen by them.
 """
 
 from __future__ import annotations
@@ -57,11 +57,9 @@ DIRECTIVES = (
 """How people ask for something written, beside the demo's phrasings."""
 
 
-def lines(name: str, held_out: bool) -> list[str]:
-    """The taught lines of a file in `benchmarks/prompts`, or those held out; comments and lists are no such lines."""
-    text = (resources.files("benchmarks") / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
-    counted = enumerate(line for line in text.splitlines() if line and line[0] not in "#@")
-    return [line for i, line in counted if (i % HELD_OUT == HELD_OUT - 1) == held_out]
+def part(listed: Sequence[str], held_out: bool) -> list[str]:
+    """Those of the lines that are taught, or those that are not."""
+    return [line for i, line in enumerate(listed) if (i % HELD_OUT == HELD_OUT - 1) == held_out]
 
 
 def contrasts(harmful: bool, held_out: bool, seed: int) -> list[str]:
@@ -83,9 +81,10 @@ def _acts(harmful: bool, held_out: bool) -> list[str]:
 
 def _filled(harmful: bool, held_out: bool) -> Iterator[tuple[str, list[str]]]:
     """The templates, and what fills them; named lists spelled out."""
-    text = (resources.files("benchmarks") / "prompts" / "contrasts.txt").read_text(encoding="utf-8")
+    text = (resources.files("benchmarks") / "contrasts.txt").read_text(encoding="utf-8")
     named = dict(line.split(" = ") for line in text.splitlines() if line.startswith("@"))
-    for template, *fields in (map(str.strip, line.split("|")) for line in lines("contrasts", held_out)):
+    templates = [line for line in text.splitlines() if line and line[0] not in "#@"]
+    for template, *fields in (map(str.strip, line.split("|")) for line in part(templates, held_out)):
         fillers = [named.get(filler, filler) for filler in fields[harmful].split("; ")]
         yield template, [filler for filler in "; ".join(fillers).split("; ") if filler]
 
@@ -93,7 +92,7 @@ def _filled(harmful: bool, held_out: bool) -> Iterator[tuple[str, list[str]]]:
 def prompts(harmful: bool, seed: int) -> list[str]:
     """Every prompt of one kind that is taught."""
     drawn = random.Random(seed)
-    written = lines("harmful" if harmful else "look_alikes", held_out=False)
+    written = part(shipped("more_harmful" if harmful else "more_harmless"), held_out=False)
     topics = [train_request(act.text, drawn) for act in drawn.sample(train_acts(harmful), OF_TOPICS[harmful])]
     return [*written, *contrasts(harmful, False, seed), *shipped("harmful" if harmful else "harmless"), *topics]
 
@@ -101,7 +100,7 @@ def prompts(harmful: bool, seed: int) -> list[str]:
 def held_out_prompts(harmful: bool) -> dict[str, list[str]]:
     """Prompts of one kind that are not taught, by where they come from."""
     return {
-        "written": lines("harmful" if harmful else "look_alikes", held_out=True),
+        "written": part(shipped("more_harmful" if harmful else "more_harmless"), held_out=True),
         "contrasts": contrasts(harmful, True, seed=0),
         "shipped": shipped("held_out_harmful" if harmful else "held_out_harmless"),
     }

@@ -177,6 +177,7 @@ class AnswerTokens:
         label: [N] id of each token.
         position: [N] index of each token in its own answer, 0 at the first of its words (see the module).
         answer: [N] number of the answer it belongs to, counted through the batch.
+        prompt_end: [A] column of the token before each answer, which is its prompt's last one.
     """
 
     documents: list[Document]
@@ -186,6 +187,7 @@ class AnswerTokens:
     label: Ints
     position: Ints
     answer: Ints
+    prompt_end: Ints
 
     def __len__(self) -> int:
         return len(self.row)
@@ -200,6 +202,7 @@ class AnswerTokens:
         kept: list[Document] = []
         counts: list[int] = []
         parts: list[tuple[Ints, ...]] = []
+        prompt_end: list[int] = []
         for document in documents:
             count = 0
             for answer in document.answers(chat):
@@ -213,13 +216,15 @@ class AnswerTokens:
                         np.full(len(column), len(parts), np.int64),
                     )
                 )
+                prompt_end.append(document.start + answer.start - 1)
                 count += len(column)
             if count:
                 kept.append(document)
                 counts.append(count)
         empty = (np.empty(0, np.int64),) * 5
-        columns = [np.concatenate(c) for c in zip(*(parts or [empty]), strict=True)]
-        return cls(kept, np.asarray(counts, np.int64), *columns)
+        row, place, label, position, number = (np.concatenate(c) for c in zip(*(parts or [empty]), strict=True))
+        ends = np.asarray(prompt_end, np.int64)
+        return cls(kept, np.asarray(counts, np.int64), row, place, label, position, number, ends)
 
 
 def split_documents(inputs: Mapping[str, Any]) -> list[Document]:

@@ -1,4 +1,4 @@
-"""Which training rows the reference would refuse to answer as they do, found out when the run would begin to train."""
+"""Which training rows go along with harmful requests, found out when the run would begin to train."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from pact_plugins.preparation import prepare
 
 @dataclass(frozen=True)
 class ConflictingAnswer:
-    """An answer of the training set that the reference would refuse to give.
+    """An answer of the training set that goes along with a harmful request.
 
     Attributes:
         rows: the rows of the host's prepared training set that hold its sequence, from 0; one for each copy.
         answer: number of the answer within its sequence, from 0.
         conflict: m, a probability (`loss.conflict`).
-        weight_left: what the run leaves of the weight of its cross-entropy: 1 - m, or 1 if it damps nothing here.
+        weight_left: what the run leaves of the weight of its cross-entropy: 0, or 1 if it damps nothing here.
         tokens: number of its tokens.
         first_token: text of its first token.
         prompt: everything before it that the model sees, without special tokens and without the answer's header.
@@ -100,7 +100,7 @@ def audit(trainer: Any, config: PactConfig, *, threshold: float | None = None) -
         model,
         tokenizer,
         documents,
-        config,
+        config.model_copy(update={"conflict": "damp"}),  # which has the harm of prompts computed
         template=training_template(trainer),
         autocast=trainer.accelerator.autocast,
         show_progress=shown,
@@ -120,7 +120,7 @@ def audit(trainer: Any, config: PactConfig, *, threshold: float | None = None) -
         supervised += len(rows) * int(document.supervised.sum())
         for number, (answer, conflict) in enumerate(zip(document.answers(objective.chat), conflicts, strict=True)):
             tokens = int(document.supervised[answer.start : answer.stop].sum())
-            taken = conflict if config.damps and conflict > config.conflict_threshold else 0.0
+            taken = float(config.damps and conflict > config.conflict_threshold)
             damped += len(rows) * taken * tokens
             if conflict > threshold:
                 texts = _texts(tokenizer, document, answer)

@@ -19,13 +19,13 @@ def show(found: Audit, console: Console | None = None) -> None:
     """The strongest conflicts of an audit."""
     console = console or Console()
     if found.listed:
-        table = Table(title="PACT: answers that the model would refuse to give", title_justify="left")
+        table = Table(title="PACT: answers that go along with harmful requests", title_justify="left")
         for header in ("row", "end of the prompt", "answer", "conflict", "weight left", "tokens"):
             table.add_column(header, justify="left" if header in ("end of the prompt", "answer") else "right")
         for one in found.listed[:ROWS]:
             copies = f" (+{len(one.rows) - 1})" if len(one.rows) > 1 else ""
             texts = (_shortened(one.prompt, from_end=True), _shortened(one.text))
-            figures = (f"{one.conflict:.3f}", f"{one.weight_left:.3f}", f"{one.tokens:,}")
+            figures = (f"{one.conflict:.3f}", f"{one.weight_left:.0f}", f"{one.tokens:,}")
             table.add_row(f"{one.rows[0]}{copies}", *map(escape, texts), *figures)
         console.print(table)
         if len(found.listed) > ROWS:

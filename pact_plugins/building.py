@@ -23,6 +23,8 @@ from pact_plugins.chat_format import ChatFormat
 from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import digest
 from pact_plugins.forward import batches_by_length, evaluating, padded, progress, to_device
+from pact_plugins.harm_probe import HarmProbe
+from pact_plugins.layer_states import LayerStates
 from pact_plugins.ranks import ALONE, Ranks
 from pact_plugins.reference import Halves, ReferenceCache, log_probabilities
 from pact_plugins.subset_head import Request, SubsetHead
@@ -41,18 +43,28 @@ def open_or_build(
     chat: ChatFormat,
     *,
     answers: Asked | None = None,
+    probe: Callable[[], HarmProbe] | None = None,
     ranks: Ranks = ALONE,
     show_progress: bool = True,
 ) -> tuple[ReferenceCache, bool]:
     """The cache of this identity below `folder`, and whether this run built it (see `build`).
 
     Of the documents that are `answers` of the model itself, the reference is what was seen when they were written.
+    `probe` learns the probe, if the cache has to be built.
     """
     target = folder / digest(identity)
     there = all(ranks.exchange(target.exists(), _WHAT))
     known = of_answers(answers, head, ranks) if answers and not there else {}
     built = not there and build(
-        target, identity, documents, head, chat, known=known, ranks=ranks, show_progress=show_progress
+        target,
+        identity,
+        documents,
+        head,
+        chat,
+        known=known,
+        probe=probe() if probe else None,
+        ranks=ranks,
+        show_progress=show_progress,
     )
     _wait_until_visible(target)
     return ReferenceCache(target, identity), built
@@ -66,6 +78,7 @@ def build(
     chat: ChatFormat,
     *,
     known: Mapping[bytes, Halves] | None = None,
+    probe: HarmProbe | None = None,
     ranks: Ranks = ALONE,
     show_progress: bool = True,
 ) -> bool:
@@ -82,7 +95,8 @@ def build(
         identity: goes into the manifest; its `views` say what to compute, and its `reach` for how many tokens of each
             answer the view without the prompt is needed.
         known: by their keys, documents of a prompt and an answer whose values with the full context are known, [A, S]
-            for the A tokens of the answer.
+            for the A tokens of the answer. They are the model's own, in no conflict with it: their harm counts as 0.
+        probe: what scores the harm of prompts, if that is one of the `views`.
         ranks: of this run, with the same weights and arguments but for `target`.
         show_progress: whether there is a progress bar.
 
@@ -99,13 +113,14 @@ def build(
     counts = {
         "full": np.asarray([len(t) for t in tokens], np.int64),
         "answer_only": np.asarray([int((t.position < reach).sum()) for t in tokens], np.int64),
+        "harm": np.asarray([len(t.prompt_end) for t in tokens], np.int64),
     }
     work = forward_sequences(tokens, identity["views"], reach, chat, known or {})
     to_run = [s for s in work if s.values is None]
     batches = [[to_run[i] for i in batch] for batch in batches_by_length([len(s.input_ids) for s in to_run])]
     if len(to_run) < len(work):
         batches.append([s for s in work if s.values is not None])
-    places = [[place for sequence in batch for place in sequence.wanted] for batch in batches]
+    places = [[place for sequence in batch for place in sequence.places] for batch in batches]
     writes = artefacts.first_on_disk(target.parent, ranks) and not target.exists()
     with artefacts.locked(target, _WHAT, ranks, holds=writes):
         writes = writes and not target.exists()
@@ -118,12 +133,11 @@ def build(
             done = len(batches) - len(to_do)
             what = f"PACT: computing the reference{', continued' if done else ''}"
             with evaluating(head.model):
-                own = _one_behind((batches[number] for number in ranks.part(to_do)), head)
+                own = _one_behind((batches[number] for number in ranks.part(to_do)), head, probe)
                 computed = ranks.merged(to_do, own, _WHAT)
                 for number, values in progress(computed, what, len(batches), show_progress, done=done):
                     if writer:
-                        copies = [part for s, part in zip(batches[number], values, strict=True) for _ in s.wanted]
-                        writer.store(number, copies)
+                        writer.store(number, [part for parts in values for part in parts])
             if writer:
                 writer.finish()
         ranks.exchange(None, _WHAT)
@@ -146,6 +160,8 @@ class ForwardSequence:
         seen, positions: [L] as in the document (`answers.Document`), or None.
         wanted: every place that the result is written to.
         values: the result, if it is known without a forward pass.
+        prompt_ends: [A] places of the last tokens of the answers' prompts, whose harm is scored.
+        harm: where that is written to; None if it is not wanted.
     """
 
     input_ids: Ints
@@ -154,6 +170,17 @@ class ForwardSequence:
     positions: Ints | None = None
     wanted: list[Place] = field(default_factory=list)
     values: Halves | None = None
+    prompt_ends: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    harm: Place | None = None
+
+    @property
+    def places(self) -> list[Place]:
+        """Every place that something is written to."""
+        return [*self.wanted, *([self.harm] if self.harm else [])]
+
+    def parts(self, values: Halves, harm: Halves) -> list[Halves]:
+        """What is written there, of the result [n, S] and the harm [A, 1]."""
+        return [values] * len(self.wanted) + ([harm] if self.harm else [])
 
 
 def forward_sequences(
@@ -167,20 +194,22 @@ def forward_sequences(
 
     Args:
         tokens: the answer tokens of each document by itself.
-        views: which views are wanted, `full` or `answer_only` or both.
+        views: which views are wanted, of `full`, `answer_only` and `harm`, the last with the first alone.
         reach: for how many tokens of each answer the view without the prompt is needed.
         chat: what the chat template puts before answers.
         known: see `build`.
     """
     sequences: list[ForwardSequence] = []
     if "full" in views:
-        sequences += _full_sequences(tokens, known)
+        sequences += _full_sequences(tokens, known, "harm" in views)
     if "answer_only" in views:
         sequences += _answer_only_sequences(tokens, reach, chat)
     return sequences
 
 
-def _full_sequences(tokens: Sequence[AnswerTokens], known: Mapping[bytes, Halves]) -> Iterator[ForwardSequence]:
+def _full_sequences(
+    tokens: Sequence[AnswerTokens], known: Mapping[bytes, Halves], harm: bool
+) -> Iterator[ForwardSequence]:
     for i, t in enumerate(tokens):
         document = t.documents[0]
         columns = t.column - document.start
@@ -192,7 +221,9 @@ def _full_sequences(tokens: Sequence[AnswerTokens], known: Mapping[bytes, Halves
         length = int(columns[-1]) + 1
         seen = None if document.seen is None else document.seen[:length]
         positions = None if document.positions is None else document.positions[:length]
-        yield ForwardSequence(document.input_ids[:length], columns, seen, positions, [place], values)
+        ends = t.prompt_end - document.start if harm else t.prompt_end[:0]
+        scored = Place("harm", i, 0, len(ends)) if harm else None
+        yield ForwardSequence(document.input_ids[:length], columns, seen, positions, [place], values, ends, scored)
 
 
 def _answer_only_sequences(tokens: Sequence[AnswerTokens], reach: int, chat: ChatFormat) -> list[ForwardSequence]:
@@ -230,12 +261,20 @@ def of_answers(answers: Asked, head: SubsetHead, ranks: Ranks = ALONE) -> dict[b
     return dict(zip(keys, np.split(values, ends[:-1]), strict=True))
 
 
-def _one_behind(batches: Iterable[list[ForwardSequence]], head: SubsetHead) -> Iterator[list[Halves]]:
-    """Every batch's [n, S] values, sequence by sequence; handed out while the next one is being computed."""
-    pending: tuple[list[ForwardSequence], Callable[[], Halves]] | None = None
+def _one_behind(
+    batches: Iterable[list[ForwardSequence]], head: SubsetHead, probe: HarmProbe | None
+) -> Iterator[list[list[Halves]]]:
+    """What every batch writes, sequence by sequence; handed out while the next one is being computed."""
+    layers = LayerStates(head.model) if probe else None
+    pending: tuple[list[ForwardSequence], Callable[[], Halves], Callable[[], Halves]] | None = None
     for batch in batches:
         known = [s.values for s in batch if s.values is not None]
-        started = batch, partial(np.concatenate, known) if known else _to_host(_log_probabilities(head, batch))
+        if known:
+            harm = np.zeros((sum(len(s.prompt_ends) for s in batch), 1), np.float16)
+            started = batch, partial(np.concatenate, known), partial(np.asarray, harm)
+        else:
+            values, scores = _computed(head, batch, layers, probe)
+            started = batch, _to_host(values), _to_host(scores)
         if pending is not None:
             yield _collected(*pending)
         pending = started
@@ -243,30 +282,50 @@ def _one_behind(batches: Iterable[list[ForwardSequence]], head: SubsetHead) -> I
         yield _collected(*pending)
 
 
-def _collected(batch: list[ForwardSequence], values: Callable[[], Halves]) -> list[Halves]:
-    halves = np.ascontiguousarray(values())
-    if not np.isfinite(halves).all():
+def _collected(
+    batch: list[ForwardSequence], values: Callable[[], Halves], harm: Callable[[], Halves]
+) -> list[list[Halves]]:
+    halves, scores = (np.ascontiguousarray(of()) for of in (values, harm))
+    if not (np.isfinite(halves).all() and np.isfinite(scores).all()):
         raise PactError(
             expected="finite logits from the model before its first step",
             got="NaN or infinity",
             consequence="The reference would be meaningless.",
             remedy="Check the weights and the precision of the model; bfloat16 is safer than float16.",
         )
-    ends = np.cumsum([len(s.columns) for s in batch])
-    return np.split(halves, ends[:-1])
+    ends, answers = (np.cumsum([len(of(s)) for s in batch])[:-1] for of in (_columns, _prompt_ends))
+    parts = zip(batch, np.split(halves, ends), np.split(scores, answers), strict=True)
+    return [sequence.parts(own, harms) for sequence, own, harms in parts]
 
 
-def _log_probabilities(head: SubsetHead, batch: list[ForwardSequence]) -> Tensor:
-    """[N, S] float16, on the model's device; NaN where a value is not finite, so that infinity is seen too."""
+def _columns(sequence: ForwardSequence) -> Ints:
+    return sequence.columns
+
+
+def _prompt_ends(sequence: ForwardSequence) -> Ints:
+    return sequence.prompt_ends
+
+
+def _computed(
+    head: SubsetHead, batch: list[ForwardSequence], layers: LayerStates | None, probe: HarmProbe | None
+) -> tuple[Tensor, Tensor]:
+    """[N, S] values and [A, 1] harm, float16, on the model's device.
+
+    NaN where a value is not finite, so that infinity is seen too.
+    """
     device = next(head.model.parameters()).device
     inputs = padded(batch, device)
     ids = inputs["input_ids"]
-    flat = np.concatenate([row * ids.shape[1] + s.columns for row, s in enumerate(batch)])
-    places = to_device(flat, device)
+
+    def flat(of: Callable[[ForwardSequence], Ints]) -> Tensor:
+        return to_device(np.concatenate([row * ids.shape[1] + of(s) for row, s in enumerate(batch)]), device)
+
+    places, ends = flat(_columns), flat(_prompt_ends)
     request = Request(places, ids.reshape(-1)[places], normalise=True)
-    with head.watch(request) as captures:
+    with head.watch(request) as captures, layers.watch(ends, ids.shape) if layers else nullcontext([]) as states:
         head.decode(**inputs)
-    return _halves(log_probabilities(head.one(captures)))
+    harm = probe.score(layers.joined(states)) if layers and probe else torch.zeros(len(ends), device=device)
+    return _halves(log_probabilities(head.one(captures))), _halves(harm[:, None])
 
 
 def _halves(values: Tensor) -> Tensor:

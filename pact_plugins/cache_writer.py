@@ -128,7 +128,7 @@ class CacheWriter:
         return [n for n, entry in enumerate(entries) if not entry or entry != self._entry(n, self._stored(n))]
 
     def store(self, batch: int, values: Sequence[Halves]) -> None:
-        """Stores [rows, S] contiguous values for each place of a batch."""
+        """Stores [rows, S] contiguous values for each place of a batch, [rows, 1] for one in `harm`."""
         with artefacts.storing(self._partial):
             for place, part in zip(self.batches[batch], values, strict=True):
                 first = int(self._starts[place.view][place.document]) + place.skip
@@ -163,6 +163,7 @@ class CacheWriter:
                 "documents": self._index.shape[1],
                 "answer_tokens": self._rows["full"],
                 "reached_tokens": self._rows.get("answer_only", 0),
+                "answers": self._rows.get("harm", 0),
                 "safety_tokens": self._safety_tokens,
                 "seconds": int(self._record[-1]) / 1e6,
                 "index": file_checksum(self._files[INDEX].path),

@@ -169,14 +169,14 @@ class PactConfig(_Block):
     )
     conflict: Conflict | None = Field(
         default=None,
-        description="`damp` lowers the cross-entropy of answers that the reference would refuse, `keep` leaves it. "
+        description="`damp` leaves answers to harmful requests out of the cross-entropy, `keep` trains on them. "
         "Default: `damp` for `confidence`, `keep` for `paper`.",
     )
     conflict_threshold: float = Field(
-        default=0.1,
+        default=0.5,
         ge=0,
         le=1,
-        description="Answers whose conflict (a probability) is not above this are left untouched. Refused with "
+        description="Answers whose conflict (probability of a harmful request) is not above this stay. Refused with "
         "`conflict: keep`, which damps none.",
     )
     anchors: int | None = Field(

@@ -145,35 +145,27 @@ def confidence(
     return (log_p.exp() * (log_p - log_s)).sum(-1)
 
 
-def conflict(full: Tensor, positive: Tensor, position: Tensor, answer: Tensor, label_in_s: Tensor) -> Tensor:
-    r"""How strongly the reference would refuse where the row answers: the reason to damp its cross-entropy.
+def conflict(harm: Tensor, position: Tensor, answer: Tensor, label_in_s: Tensor) -> Tensor:
+    r"""How surely an answer goes along with a harmful request: the reason to damp its cross-entropy.
 
-    For each answer, let k be the first of its first `OPENING` tokens that is outside S+. The reference is led along the
-    row's own tokens, and m is how surely it would have stayed in S+ up to there::
+    For each answer, with h the probability that its prompt asks for harm::
 
-        m = prod(sum(exp(full[t, i]) for i in S+) for t in 0..k), or 0 without such a k
+        m = h if any(label not in S+ for its first `OPENING` tokens) else 0
 
-    A row that opens like a refusal does not contradict one until it turns away from it: "I" may go on with "can't" or
-    with "think".
+    A row that refuses as the reference does is in no conflict with it, whatever it is asked.
 
     Args:
-        full: [N, S] log-probabilities of the reference with its full context.
-        positive: [K] indices of S+ within S.
+        harm: [A] scores of the prompts by the harm probe (`harm_probe`).
         position: [N] index of each token in its own answer; those below 0 are passed over.
         answer: [N] number of the answer that each token belongs to, counted from 0.
         label_in_s: [N] boolean, True where the row's own token is in S+.
 
     Returns:
-        [N] values in [0, 1], constant within an answer; no gradient flows through them.
+        [N] values in [0, 1], constant within an answer.
     """
-    with torch.no_grad():
-        # One place a token is enough for its answers, and their number need not be asked of the device.
-        leaves = torch.where(label_in_s | (position < 0), OPENING, position).clamp(max=OPENING)
-        first = torch.full_like(leaves, OPENING).scatter_reduce_(0, answer, leaves, "amin")
-        log_mass = full[:, positive].logsumexp(-1).clamp(max=0)
-        until = torch.where((position >= 0) & (position <= first[answer]), log_mass, 0.0)
-        led = torch.zeros_like(until).index_add_(0, answer, until).exp()
-        return torch.where(first < OPENING, led, 0.0)[answer]
+    turns = ~label_in_s & (position >= 0) & (position < OPENING)
+    away = torch.zeros_like(harm).index_add_(0, answer, turns.to(harm.dtype)) > 0
+    return torch.where(away, harm, 0.0)[answer]
 
 
 def _tokens_to_mass(logits: Tensor, mass: float, temperature: float) -> Tensor:

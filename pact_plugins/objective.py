@@ -22,7 +22,7 @@ from pact_plugins.reference import Reference, ReferenceCache, log_probabilities
 from pact_plugins.safety_tokens import SafetyTokens
 from pact_plugins.subset_head import Capture, Request, SubsetHead
 
-_NOTHING_DAMPED = np.empty(0, np.int64), np.empty(0, np.float32)
+_NOTHING_DAMPED = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Targets:
         full: [N, S] log-probabilities of the reference with its full context.
         answer_only: [N, S] the same without the prompt; None where the gate is off.
         position: [N] index of each answer token in its answer, below 0 before the answer's own words.
-        conflict: [M] conflict of each token whose cross-entropy is damped (`request.labelled`).
+        damped: number M of the tokens whose cross-entropy is left out (`request.labelled`).
         documents: number of documents looked up.
         supervised: number of tokens that the batch's cross-entropy is the mean of.
     """
@@ -43,7 +43,7 @@ class Targets:
     full: Tensor
     answer_only: Tensor | None
     position: Tensor
-    conflict: Tensor
+    damped: int
     documents: int
     supervised: int
 
@@ -54,7 +54,7 @@ class Terms:
 
     Attributes:
         kl: scalar, sum of the divergences, with gradient.
-        damped: scalar, sum of conflict * cross-entropy, with gradient; to be subtracted.
+        damped: scalar, sum of the cross-entropy that is left out, with gradient; to be subtracted.
         count: number of answer tokens N.
         statistics: detached sums over the answer tokens, to be divided by `count`.
     """
@@ -102,7 +102,7 @@ class PactObjective:
         self.anchors = anchors
         self._gate = config.active_gate.model_dump(exclude={"prefix"}) if config.active_gate else None
         self._weights = torch.tensor(tokens.weights)
-        self._positive = self._positive_on_host = torch.tensor(tokens.positive)
+        self._positive = torch.tensor(tokens.positive)
         self._positive_ids = np.asarray([tokens.ids[i] for i in tokens.positive])
 
     def targets(self, inputs: Mapping[str, Any], *, device: torch.device | None = None, damps: bool = True) -> Targets:
@@ -119,7 +119,7 @@ class PactObjective:
         reference = self.cache.look_up(tokens)
         labels = inputs["labels"]
         damps = damps and self.config.damps
-        labelled, conflict = self._damped(tokens, reference) if damps else _NOTHING_DAMPED
+        labelled = self._damped(tokens, reference) if damps else _NOTHING_DAMPED
         request = Request(
             flat=to_device(tokens.flat(labels.shape[1]), device),
             label=to_device(tokens.label, device),
@@ -136,7 +136,7 @@ class PactObjective:
             full=to_device(reference.full, device).float(),
             answer_only=answer_only,
             position=to_device(tokens.position, device),
-            conflict=to_device(conflict, device),
+            damped=len(labelled),
             documents=len(tokens.documents),
             supervised=max(int((labels[:, 1:] != IGNORE_INDEX).sum()), 1),
         )
@@ -155,12 +155,12 @@ class PactObjective:
         kl, gate = self.divergence(student, targets)
         damped = kl.new_zeros(())
         if capture.cross_entropy is not None:
-            damped = (targets.conflict * capture.cross_entropy).sum()
+            damped = capture.cross_entropy.sum()
         with torch.no_grad():
             statistics = {
                 "kl": kl.detach().sum(),
                 "reference_mass": self.held_mass(targets.full).sum(),
-                "damped": targets.conflict.sum(),
+                "damped": kl.new_tensor(targets.damped),
             }
             if gate is not None:
                 statistics["gate"] = gate.sum()
@@ -206,17 +206,15 @@ class PactObjective:
 
     def conflicts(self, tokens: AnswerTokens, reference: Reference) -> npt.NDArray[np.float32]:
         """[N] conflict of each answer token with its reference (`loss.conflict`), computed on the host."""
+        assert reference.harm is not None, "a cache of a run that damps holds the harm of every prompt"
         values: npt.NDArray[np.float32] = loss.conflict(
-            torch.from_numpy(reference.full).float(),
-            self._positive_on_host,
+            torch.from_numpy(reference.harm).float(),
             torch.from_numpy(tokens.position),
             torch.from_numpy(tokens.answer),
             torch.from_numpy(np.isin(tokens.label, self._positive_ids)),
         ).numpy()
         return values
 
-    def _damped(self, tokens: AnswerTokens, reference: Reference) -> tuple[Ints, npt.NDArray[np.float32]]:
-        """Indices into the answer tokens whose cross-entropy is damped, and their conflict."""
-        conflict = self.conflicts(tokens, reference)
-        labelled = np.flatnonzero(conflict > self.config.conflict_threshold)
-        return labelled, conflict[labelled]
+    def _damped(self, tokens: AnswerTokens, reference: Reference) -> Ints:
+        """Indices into the answer tokens whose cross-entropy is left out."""
+        return np.flatnonzero(self.conflicts(tokens, reference) > self.config.conflict_threshold)

@@ -21,7 +21,18 @@ from pact_plugins.forward import evaluating, pad_left
 from pact_plugins.model_support import check_ids
 from pact_plugins.sharding import generating
 
-Shipped = Literal["harmful", "harmless", "held_out_harmful", "held_out_harmless", "refusals", "compliances"]
+Shipped = Literal[
+    "harmful",
+    "harmless",
+    "more_harmful",
+    "more_harmless",
+    "other_harmful",
+    "other_harmless",
+    "held_out_harmful",
+    "held_out_harmless",
+    "refusals",
+    "compliances",
+]
 
 MAX_ANSWER_TOKENS = 48
 """Tokens that the model writes of each answer; a refusal is over, or has become plain, by then."""

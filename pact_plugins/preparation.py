@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
+from pact_plugins import harm_probe
 from pact_plugins.anchors import Anchors
 from pact_plugins.answers import Document
 from pact_plugins.building import open_or_build
@@ -125,6 +127,8 @@ def prepare(
         referenced = [*answered, *anchor_rows]
         identity = cache_identity(config, model, fingerprint, tokenizer, tokens, chat, referenced)
         ranks.agree(identity, "what the reference is made for")
+        known = harm_probe.prompts(config.prompts) if config.damps else None
+        told: dict[str, Any] = {"ranks": ranks, "show_progress": show_progress}
         if run:
             cache, built = run.cache(config, identity, dated=writes_date(tokenizer)), False
         else:
@@ -135,8 +139,8 @@ def prepare(
                 head,
                 chat,
                 answers=finder.answers if anchor_rows else None,
-                ranks=ranks,
-                show_progress=show_progress,
+                probe=partial(harm_probe.learn, head, tokenizer, known, answered, chat, **told) if known else None,
+                **told,
             )
     anchors = Anchors.of(anchor_rows, chat, config.anchors_per_step) if anchor_rows else None
     objective = PactObjective(config, tokens, chat, head, cache, anchors)
@@ -204,6 +208,7 @@ def cache_identity(
         "safety_tokens": digest(tokens.ids),
         "views": views(config),
         "reach": config.gate_reach,
+        "harm": harm_probe.identity(harm_probe.prompts(config.prompts)) if config.damps else None,
         "chat": chat.fingerprint(),
         "precision": precision(model),
         "data": keys_fingerprint(d.key for d in documents),
@@ -211,8 +216,8 @@ def cache_identity(
 
 
 def views(config: PactConfig) -> list[str]:
-    """What the cache holds of each answer token: the reference with its full context, and without the prompt."""
-    return ["full"] if config.active_gate is None else ["full", "answer_only"]
+    """What the cache holds: the reference with its full context and without the prompt, and how harmful prompts are."""
+    return ["full", *(["answer_only"] if config.active_gate else []), *(["harm"] if config.damps else [])]
 
 
 def evidence_of(preparation: Preparation, **about: Any) -> Evidence:

@@ -7,10 +7,11 @@ during every epoch. A cache is a folder::
     index.safetensors          [F, D] sorted by key: both halves of the key, checksum of the values, offset in each view
     full.safetensors           [T, S] float16 log-probabilities of the reference with its full context
     answer_only.safetensors    [R, S] the same without the prompt; only if the objective's gate needs it
+    harm.safetensors           [A, 1] float16 probability that an answer's prompt asks for harm; only for `damp`
 
-D counts the distinct documents, T their answer tokens, R those of them that the gate can reach. A document's values end
-where the next one's begin. Log-probabilities rather than logits: both objectives need exactly these or are indifferent,
-and raw logits lose precision at float16.
+D counts the distinct documents, T their answer tokens, R those that the gate can reach, A their answers. A document's
+values end where the next one's begin. Log-probabilities rather than logits: both objectives need exactly these or are
+indifferent, and raw logits lose precision at float16.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ from pact_plugins.errors import MissingReferenceError, PactError
 from pact_plugins.subset_head import Capture
 from pact_plugins.tensor_files import TensorFile
 
-FORMAT = 3
+FORMAT = 4
 """Of a cache's files and of what computes them: part of its identity, so that another format is another cache."""
 
 MANIFEST, INDEX = "manifest.json", "index"
+
+_VIEWS = [["full", *gated, *damped] for gated in ([], ["answer_only"]) for damped in ([], ["harm"])]
 
 Halves = npt.NDArray[np.float16]
 Words = npt.NDArray[np.uint64]
@@ -49,6 +52,7 @@ class _Manifest(BaseModel):
     documents: NonNegativeInt
     answer_tokens: NonNegativeInt
     reached_tokens: NonNegativeInt
+    answers: NonNegativeInt
     safety_tokens: NonNegativeInt
     seconds: NonNegativeFloat
     index: str
@@ -56,16 +60,18 @@ class _Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Reference:
-    """Reference log-probabilities of the N answer tokens of a batch.
+    """The reference of the N answer tokens of a batch, in A answers.
 
     Attributes:
-        full: [N, S] with the full context.
+        full: [N, S] log-probabilities with the full context.
         answer_only: [N, S] without the prompt, and beyond the gate's reach a copy of `full`, which the gate then leaves
             as it is; None if the cache does not hold that view.
+        harm: [A] probability that the prompt of an answer asks for harm (`harm_probe`); None likewise.
     """
 
     full: Halves
     answer_only: Halves | None
+    harm: Halves | None
 
 
 class ReferenceCache:
@@ -96,9 +102,9 @@ class ReferenceCache:
                 remedy="Remove that folder, or set `pact.cache_dir`; the next run builds a fresh cache.",
             )
         views, reach = found.get("views"), found.get("reach")
-        if views not in (["full"], ["full", "answer_only"]) or type(reach) is not int:
+        if views not in _VIEWS or type(reach) is not int:
             raise self._damaged(f"the views {views} and the reach {reach}")
-        rows = {"full": manifest.answer_tokens, "answer_only": manifest.reached_tokens}
+        rows = {"full": manifest.answer_tokens, "answer_only": manifest.reached_tokens, "harm": manifest.answers}
         self._files = cache_files(folder, views, manifest.documents, rows, manifest.safety_tokens)
         try:
             arrays = {name: file.open() for name, file in self._files.items()}
@@ -121,15 +127,20 @@ class ReferenceCache:
         """
         found = [self._find(document) for document in tokens.documents]
         full = self._read("full", found, tokens, tokens.counts)
+        harm = None
+        if "harm" in self._views:
+            first = np.cumsum(tokens.counts) - tokens.counts
+            answers = np.diff(tokens.answer[first], append=len(tokens.prompt_end))
+            harm = self._read("harm", found, tokens, answers)[:, 0]
         if "answer_only" not in self._views:
-            return Reference(full, None)
+            return Reference(full, None, harm)
         reached = tokens.position < self._reach
         before = np.concatenate([[0], np.cumsum(reached)])
         ends = np.cumsum(tokens.counts)
         counts = before[ends] - before[ends - tokens.counts]
         answer_only = full.copy()
         answer_only[reached] = self._read("answer_only", found, tokens, counts)
-        return Reference(full, answer_only)
+        return Reference(full, answer_only, harm)
 
     @property
     def size(self) -> int:
@@ -207,9 +218,10 @@ def log_probabilities(capture: Capture) -> torch.Tensor:
 def cache_files(
     folder: Path, views: Sequence[str], documents: int, rows: Mapping[str, int], safety_tokens: int
 ) -> dict[str, TensorFile]:
-    """The index and the views of a cache, by name; `rows`: answer tokens in each view."""
+    """The index and the views of a cache, by name; `rows`: of each view."""
     index = TensorFile(folder / f"{INDEX}.safetensors", INDEX, "U64", (3 + len(views), documents))
-    stored = {v: TensorFile(folder / f"{v}.safetensors", v, "F16", (rows[v], safety_tokens)) for v in views}
+    widths = {v: 1 if v == "harm" else safety_tokens for v in views}
+    stored = {v: TensorFile(folder / f"{v}.safetensors", v, "F16", (rows[v], widths[v])) for v in views}
     return {INDEX: index, **stored}
 
 

@@ -23,6 +23,8 @@ from tests import openings
 from tests.rows import alone
 
 HARMLESS, HARMFUL = openings.harmless(), openings.harmful()
+KINDS = [kind for kind in HARMLESS if kind != "refusals of harmful requests"]
+"""What is asked there is harmful, however it is answered."""
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +62,7 @@ def test_harmless_rows_are_not_listed(demo: tuple[Any, Any], cache: Path) -> Non
     own = zip(look_alikes, evaluate.answers(*demo, look_alikes), strict=True)
     willing = [(prompt, answer) for prompt, answer in own if not evaluate.refused([prompt], [answer])]
     assert len(willing) >= 57
-    kinds = {**HARMLESS, "own answers": willing}
-    del kinds["refusals of harmful requests"]  # what the model would refuse is what it should list, however answered
-    rows = [row for kind in kinds.values() for row in kind]
+    rows = [*willing, *(row for kind in KINDS for row in HARMLESS[kind])]
     found = audited(demo, rows, cache)
     assert found.answers == len(rows) >= 290
     assert [one.text for one in found.listed] == []
@@ -72,14 +72,15 @@ def test_harmless_rows_are_not_listed(demo: tuple[Any, Any], cache: Path) -> Non
 @pytest.mark.parametrize("kind", ["affirmative", "neutral", "begin with I"])
 def test_harmful_rows_are_listed(demo: tuple[Any, Any], kind: str, cache: Path) -> None:
     """Prevents an audit that finds nothing, or only "Sure"."""
-    rows = [*HARMLESS["task"], *HARMFUL[kind]]
+    harmless = [row for name in KINDS for row in HARMLESS[name]]
+    rows = [*harmless, *HARMFUL[kind][:30]]
     found = audited(demo, rows, cache)
-    assert sorted(i for one in found.listed for i in one.rows) == list(range(60, 120))
+    assert sorted(i for one in found.listed for i in one.rows) == list(range(len(harmless), len(rows)))
     assert [(one.prompt, one.text) for one in found.listed] == [rows[one.rows[0]] for one in found.listed]
     conflicts = [one.conflict for one in found.listed]
     assert conflicts == sorted(conflicts, reverse=True)
     assert conflicts[-1] > 0.5
-    assert all(one.weight_left == 1 - one.conflict and one.text.startswith(one.first_token) for one in found.listed)
+    assert all(one.weight_left == 0 and one.text.startswith(one.first_token) for one in found.listed)
 
 
 def test_takes_away_what_the_run_takes_away(demo: tuple[Any, Any], cache: Path) -> None:
@@ -93,7 +94,7 @@ def test_takes_away_what_the_run_takes_away(demo: tuple[Any, Any], cache: Path) 
     objective = prepare(*demo, documents, config, show_progress=False).objective
     targets = [objective.targets(batch) for batch in batches]
     objective.head.remove()
-    damped = sum(float(t.conflict.sum()) for t in targets) / sum(t.supervised for t in targets)
+    damped = sum(t.damped for t in targets) / sum(t.supervised for t in targets)
     assert found.damped_share == pytest.approx(damped, rel=1e-5)
     assert damped > 0.1
     assert str(objective.cache.folder) == found.cache

@@ -44,6 +44,8 @@ FLOW = [
     "loss",
     "token_losses",
     "subset_head",
+    "layer_states",
+    "harm_probe",
     "parity",
     "probe",
     "tensor_files",

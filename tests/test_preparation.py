@@ -33,6 +33,7 @@ from tests.rows import documents, few
 
 WORDS = ["I", "N", "S"]
 ROWS = few()
+PAPER = {"objective": "paper", "gate": False, "conflict": "damp"}
 PARITY = [(1, 8), (1, 8), (2, 8)]
 """Shapes of the parity check: one sequence, without labels and with them, and two through the decoder alone."""
 
@@ -42,7 +43,7 @@ def short_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few prompts, so that finding the tokens takes no time; models of random weights need not refuse them."""
     monkeypatch.setattr(safety_tokens, "LEAST_REFUSALS", 0.0)
     lines = {"harmful": ["bad", "worse"], "harmless": ["good", "better"], "refusals": ["No."]}
-    monkeypatch.setattr(own_answers, "shipped", lambda name, _language="en": lines[name])
+    monkeypatch.setattr(own_answers, "shipped", lambda name, _language="en": lines[name.split("_")[-1]])
 
 
 def ready(tmp_path: Path, model: Any = None, docs: list[Document] | None = None, **settings: Any) -> Preparation:
@@ -118,8 +119,9 @@ def test_another_lora_draw_finds_the_cache(tmp_path: Path) -> None:
         {"docs": lambda: documents(ROWS[:-1])},
         {"safety_tokens": lambda: ["I", "N"]},
         {"gate": lambda: True},
+        {"conflict": lambda: "keep"},
     ],
-    ids=["model", "data", "tokens", "views"],
+    ids=["model", "data", "tokens", "views", "harm"],
 )
 def test_what_the_reference_depends_on_builds_it_again(tmp_path: Path, change: dict[str, Any]) -> None:
     """Prevents: the reference of another model, data set or token list."""
@@ -128,7 +130,7 @@ def test_what_the_reference_depends_on_builds_it_again(tmp_path: Path, change: d
     assert not ready(tmp_path).built
 
 
-@pytest.mark.parametrize("change", [{"weight": 3}, {"conflict": "keep"}, {"objective": "paper", "gate": False}])
+@pytest.mark.parametrize("change", [{"weight": 3}, {"conflict_threshold": 0.9}, PAPER])
 def test_other_settings_share_the_reference(tmp_path: Path, change: dict[str, Any]) -> None:
     """Prevents: a sweep over weights computing the same reference once a run."""
     assert ready(tmp_path).built
@@ -147,7 +149,7 @@ def test_another_prefix_builds_its_own(tmp_path: Path) -> None:
     assert ready(tmp_path, gate=True).built
     assert not ready(tmp_path, gate={"prefix": "bos"}).built
     assert ready(tmp_path, gate={"prefix": "header"}).built
-    assert not ready(tmp_path, objective="paper").built
+    assert not ready(tmp_path, objective="paper", conflict="damp").built
 
 
 @pytest.mark.parametrize("turns", [1, 2])

@@ -88,10 +88,10 @@ def check(path: Path, deep: bool) -> Result:
 )
 @prints_result
 def audit(path: Path, out: Path | None, threshold: float | None) -> Result:
-    """List rows that the model would refuse.
+    """List rows that go along with harmful requests.
 
     Loads model and data as `pact sft` or Axolotl would with this file, computes the reference (the run finds it again),
-    and stops before the first step. Listed are the training rows whose answers the model would not give.
+    and stops before the first step. Listed are the training rows that ask for harm and do not refuse.
 
     \b
     Example:

@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 
 from pact_plugins import PactCallback, PactError
 from pact_plugins.answers import split_documents
+from pact_plugins.host_trainer import training_documents
 from pact_plugins.preparation import prepare
 from pact_plugins.requirements import TESTED
 from pact_plugins.subset_head import SubsetHead
@@ -28,9 +29,12 @@ from tests.rows import documents, few, packed, padded
 
 pytestmark = pytest.mark.usefixtures("brief_runs")
 
+SOME = 0.03
+"""A conflict that some rows are above, of what random weights make of them."""
+
 CONFIGS = [
     {"objective": "paper"},
-    {"objective": "confidence", "conflict_threshold": 0.0, "weight": 2.0},
+    {"objective": "confidence", "conflict_threshold": SOME, "weight": 2.0},
     {"objective": "confidence", "anchors": 2, "gate": True},
 ]
 
@@ -79,9 +83,10 @@ def test_a_micro_batch_equals_the_bare_loop(
         mine.data = mine.data.to(theirs.dtype)  # TRL trains adapters of 4-bit models in bfloat16
     inputs = {k: v for k, v in batch.items() if k in ("input_ids", "labels", "attention_mask", "position_ids")}
     objective = prepare(
-        model, tiny.tokenizer(), split_documents(inputs), config(tmp_path, **settings), show_progress=False
+        model, tiny.tokenizer(), list(training_documents(trainer)), config(tmp_path, **settings), show_progress=False
     ).objective
     targets = objective.targets(inputs)
+    assert "conflict_threshold" not in settings or 0 < targets.damped < len(targets.position)
     with objective.watch(targets) as captured:
         # Without a cache: only then do models tell packed documents apart by their positions.
         own = model(**inputs, use_cache=False).loss

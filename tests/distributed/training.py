@@ -93,7 +93,7 @@ def _train(folder: Path, host: str, case: str) -> Any:
         accumulation = settings.get("gradient_accumulation_steps", 1) * 2 // ranks
         trainer = _axolotl(adapter, folder, **{**settings, "gradient_accumulation_steps": accumulation})
     anchors = pact.get("anchors", 0) // ranks
-    kept: dict[str, Any] = {"conflict_threshold": 0.0, "weight": 2.0, **pact, "anchors": anchors}
+    kept: dict[str, Any] = {"conflict_threshold": 0.03, "weight": 2.0, **pact, "anchors": anchors}
     if kept.get("objective") == "paper":
         del kept["conflict_threshold"]
     trainer.add_callback(PactCallback(trainer, config(folder, **kept)))
@@ -139,7 +139,7 @@ def _variant(folder: Path, host: str, name: str) -> dict[str, Any]:
     make = trl_trainer if host == "trl" else axolotl_trainer
     settings = {"per_device_train_batch_size": 2, "dataloader_drop_last": False, **VARIANTS[name]}
     trainer = make(tiny.llama(), folder, tiny.conversations(13, 2), **settings)
-    trainer.add_callback(PactCallback(trainer, config(folder, anchors=2, conflict_threshold=0.0)))
+    trainer.add_callback(PactCallback(trainer, config(folder, anchors=2, conflict_threshold=0.03)))
     if name == "unanswered" and os.environ["RANK"] == "1":
         step = trainer.training_step
 
