@@ -6,14 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pact_plugins import artefacts
-from pact_plugins.answers import Answer, AnswerTokens, Document
+from pact_plugins.answers import Answer, Document
 from pact_plugins.config import PactConfig
+from pact_plugins.damping import by_answer
 from pact_plugins.forward import progress
 from pact_plugins.host_trainer import tokenizer_of, training_documents, training_template
-from pact_plugins.objective import PactObjective
 from pact_plugins.preparation import prepare
 
 
@@ -114,7 +112,7 @@ def audit(trainer: Any, config: PactConfig, *, threshold: float | None = None) -
     listed: list[ConflictingAnswer] = []
     for same in progress(copies.values(), "PACT: auditing the training set", len(copies), shown):
         document, rows = same[0], [one.row for one in same]
-        conflicts = _conflicts(objective, document)
+        conflicts = by_answer(objective, document)
         sequences += len(rows) * bool(conflicts)
         answers += len(rows) * len(conflicts)
         supervised += len(rows) * int(document.supervised.sum())
@@ -135,13 +133,6 @@ def audit(trainer: Any, config: PactConfig, *, threshold: float | None = None) -
         cache=str(objective.cache.folder),
         listed=sorted(listed, key=lambda one: -one.conflict),
     )
-
-
-def _conflicts(objective: PactObjective, document: Document) -> list[float]:
-    """The conflict of each answer of a document; none for one without an answer."""
-    tokens = AnswerTokens.of([document], objective.chat)
-    conflicts = objective.conflicts(tokens, objective.cache.look_up(tokens))
-    return conflicts[np.unique(tokens.answer, return_index=True)[1]].tolist()
 
 
 def _texts(tokenizer: Any, document: Document, answer: Answer) -> tuple[str, str, str]:

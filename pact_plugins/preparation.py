@@ -26,6 +26,7 @@ from pact_plugins.chat_template import writes_date
 from pact_plugins.config import PactConfig
 from pact_plugins.cost import Data, Overhead, stratified
 from pact_plugins.coverage import Coverage, located
+from pact_plugins.damping import Damping, damping
 from pact_plugins.errors import PactError
 from pact_plugins.evidence import Evidence, tokens_source
 from pact_plugins.finding import Finder
@@ -58,6 +59,7 @@ class Preparation:
         built: whether the cache was built now rather than found.
         data: how much there is to constrain. Sequences without an answer token (cut off before it) train without PACT.
         coverage: how much of what assistants say in it is constrained.
+        damping: whose cross-entropy is left out, or None if nobody's is.
         probe: the drift probe, or None when it is off.
         sample: at most `SAMPLE` sequences with an answer, of all lengths.
         anchors: name of the file of the anchors; None if they are off.
@@ -69,6 +71,7 @@ class Preparation:
     built: bool
     data: Data
     coverage: Coverage
+    damping: Damping | None
     probe: Probe | None
     sample: list[Document]
     anchors: str | None
@@ -144,8 +147,11 @@ def prepare(
             )
     anchors = Anchors.of(anchor_rows, chat, config.anchors_per_step) if anchor_rows else None
     objective = PactObjective(config, tokens, chat, head, cache, anchors)
+    damped = damping(objective, answered, partial(tokenizer.decode, skip_special_tokens=True))
+    if damped is not None:
+        damped.warn()
     sample = [answered[i] for i in stratified([len(d.input_ids) for d in answered], SAMPLE)]
-    return Preparation(objective, identity, built, data, coverage, probe, sample, name, run)
+    return Preparation(objective, identity, built, data, coverage, damped, probe, sample, name, run)
 
 
 class Found(NamedTuple):
@@ -232,6 +238,7 @@ def evidence_of(preparation: Preparation, **about: Any) -> Evidence:
         "data": {
             **asdict(preparation.data),
             "coverage": preparation.coverage.as_dict(),
+            "damped_share": preparation.damping.share if preparation.damping else 0.0,
             "anchors": len(objective.anchors.documents) if objective.anchors else 0,
         },
         "reference": {
@@ -287,6 +294,8 @@ def print_summary(
     table.add_row("answer tokens", answers)
     for name, words in preparation.coverage.rows():
         table.add_row(name, escape(words))
+    if preparation.damping is not None:
+        table.add_row("damped", escape(str(preparation.damping)))
     if data.unanswered:
         table.add_row("without an answer", f"{data.unanswered:,} of {data.sequences:,} sequences: not constrained")
     state = f"computed in {manifest['seconds']:.1f} s{_why_not_found(preparation)}" if preparation.built else "found"

@@ -18,6 +18,7 @@ from pact_plugins.audit import Audit, ConflictingAnswer, audit
 from pact_plugins.audit_table import show
 from pact_plugins.chat_format import render
 from pact_plugins.demo import ALIGNED_MODEL, criteria, evaluate, world
+from pact_plugins.host_trainer import training_documents
 from pact_plugins.preparation import prepare
 from tests import openings
 from tests.rows import alone
@@ -143,3 +144,26 @@ def test_texts_are_shown_as_they_are(tmp_path: Path) -> None:
     found.save(tmp_path / "audit.jsonl")
     lines = (tmp_path / "audit.jsonl").read_text().splitlines()
     assert [json.loads(line)["prompt"] for line in lines] == [one.prompt] * 25
+
+
+def test_what_is_damped_is_told_before_the_first_step(
+    demo: tuple[Any, Any], cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Prevents a run that leaves out what a task teaches, and tells it in a metric that nobody reads."""
+    harmless = [row for kind in KINDS for row in HARMLESS[kind]]
+    for harmful in ([], HARMFUL["affirmative"]):
+        caplog.clear()
+        rows = [*harmless, *harmful]
+        documents = list(training_documents(trainer(demo, rows, cache)))
+        prepared = prepare(*demo, documents, PactConfig(cache_dir=cache, anchors=0), show_progress=False)
+        prepared.objective.head.remove()
+        found = prepared.damping
+        assert found is not None
+        assert found.answers == len(rows)
+        assert 0.8 * len(harmful) <= found.damped <= len(harmful)
+        assert [row >= len(harmless) for row, _, _ in found.strongest] == [True] * 3 * bool(harmful)
+        assert ("`pact.conflict: keep`" in caplog.text) is (found.share > 0.05) is bool(harmful)
+        words = str(found)
+        assert ("all of them: `pact audit`" in words) is bool(harmful)
+        prompts = {prompt[-40:] for prompt, _ in harmful}
+        assert all(any(end in text for end in prompts) for _, _, text in found.strongest)

@@ -61,6 +61,7 @@ FLOW = [
     "cost",
     "cost_report",
     "coverage",
+    "damping",
     "preparation",
     "evaluation",
     "report",
