@@ -28,7 +28,7 @@ def test_anchors_are_mixed_in_as_many_a_step() -> None:
 
 
 @pytest.mark.trl
-def test_the_rows_that_would_be_damped_are_dropped(tmp_path: Path, brief_runs: None) -> None:
+def test_the_rows_that_would_be_damped_are_dropped(tmp_path: Path) -> None:
     """Prevents: a rival that drops rows of the task, or none, or that is trained on fewer."""
     rows = training_rows("demo", 40, 0.25, 0)
     run = Run("demo", "demo", 0.25, "mix_drop", 0)
