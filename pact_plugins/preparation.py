@@ -254,6 +254,7 @@ def evidence_of(preparation: Preparation, **about: Any) -> Evidence:
         objective.tokens,
         {**facts, **about},
         parts=run.parts if run else (),
+        weights=run.weights if run else {},
         anchors=preparation.anchors,
     )
 

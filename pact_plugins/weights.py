@@ -31,17 +31,20 @@ def to_be_saved(model: nn.Module) -> dict[str, Tensor]:
 
     Those of the adapter, where there is one.
     """
-    parameters = {
-        name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", ""): parameter
-        for name, parameter in model.named_parameters()
-    }
-    if hasattr(model, "peft_config"):
+    adapted = hasattr(model, "peft_config")
+    # PEFT saves weights that are tied under each of their names, and buffers.
+    named = dict(model.named_parameters(remove_duplicate=not adapted))
+    if adapted:
+        kept = model.state_dict().keys()
+        named |= {name: b for name, b in model.named_buffers(remove_duplicate=False) if name in kept}
+    tensors = {n.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", ""): t for n, t in named.items()}
+    if adapted:
         from peft import get_peft_model_state_dict
 
-        return get_peft_model_state_dict(cast(Any, model), state_dict=parameters)
+        return get_peft_model_state_dict(cast(Any, model), state_dict=tensors)
     from transformers.core_model_loading import revert_weight_conversion
 
-    return revert_weight_conversion(cast(Any, model), cast(Any, parameters))
+    return revert_weight_conversion(cast(Any, model), cast(Any, tensors))
 
 
 def fingerprints(model: nn.Module) -> list[str]:
