@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, multiprocessing, nn
 from transformers import TrainerCallback
 
-from pact_plugins import PactConfig, own_answers
+from pact_plugins import PactConfig, own_answers, safety_tokens
 from pact_plugins.dataset import read_documents
 from pact_plugins.errors import PactError
 from pact_plugins.fingerprints import model_fingerprint
@@ -159,9 +159,10 @@ def train(
         engine: shares it.
         rank: of this process.
     """
-    # Each token of an answer gathers every weight once: few prompts, short answers.
+    # Each token of an answer gathers every weight once: few prompts, short answers. Random weights refuse none.
     shipped = own_answers.shipped
     with (
+        patch.object(safety_tokens, "LEAST_REFUSALS", 0.0),
         patch.object(own_answers, "MAX_ANSWER_TOKENS", 4),
         patch.object(own_answers, "shipped", lambda name, language="en": shipped(name, language)[:8]),
     ):
