@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from pact_plugins import artefacts, finding, own_answers, safety_tokens
+from pact_plugins import artefacts, discovery, finding, own_answers, safety_tokens
 from pact_plugins.answers import AnswerTokens, Document
 from pact_plugins.cache_folder import nearest
 from pact_plugins.config import PactConfig
@@ -60,6 +60,22 @@ def ready(tmp_path: Path, model: Any = None, docs: list[Document] | None = None,
         autocast=autocast,
         show_progress=False,
     )
+
+
+def test_a_model_that_hardly_refuses_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents a run that constrains words such as " of", and reports protection."""
+    monkeypatch.setattr(safety_tokens, "LEAST_REFUSALS", 0.2)
+    found = discovery.in_answers
+
+    def refusing_little(*args: Any, **settings: Any) -> SafetyTokens:
+        tokens = found(*args, **settings)
+        assert tokens.stability is not None
+        return replace(tokens, stability=replace(tokens.stability, refusals=0.02))
+
+    monkeypatch.setattr(discovery, "in_answers", refusing_little)
+    with pytest.raises(PactError, match="declines at least 20% of the harmful prompts; got 2%"):
+        ready(tmp_path, safety_tokens="auto")
+    assert ready(tmp_path, safety_tokens=WORDS).built
 
 
 @contextmanager

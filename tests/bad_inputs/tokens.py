@@ -13,14 +13,12 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from pact_plugins import artefacts, discovery
-from pact_plugins.config import PactConfig, PromptsConfig
+from pact_plugins.config import PromptsConfig
 from pact_plugins.contrast import Contrast
 from pact_plugins.own_answers import Prompts
-from pact_plugins.preparation import prepare
 from pact_plugins.safety_tokens import SafetyTokens, Stability
 from tests import tiny
 from tests.bad_inputs.case import BadInput, given, written
-from tests.rows import documents, few
 
 TOKENIZER = tiny.tokenizer()
 _FILE = r"`pact tokens`.*; got {} on .*tokens\.json"
@@ -73,9 +71,9 @@ def _added_and_excluded(_folder: Path) -> None:
     _made([50, 60], [1.0, 0.5]).changed([70], ["a", 70], TOKENIZER)
 
 
-def _of_a_model_that_refuses_nothing(folder: Path) -> None:
-    config = PactConfig(cache_dir=folder, anchors=0)
-    prepare(tiny.llama(), TOKENIZER, documents(few()), config, show_progress=False)
+def _of_a_model_that_refuses_nothing(_folder: Path) -> None:
+    known = Stability((1.0, 1.0), (0.5, 0.5), (1.0, 1.0), ("", ""), 0.6, 0.02)
+    replace(_made([50, 60], [1.0, 0.5]), stability=known).require_refusals()
 
 
 def _own_prompts(harmful: str, harmless: str | None) -> Callable[[Path], Any]:
@@ -130,7 +128,7 @@ INPUTS = [
     BadInput(
         "A model that hardly refuses",
         _of_a_model_that_refuses_nothing,
-        r"declines at least 20% of the harmful prompts; got 0%.*`pact\.safety_tokens`",
+        r"declines at least 20% of the harmful prompts; got 2%.*`pact\.safety_tokens`",
     ),
     BadInput("More harmful than harmless prompts", _own_prompts("a\nb\n", "c\n"), r"as many .*; got 2 in .* and 1 in"),
     BadInput("Prompt files that are empty", _own_prompts("\n", ""), r"at least one.*; got 0 in .* and 0 in"),
