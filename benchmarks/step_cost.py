@@ -224,6 +224,8 @@ def run(
                     anchors=0,
                     safety_tokens=[8 + i for i in range(SAFETY_TOKENS)],
                     cache_dir=folder / "cache",
+                    # The data is drawn at random, and the models of these vocabularies can be asked no prompt.
+                    conflict="keep",
                     eval=False,
                 ),
             )

@@ -182,9 +182,8 @@ def test_a_flipped_bit_stops_the_run(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
-    damaged = prepared(tiny.llama(), tmp_path, inputs).objective
     with pytest.raises(PactError, match="checksum"):
-        damaged.targets(inputs)
+        prepared(tiny.llama(), tmp_path, inputs).objective.targets(inputs)
 
 
 def test_the_next_run_finds_the_cache(tmp_path: Path) -> None:
