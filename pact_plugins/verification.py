@@ -111,7 +111,9 @@ def verify(folder: Path, *, merged: Path | None = None, base: str | None = None)
         return Verification(folder, (f"{EVIDENCE} is damaged ({type(error).__name__}: {error})",), None)
     if run != folder and checkpoint:
         step = int(checkpoint[1])
-        faults = [fault for fault in _of_parts(evidence.parts) if step > evidence.covered]
+        faults = [*_of_checkpoints(folder, evidence.covered)]
+        if step > evidence.covered and not faults:
+            faults = [f"nothing is known of steps {evidence.covered + 1:,} to {step:,}"]
         return _with_weights(Verification(folder, tuple(faults), evidence, step=step), checkpoint[0])
     faults = [*_of_parts(evidence.parts), *_of_checkpoints(folder, evidence.covered)]
     for path in sorted(folder.glob("checkpoint-*")):

@@ -64,6 +64,17 @@ def test_a_plain_runs_weights_in_its_place(make: Trainer, adapter: str, tmp_path
     assert verify(out / "checkpoint-2").holds
 
 
+@pytest.mark.parametrize("make", HOSTS[:1])
+def test_a_checkpoint_beyond_the_evidence(make: Trainer, tmp_path: Path) -> None:
+    """Prevents: steps that nobody recorded passing for protected ones, weights or none beside them."""
+    out = trained(make, "lora", tmp_path)
+    (out / "checkpoint-2").rename(out / "checkpoint-9")
+    assert not verify(out / "checkpoint-9").holds
+    (out / "checkpoint-9" / ADAPTER).unlink()
+    (out / "checkpoint-9" / "trainer_state.json").unlink()
+    assert "nothing is known of steps 3 to 9" in verify(out / "checkpoint-9").sentence
+
+
 @pytest.mark.parametrize("make", HOSTS)
 def test_plain_training_into_the_same_folder(make: Trainer, tmp_path: Path) -> None:
     """Prevents: a clean bill for the run before it."""
