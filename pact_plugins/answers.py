@@ -27,7 +27,7 @@ import numpy.typing as npt
 import torch
 
 from pact_plugins.chat_format import ChatFormat
-from pact_plugins.chat_template import Ids, find
+from pact_plugins.chat_template import Ids, spans
 from pact_plugins.errors import PactError
 from pact_plugins.turns import Turn, assistant_turns
 
@@ -94,7 +94,7 @@ class Document:
                 no token that ends a turn.
         """
         ids = chat.unjoined(self.input_ids)
-        asked = [place + len(user) for user in chat.users for place in find(ids, user)]
+        asked = [start for _, start in spans(ids, chat.users)]
         turns = assistant_turns(ids, chat)
         runs = _runs(self.supervised)
         continued: list[Answer] = []

@@ -9,6 +9,7 @@ of a channel. An *end* is a token that closes an assistant turn.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,9 @@ from pact_plugins.chat_template import (
     TemplateProbe,
     common,
     find,
-    find_any,
     longest,
     message,
+    spans,
     until,
 )
 from pact_plugins.config import Prefix
@@ -120,9 +121,14 @@ class ChatFormat:
         """[L] ids in which openings and leads are found whatever blanks the words behind them begin with (`joined`)."""
         if not self.joined:
             return input_ids
-        tokens, last = np.asarray(self.joined, np.int64).T
+        tokens, last = self._joined
         places = np.searchsorted(tokens, input_ids).clip(max=len(tokens) - 1)
         return np.where(tokens[places] == input_ids, last[places], input_ids)
+
+    @cached_property
+    def _joined(self) -> npt.NDArray[np.int64]:
+        """[2, n] `joined`, which is asked for every sequence of each batch."""
+        return np.asarray(self.joined, np.int64).T
 
     def before(self, input_ids: npt.NDArray[np.int64]) -> Ids:
         """What the view without the prompt keeps of a sequence before the header of each answer (`gate.prefix`).
@@ -134,7 +140,7 @@ class ChatFormat:
             return ()
         start = 1 if len(input_ids) and input_ids[0] == self.bos else 0
         if self.prefix == "bos+system":
-            start = next(iter(find_any(self.unjoined(input_ids), self.users)), start)
+            start = min((place for place, _ in spans(self.unjoined(input_ids), self.users)), default=start)
         return tuple(input_ids[:start].tolist())
 
     @classmethod

@@ -256,6 +256,6 @@ def find(values: Ids | npt.NDArray[np.int64], pattern: Ids) -> list[int]:
     return [int(i) for i in starts if tuple(array[i : i + len(pattern)].tolist()) == pattern]
 
 
-def find_any(values: Ids | npt.NDArray[np.int64], patterns: Iterable[Ids]) -> list[int]:
-    """Every offset at which one of `patterns` occurs in `values`, in order."""
-    return sorted({place for pattern in patterns for place in find(values, pattern)})
+def spans(values: Ids | npt.NDArray[np.int64], patterns: Iterable[Ids]) -> list[tuple[int, int]]:
+    """[start, stop) of every place at which one of `patterns` occurs in `values`, pattern by pattern."""
+    return [(place, place + len(pattern)) for pattern in patterns for place in find(values, pattern)]

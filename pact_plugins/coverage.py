@@ -16,7 +16,7 @@ import numpy as np
 
 from pact_plugins.answers import Document, Ints
 from pact_plugins.chat_format import ChatFormat
-from pact_plugins.chat_template import find
+from pact_plugins.chat_template import spans
 from pact_plugins.errors import PactError
 
 logger = logging.getLogger(__name__)
@@ -184,11 +184,11 @@ class _Part:
         for answer in answers:
             constrained[answer.start : answer.stop] = supervised[answer.start : answer.stop]
         found = chat.unjoined(ids)
-        headers = [(place, place + len(opening)) for opening in chat.openings for place in find(found, opening)]
+        headers = spans(found, chat.openings)
         for place, end in headers:
             header[place:end] = True
         # A user's words go from the opening of the turn up to the next token that ends a turn or opens one.
-        asked = [(place, place + len(opening)) for opening in chat.users for place in find(found, opening)]
+        asked = spans(found, chat.users)
         opened = sorted({place for place, _ in (*asked, *headers)})
         stops = np.sort(np.concatenate([np.flatnonzero(np.isin(ids, chat.ends)), opened, [len(ids)]]))
         for _, start in asked:
@@ -219,7 +219,7 @@ def _not_located(ids: Ints, chat: ChatFormat, opened: list[int]) -> list[int]:
     """Where turns of an assistant begin that are opened nearly as they should be: the last token is another."""
     cores = {opening[:-1] for opening in chat.openings if not chat.markers.isdisjoint(opening[:-1])}
     cores -= {user[: len(core)] for core in cores for user in chat.users}
-    return [place + len(core) for core in cores for place in find(ids, core) if place not in opened]
+    return [start for place, start in spans(ids, cores) if place not in opened]
 
 
 def _beginning(document: Document, decode: Callable[[list[int]], str]) -> str:

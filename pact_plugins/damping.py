@@ -75,6 +75,8 @@ def damping(
     for document in documents[::step]:
         conflicts = by_answer(objective, document)
         answers += len(conflicts)
+        if max(conflicts, default=0.0) <= objective.config.conflict_threshold:
+            continue  # of most: where its answers stand need not be asked again
         for answer, conflict in zip(document.answers(objective.chat), conflicts, strict=True):
             if conflict > objective.config.conflict_threshold:
                 asked = decode(document.input_ids[max(0, answer.start - _SHOWN) : answer.start].tolist())

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pact_plugins.chat_format import ChatFormat
-from pact_plugins.chat_template import common, find, find_any
+from pact_plugins.chat_template import common, spans
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ def assistant_turns(ids: npt.NDArray[np.int64], chat: ChatFormat) -> list[Turn]:
         chat: what the chat template puts around turns.
     """
     openings = chat.openings or (chat.header,)
-    opened = {place: place + len(opening) for opening in openings for place in find(ids, opening)}
+    opened = dict(spans(ids, openings))
     if not opened:
         return []
-    length, users = len(ids), find_any(ids, chat.users)
-    others = {*users, *opened}
+    length = len(ids)
+    others = {*opened, *(place for place, _ in spans(ids, chat.users))}
     # An end belongs to its turn. What opens a tool's result or a user's turn does not, and may follow at once.
     stops = [int(i) + 1 for i in np.flatnonzero(np.isin(ids, chat.ends))] if chat.ends else sorted(others)
-    marked = find_any(ids, [user for user in chat.users if not chat.markers.isdisjoint(user)])
+    marked = spans(ids, (user for user in chat.users if not chat.markers.isdisjoint(user)))
     results = np.flatnonzero(np.isin(ids, chat.results)).tolist()
-    following = sorted([*results, *(place for place in marked if ids[place] not in chat.ends)])
+    following = sorted([*results, *(place for place, _ in marked if ids[place] not in chat.ends)])
     turns: list[Turn] = []
     to_open = sorted(opened.items(), reverse=True)
     while to_open:

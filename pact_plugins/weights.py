@@ -23,7 +23,7 @@ ADAPTER, FULL = "adapter_model.safetensors", "model.safetensors"
 """Files of weights; the second stands for its parts, too."""
 
 _PRECISIONS = (None, torch.float32, torch.bfloat16, torch.float16)
-"""In which weights may be saved; None for their own."""
+"""In which weights may be saved; None for the one that each has."""
 
 
 def to_be_saved(model: nn.Module) -> dict[str, Tensor]:
@@ -52,9 +52,11 @@ def fingerprints(model: nn.Module) -> list[str]:
     found: dict[torch.dtype | None, list[Any]] = {precision: [] for precision in _PRECISIONS}
     for name, parameter in sorted(to_be_saved(model).items()):
         with whole([parameter]) as (values,):
+            own = values.dtype
+            cast_to = {p: p if p and values.is_floating_point() else own for p in _PRECISIONS}
+            sums = {precision: checksum(values.detach().to(precision)) for precision in {*cast_to.values()}}
             for precision, content in found.items():
-                cast_to = precision if precision and values.is_floating_point() else values.dtype
-                content.append((name, list(values.shape), *checksum(values.detach().to(cast_to))))
+                content.append((name, list(values.shape), *sums[cast_to[precision]]))
     return sorted({digest(content) for content in found.values()})
 
 
