@@ -28,14 +28,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from benchmarks.step_cost import SAFETY_TOKENS, Case, model_of
-from pact_plugins.answers import Document
-from pact_plugins.building import build
-from pact_plugins.chat_format import ChatFormat
+from pact_plugins.chat.answers import Document
+from pact_plugins.chat.format import ChatFormat
 from pact_plugins.config import GateConfig
-from pact_plugins.forward import batches_by_length, evaluating, pad
-from pact_plugins.ranks import Ranks
-from pact_plugins.reference import FORMAT, ReferenceCache
-from pact_plugins.subset_head import SubsetHead
+from pact_plugins.method.reference import build
+from pact_plugins.model.forward import batches_by_length, evaluating, pad
+from pact_plugins.model.ranks import Ranks
+from pact_plugins.model.subset_head import SubsetHead
+from pact_plugins.storage.cache import FORMAT, ReferenceCache
 
 VOCABULARY = 32_000
 HEADER = (1, 2, 3, 4)

@@ -23,11 +23,11 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto import modeling_auto
 
 from benchmarks.tiny_models import VOCABULARY, NotBuiltError, tiny_model
-from pact_plugins import loss
 from pact_plugins.errors import PactError
-from pact_plugins.forward import evaluating
-from pact_plugins.parity import check_parity
-from pact_plugins.subset_head import Capture, Request, SubsetHead
+from pact_plugins.method import loss
+from pact_plugins.model.forward import evaluating
+from pact_plugins.model.parity import check_parity
+from pact_plugins.model.subset_head import Capture, Request, SubsetHead
 
 PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
 TEXT: list[str] = sorted(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)

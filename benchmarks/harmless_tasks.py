@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
-from pact_plugins import artefacts
+from pact_plugins.storage import files
 
 TRAIN_ROWS, TEST_ROWS = 300, 80
 
@@ -159,7 +159,7 @@ def main() -> None:
     out = parser.parse_args().out
     for name in TASKS:
         for file, listed in zip(("train", "test"), rows(name), strict=True):
-            artefacts.write_text(out / name / f"{file}.json", json.dumps(listed, indent=1) + "\n")
+            files.write_text(out / name / f"{file}.json", json.dumps(listed, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from pact_plugins.reference import FORMAT
+from pact_plugins.storage.cache import FORMAT
 
 ANSWER_TOKENS, SAFETY_TOKENS, LENGTH, VOCABULARY = 10, 50, 100, 1000
 IDENTITY: dict[str, Any] = {"format": FORMAT, "views": ["full"], "reach": 0}
@@ -30,7 +30,7 @@ IDENTITY: dict[str, Any] = {"format": FORMAT, "views": ["full"], "reach": 0}
 
 def document_of(number: int) -> Any:
     """A document of random ids, the same for the same number."""
-    from pact_plugins.answers import Document
+    from pact_plugins.chat.answers import Document
 
     ids = np.random.default_rng(number).integers(8, VOCABULARY, LENGTH)
     return Document(ids, np.arange(LENGTH) >= LENGTH - ANSWER_TOKENS)
@@ -38,7 +38,7 @@ def document_of(number: int) -> Any:
 
 def write(folder: Path, documents: int) -> float:
     """Seconds in which `CacheWriter` stores random values, apart from making the documents' keys."""
-    from pact_plugins.cache_writer import CacheWriter, Place
+    from pact_plugins.storage.writer import CacheWriter, Place
 
     keys = sorted(document_of(i).key for i in range(documents))
     block = list(np.random.default_rng(0).uniform(-20, 0, (1000, ANSWER_TOKENS, SAFETY_TOKENS)).astype(np.float16))
@@ -55,9 +55,9 @@ def write(folder: Path, documents: int) -> float:
 
 def open_and_look_up(folder: Path, documents: int, lookups: int) -> dict[str, float]:
     """Opening, lookups one document at a time, and anonymous memory, in kB, before and after them."""
-    from pact_plugins.answers import AnswerTokens
-    from pact_plugins.chat_format import ChatFormat
-    from pact_plugins.reference import ReferenceCache
+    from pact_plugins.chat.answers import AnswerTokens
+    from pact_plugins.chat.format import ChatFormat
+    from pact_plugins.storage.cache import ReferenceCache
 
     before = resident("RssAnon")
     started = time.perf_counter()
@@ -111,10 +111,10 @@ def build_row(folder: Path, documents: int) -> dict[str, float]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from pact_plugins.building import build
-    from pact_plugins.chat_format import ChatFormat
+    from pact_plugins.chat.format import ChatFormat
     from pact_plugins.config import GateConfig
-    from pact_plugins.subset_head import SubsetHead
+    from pact_plugins.method.reference import build
+    from pact_plugins.model.subset_head import SubsetHead
 
     torch.manual_seed(0)
     model = LlamaForCausalLM(
@@ -132,9 +132,9 @@ def build_row(folder: Path, documents: int) -> dict[str, float]:
 
 def start_up_row(trainer: Any, rows: int) -> dict[str, float]:
     """Microseconds per row of what a run that finds its cache does with every row."""
-    from pact_plugins.chat_format import ChatFormat
-    from pact_plugins.fingerprints import keys_fingerprint
-    from pact_plugins.host_trainer import training_documents
+    from pact_plugins.chat.fingerprints import keys_fingerprint
+    from pact_plugins.chat.format import ChatFormat
+    from pact_plugins.run.trainer import training_documents
 
     started = time.perf_counter()
     documents = list(training_documents(trainer))

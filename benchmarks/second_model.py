@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pact_plugins import loss
-from pact_plugins.answers import AnswerTokens, split_documents
-from pact_plugins.chat_format import ChatFormat
-from pact_plugins.forward import pad
-from pact_plugins.model_support import underlying
-from pact_plugins.safety_tokens import SafetyTokens
+from pact_plugins.chat.answers import AnswerTokens, split_documents
+from pact_plugins.chat.format import ChatFormat
+from pact_plugins.method import loss
+from pact_plugins.method.safety_tokens import SafetyTokens
+from pact_plugins.model.forward import pad
+from pact_plugins.model.support import underlying
 
 
 @contextmanager

@@ -28,10 +28,10 @@ import torch
 OPTIONS = {"use_cpu": True, "bf16": False, "disable_tqdm": True, "report_to": [], "save_strategy": "no"}
 
 PARTS = {
-    "pact_plugins.preparation.model_fingerprint": "fingerprint of the weights",
-    "pact_plugins.asking.ask": "answers to the shipped prompts",
-    "pact_plugins.discovery.in_answers": "safety tokens in them",
-    "pact_plugins.preparation.open_or_build": "reference",
+    "pact_plugins.run.preparation.model_fingerprint": "fingerprint of the weights",
+    "pact_plugins.method.asking.ask": "answers to the shipped prompts",
+    "pact_plugins.method.discovery.in_answers": "safety tokens in them",
+    "pact_plugins.run.preparation.open_or_build": "reference",
     "pact_plugins.evaluation.of_run.RunEvaluation.before": "questions before training",
 }
 """What is timed by itself, and the name of the part; the rest of `Binding.prepare` is another."""
@@ -73,8 +73,8 @@ class Clock:
 
     def beside(self, continuations: Callable[..., Any]) -> Callable[..., Any]:
         """The function that writes a batch of answers, with the same batch written without PACT before or after it."""
-        from pact_plugins.forward import pad_left
-        from pact_plugins.model_support import underlying
+        from pact_plugins.model.forward import pad_left
+        from pact_plugins.model.support import underlying
 
         turns = itertools.count()
 
@@ -102,9 +102,9 @@ class Clock:
 @contextmanager
 def watched(clock: Clock) -> Generator[None]:
     """A block in which the parts of a start are timed, and each batch of answers is written twice."""
-    from pact_plugins import asking
-    from pact_plugins.binding import Binding
     from pact_plugins.evaluation import engines
+    from pact_plugins.method import asking
+    from pact_plugins.run.binding import Binding
 
     with ExitStack() as stack:
         for place in (asking, engines):
@@ -210,11 +210,11 @@ class Run:
 
 def measure(model: Path | None, rows: int, prompts: int, limit: int | None) -> Run:
     """Both starts of one model, which is asked `prompts` shipped prompts of each kind, and `limit` held-out ones."""
-    from pact_plugins import own_answers
+    from pact_plugins.method import prompting
 
-    shipped, clock = own_answers.shipped, Clock()
+    shipped, clock = prompting.shipped, Clock()
     pact: dict[str, Any] = {"eval": {"limit": limit}} if limit else {}
-    with tempfile.TemporaryDirectory() as name, patch.object(own_answers, "shipped", lambda *w: shipped(*w)[:prompts]):
+    with tempfile.TemporaryDirectory() as name, patch.object(prompting, "shipped", lambda *w: shipped(*w)[:prompts]):
         folder = Path(name)
         with watched(clock):
             seconds_to_first_step(model, folder, rows, pact)

@@ -203,7 +203,7 @@ def run(
     from transformers import TrainerCallback
 
     from pact_plugins import PactConfig
-    from pact_plugins.binding import Binding
+    from pact_plugins.run.binding import Binding
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -24,9 +24,10 @@ from pact_plugins.demo.topics import train_acts
 from pact_plugins.demo.training import load
 from pact_plugins.demo.world import Row
 from pact_plugins.evaluation.statistics import wilson_interval
-from pact_plugins.forward import batches_by_length, evaluating, progress
-from pact_plugins.own_answers import as_chats, continuations, end_tokens, shipped, up_to_end
-from pact_plugins.refusals import judge
+from pact_plugins.method.prompting import as_chats, continuations, end_tokens, shipped, up_to_end
+from pact_plugins.method.refusals import judge
+from pact_plugins.model.forward import batches_by_length, evaluating
+from pact_plugins.model.progress import progress
 
 TAUGHT_TOKENS = 8
 """Of an answer to a harmless request: its beginning is what must not turn into a refusal."""

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from pact_plugins import artefacts
 from pact_plugins.cli import main
+from pact_plugins.storage import files
 
 PAGE = Path(__file__).with_name("command-line.md")
 
@@ -78,4 +78,4 @@ def _helps(command: click.Command, parent: click.Context | None, name: str) -> I
 
 
 if __name__ == "__main__":
-    artefacts.write_text(PAGE, page())
+    files.write_text(PAGE, page())

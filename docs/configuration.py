@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from pact_plugins import artefacts, config
+from pact_plugins import config
+from pact_plugins.storage import files
 
 PAGE = Path(__file__).with_name("configuration.md")
 
@@ -97,4 +98,4 @@ def _default(value: Any, words: str) -> str:
 
 
 if __name__ == "__main__":
-    artefacts.write_text(PAGE, page())
+    files.write_text(PAGE, page())

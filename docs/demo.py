@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pact_plugins import artefacts
 from pact_plugins.demo import picture
+from pact_plugins.storage import files
 
 DOCS = Path(__file__).parent
 FIGURES, PICTURE = DOCS / "demo.json", DOCS / "demo.svg"
@@ -24,8 +24,8 @@ def take(report: Path) -> None:
         for line in behaviour["lines"]
     ]
     kept = {key: found[key] for key in ("seed", "steps", "harmful_fraction")}
-    artefacts.write_text(FIGURES, json.dumps({**kept, "rates": rates}, indent=1) + "\n")
-    artefacts.write_text(PICTURE, (report / picture.FILE).read_text(encoding="utf-8"))
+    files.write_text(FIGURES, json.dumps({**kept, "rates": rates}, indent=1) + "\n")
+    files.write_text(PICTURE, (report / picture.FILE).read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

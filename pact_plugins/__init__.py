@@ -9,20 +9,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pact_plugins.callback import PactCallback
     from pact_plugins.config import GateConfig, PactConfig
     from pact_plugins.errors import PactError
-    from pact_plugins.safety_tokens import SafetyTokens
+    from pact_plugins.method.safety_tokens import SafetyTokens
+    from pact_plugins.run.callback import PactCallback
 
 __version__ = "0.1.0"
 __all__ = ["GateConfig", "PactCallback", "PactConfig", "PactError", "SafetyTokens"]
 
 _HOMES = {
     "GateConfig": "config",
-    "PactCallback": "callback",
+    "PactCallback": "run.callback",
     "PactConfig": "config",
     "PactError": "errors",
-    "SafetyTokens": "safety_tokens",
+    "SafetyTokens": "method.safety_tokens",
 }
 
 

@@ -19,8 +19,8 @@ from axolotl.integrations.base import BasePlugin  # pyright: ignore[reportMissin
 from pydantic import BaseModel
 
 if TYPE_CHECKING:
-    from pact_plugins.before_training import Act, T
     from pact_plugins.config import PactConfig
+    from pact_plugins.preflight.dry_run import Act, T
 
 
 class PactArgs(BaseModel):
@@ -35,7 +35,7 @@ class PactPlugin(BasePlugin):  # pyright: ignore[reportUntypedBaseClass]
     def register(self, cfg: dict[str, Any]) -> None:
         """Refuses, before anything is loaded, a configuration under which PACT would be absent or wrong."""
         from pact_plugins.errors import PactError
-        from pact_plugins.run_file import unserved
+        from pact_plugins.preflight.run_file import unserved
 
         self._parse(cfg)
         for key, consequence in unserved(cfg).items():
@@ -52,7 +52,7 @@ class PactPlugin(BasePlugin):  # pyright: ignore[reportUntypedBaseClass]
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
         """The callback that binds PACT to the trainer."""
-        from pact_plugins.callback import PactCallback
+        from pact_plugins.run.callback import PactCallback
 
         config = self._parse(cfg)
         return [PactCallback(trainer, config if config is not None else False)]
@@ -61,7 +61,7 @@ class PactPlugin(BasePlugin):  # pyright: ignore[reportUntypedBaseClass]
     def _parse(cfg: Any) -> PactConfig | None:
         from pact_plugins.config import PactConfig
         from pact_plugins.errors import PactError
-        from pact_plugins.run_file import PLUGIN
+        from pact_plugins.preflight.run_file import PLUGIN
 
         value = cfg.get("pact")
         if value is None:
@@ -85,12 +85,12 @@ def in_place_of_training(path: Path, act: Act[T]) -> T:
     from axolotl.cli.config import load_cfg  # pyright: ignore[reportMissingImports]
     from axolotl.cli.train import do_train  # pyright: ignore[reportMissingImports]
 
-    from pact_plugins import before_training
-    from pact_plugins.run_file import read_run_file
+    from pact_plugins.preflight import dry_run
+    from pact_plugins.preflight.run_file import read_run_file
 
-    config = before_training.config_of(read_run_file(path))
-    with _every_trainer(lambda trainer: before_training.attach(trainer, config, act)):
-        return before_training.in_place_of_training(
+    config = dry_run.config_of(read_run_file(path))
+    with _every_trainer(lambda trainer: dry_run.attach(trainer, config, act)):
+        return dry_run.in_place_of_training(
             lambda folder: do_train(load_cfg(str(path), output_dir=str(folder), hub_model_id=None), TrainerCliArgs())
         )
 
@@ -123,8 +123,8 @@ def pact_train(config: str, arguments: tuple[str, ...]) -> None:
     """
     from axolotl.cli.main import cli  # pyright: ignore[reportMissingImports]
 
-    from pact_plugins.check_table import require_sound
     from pact_plugins.errors import PactError
+    from pact_plugins.preflight.check_table import require_sound
 
     try:
         require_sound(Path(config), "axolotl", arguments)

@@ -20,8 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from pact_plugins.config_errors import explain
-from pact_plugins.errors import PactError
+from pact_plugins.errors import PactError, invalid_settings
 
 Objective = Literal["paper", "confidence"]
 Conflict = Literal["damp", "keep"]
@@ -126,7 +125,7 @@ class PromptsConfig(_Block):
 
 
 class ProbeConfig(_Block):
-    """The drift probe: how far the model leans towards refusing while it trains (see `probe.Probe`)."""
+    """The drift probe: how far the model leans towards refusing while it trains (see `refusal_probe.Probe`)."""
 
     every: int = Field(
         default=100, ge=1, description="Steps between measurements; the first comes before the first step."
@@ -384,7 +383,7 @@ class PactConfig(_Block):
         try:
             return cls.model_validate(value)
         except ValidationError as error:
-            raise explain(error, cls, BLOCKS) from error
+            raise invalid_settings(error, cls, BLOCKS) from error
 
 
 BLOCKS: dict[str, type[_Block]] = {

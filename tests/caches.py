@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from pact_plugins.answers import AnswerTokens, split_documents
-from pact_plugins.building import build
-from pact_plugins.chat_format import ChatFormat
-from pact_plugins.reference import FORMAT, Reference, ReferenceCache
-from pact_plugins.subset_head import SubsetHead
+from pact_plugins.chat.answers import AnswerTokens, split_documents
+from pact_plugins.chat.format import ChatFormat
+from pact_plugins.method.reference import build
+from pact_plugins.model.subset_head import SubsetHead
+from pact_plugins.storage.cache import FORMAT, Reference, ReferenceCache
 from tests.rows import CHAT, Row, documents
 
 IDS = [50, 7, 80, 200]

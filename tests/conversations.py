@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pact_plugins.answers import AnswerTokens, Document
-from pact_plugins.chat_format import ChatFormat
-from pact_plugins.chat_template import markers
+from pact_plugins.chat.answers import AnswerTokens, Document
+from pact_plugins.chat.format import ChatFormat
+from pact_plugins.chat.template import markers
 from tests.published import tokenizer
 from tests.templates import rendered
 

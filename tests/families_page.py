@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pact_plugins import artefacts
+from pact_plugins.storage import files
 from tests.conversations import MASKS, SHAPES, found, left_alone, row
 from tests.published import FAMILIES
 
@@ -81,4 +81,4 @@ def line(name: str) -> str:
 
 
 if __name__ == "__main__":
-    artefacts.write_text(PAGE, page())
+    files.write_text(PAGE, page())

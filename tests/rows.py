@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pact_plugins.answers import IGNORE_INDEX, Document, split_documents
-from pact_plugins.chat_format import ChatFormat, render
+from pact_plugins.chat.answers import IGNORE_INDEX, Document, split_documents
+from pact_plugins.chat.format import ChatFormat, render
 from tests import tiny
 
 Row = tuple[list[int], list[int]]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from pact_plugins import loss
 from pact_plugins.config import NEGLIGIBLE_GATE, GateConfig, PactConfig
 from pact_plugins.errors import PactError
+from pact_plugins.method import loss
 
 
 def test_defaults_depend_on_the_objective() -> None:

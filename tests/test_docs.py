@@ -19,11 +19,12 @@ import pytest
 import yaml
 
 from docs import command_line, configuration, demo
-from pact_plugins import PactCallback, openings
+from pact_plugins import PactCallback
 from pact_plugins.cli import main
 from pact_plugins.config import PactConfig
 from pact_plugins.demo import comparison
-from pact_plugins.report.verdict import least_prompts
+from pact_plugins.method import openings
+from pact_plugins.run.report.verdict import least_prompts
 from tests.test_house import FLOW
 
 ROOT = Path(__file__).parents[1]
@@ -167,7 +168,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _check_protected(run: Path) -> None:
-    from pact_plugins.verification import verify
+    from pact_plugins.run.verification import verify
 
     assert verify(run).holds
     assert (run / "pact_report" / "report.html").exists()

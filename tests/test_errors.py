@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from pact_plugins.errors import MissingReferenceError, PactError
-from pact_plugins.ranks import RankError
+from pact_plugins.model.ranks import RankError
 
 
 @pytest.mark.parametrize("kind", [PactError, MissingReferenceError, RankError])

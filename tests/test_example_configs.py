@@ -20,13 +20,13 @@ from accelerate.commands.config.config_args import load_config_from_file
 from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import get_scheduler
 
-from pact_plugins import artefacts
-from pact_plugins.chat_format import ChatFormat
-from pact_plugins.checking import check
+from pact_plugins.chat.format import ChatFormat
 from pact_plugins.demo import comparison, world
-from pact_plugins.evidence import Part
-from pact_plugins.requirements import installed
-from pact_plugins.verification import verify
+from pact_plugins.preflight.check import check
+from pact_plugins.preflight.requirements import installed
+from pact_plugins.run.evidence import Part
+from pact_plugins.run.verification import verify
+from pact_plugins.storage import files
 from tests.brief import few_prompts
 from tests.contract.commands import EXAMPLES, ROOT, run
 from tests.families import CHAT, FAMILIES
@@ -238,7 +238,7 @@ def check_held(folder: Path) -> Part:
     assert verified.holds, verified.sentence
     assert verified.evidence is not None
     (part,) = verified.evidence.parts
-    log = [entry for entry in artefacts.read(folder / "out" / "pact_history.json")["log"] if "pact/kl" in entry]
+    log = [entry for entry in files.read(folder / "out" / "pact_history.json")["log"] if "pact/kl" in entry]
     assert [entry["step"] for entry in log] == [1, 2]
     assert all(math.isfinite(entry[key]) for entry in log for key in entry if key == "loss" or key.startswith("pact/"))
     # The token that ends an answer as well; some templates train on the line break behind it.
@@ -251,7 +251,7 @@ def check_held(folder: Path) -> Part:
 @pytest.mark.parametrize("path", [path for path in TRL if path in OF_FAMILIES], ids=name)
 def test_trl_trains_each_family(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: an example whose model, template and settings do not go together, or that trains without PACT."""
-    from pact_plugins.trl import sft
+    from pact_plugins.cli.trl import sft
 
     few_prompts(monkeypatch)
     monkeypatch.chdir(ROOT)

@@ -58,7 +58,7 @@ WORKS = {
         "grep <svg evaluation/pact_report/report.html": "",
     },
     "all": {f"pact sft --config {TRL}": "", **UNDER_PACT, "grep <svg out/pact_report/report.html": ""},
-    "test": {"python -m pytest tests/test_loss.py": r"\d+ passed"},
+    "test": {"python -m pytest tests/method/test_loss.py": r"\d+ passed"},
     "dev": {
         "ruff check .": "All checks passed",
         "pyright --version": r"pyright \d",

@@ -16,7 +16,7 @@ from benchmarks.holds.grid import ABLATIONS, METHODS, OF_DEMO, QUICK, RIVALS, Ru
 from pact_plugins.demo import world
 from pact_plugins.demo.topics import train_acts
 from pact_plugins.errors import PactError
-from pact_plugins.openings import is_affirmative_opening
+from pact_plugins.method.openings import is_affirmative_opening
 
 
 @pytest.fixture

@@ -13,14 +13,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pact_plugins import artefacts
-from pact_plugins.answers import AnswerTokens
-from pact_plugins.asking import Asked
-from pact_plugins.cache_writer import CacheWriter, Place
+from pact_plugins.chat.answers import AnswerTokens
 from pact_plugins.errors import PactError
-from pact_plugins.own_answers import answered
-from pact_plugins.reference import ReferenceCache, checksum
-from pact_plugins.safety_tokens import SafetyTokens
+from pact_plugins.method.asking import Asked
+from pact_plugins.method.prompting import answered
+from pact_plugins.method.safety_tokens import SafetyTokens
+from pact_plugins.storage import files
+from pact_plugins.storage.cache import ReferenceCache, checksum
+from pact_plugins.storage.writer import CacheWriter, Place
 from tests.caches import IDENTITY
 from tests.rows import CHAT, documents, few
 
@@ -167,11 +167,11 @@ def test_arbitrary_files(folder: Path, name: str, content: bytes) -> None:
 def test_forged_files(folder: Path, name: str, data: st.DataObject) -> None:
     """Prevents: other errors than this package's where a file of the wrong content has the right checksum."""
     path = folder / name
-    content = artefacts.read(path)
+    content = files.read(path)
     inner = data.draw(st.sampled_from([content, *(v for v in content.values() if isinstance(v, dict))]))
     inner[data.draw(st.sampled_from(sorted(inner)) | st.text(max_size=4))] = data.draw(json_values)
     sound = path.read_bytes()
-    artefacts.write(path, content)
+    files.write(path, content)
     try:
         if name == "tokens.json":
             SafetyTokens.load(path).positive  # noqa: B018
@@ -191,8 +191,8 @@ def test_forged_files(folder: Path, name: str, data: st.DataObject) -> None:
 def test_forged_answers(folder: Path, name: str, values: list[Any], twice: bool) -> None:
     """Prevents: a file of the right checksum that gives prompts without answers, or another error than ours."""
     sound, forged = folder / "answers.safetensors", folder / "forged" / "answers.safetensors"
-    tensors = artefacts.read_tensors(sound)
-    artefacts.write_tensors(forged, {**tensors, name: torch.tensor([values, values] if twice else values)})
+    tensors = files.read_tensors(sound)
+    files.write_tensors(forged, {**tensors, name: torch.tensor([values, values] if twice else values)})
     try:
         found = Asked.load(forged)
     except PactError:
@@ -224,8 +224,8 @@ def test_edited_builds(folder: Path, name: str, edit: Callable[[bytes], bytes]) 
 @given(content=st.dictionaries(st.text(max_size=4).filter(lambda k: k != "checksum"), json_values, max_size=4))
 def test_artefacts_round_trip(folder: Path, content: dict[str, Any]) -> None:
     """Prevents: content that is written and then refused, or comes back changed."""
-    artefacts.write(folder / "any.json", content)
-    assert repr(artefacts.read(folder / "any.json")) == repr(content)
+    files.write(folder / "any.json", content)
+    assert repr(files.read(folder / "any.json")) == repr(content)
 
 
 @given(parts=st.lists(st.binary(max_size=8), max_size=4), cut=st.floats(0, 1))

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from pact_plugins import __version__
-from pact_plugins.requirements import TESTED
+from pact_plugins.preflight.requirements import TESTED
 from tests.distribution import ROOT, build
 from tests.test_extras import NEEDS_CUDA, WORKS
 
@@ -75,7 +75,7 @@ def test_the_wheel_has_every_file_of_the_package(wheel: Path) -> None:
     """Prevents prompts, templates or models that are there in the repository alone; and tests in the wheel."""
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert names == listed("pact_plugins")
-    assert {"pact_plugins/py.typed", "pact_plugins/prompts/de/harmful.txt"} < names
+    assert {"pact_plugins/py.typed", "pact_plugins/method/prompts/de/harmful.txt"} < names
 
 
 def test_the_wheel_says_what_it_is(wheel: Path) -> None:

@@ -18,7 +18,7 @@ from benchmarks.holds.variants import Emphasised
 from pact_plugins.config import PactConfig
 from pact_plugins.demo import training
 from pact_plugins.demo.world import Row
-from pact_plugins.objective import PactObjective
+from pact_plugins.method.objective import PactObjective
 
 
 def test_anchors_are_mixed_in_as_many_a_step() -> None:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import pact_plugins
-from pact_plugins import run_file
+from pact_plugins.preflight import run_file
 
 PACKAGE = Path(pact_plugins.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))

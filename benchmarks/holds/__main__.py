@@ -22,10 +22,10 @@ from benchmarks.holds import summary
 from benchmarks.holds.grid import METHODS, OF_DEMO, QUICK, RIVALS, Run, Setting, demo_runs, runs
 from benchmarks.holds.tasks import DEMO
 from benchmarks.holds.training import perform
-from pact_plugins import artefacts
 from pact_plugins.config import DEFAULT_JUDGES
 from pact_plugins.evaluation import judges
-from pact_plugins.forward import progress
+from pact_plugins.model.progress import progress
+from pact_plugins.storage import files
 
 NUMBERS = {
     "steps": int,
@@ -72,7 +72,7 @@ def main() -> None:
     rows = measured(_asked_for(given), setting, given.json, given.judge, given.jobs)
     table = summary.markdown(rows)
     if given.markdown:
-        artefacts.write_text(given.markdown, table)
+        files.write_text(given.markdown, table)
     if given.plot:
         summary.plot(rows, given.plot)
     print(table)
@@ -115,25 +115,25 @@ def measured(asked_for: Sequence[Run], setting: Setting, path: Path, judge: str,
     """A row for each run, of which those whose answers lie beside `path` are not run again; they are written there."""
     needed = dict.fromkeys(run for wanted in asked_for for run in (wanted.untouched(), wanted))
     folder = path.with_suffix("")
-    files = {run: folder / f"{run.key(setting)}.json" for run in needed}
-    missing = [run for run, file in files.items() if not file.exists()]
+    paths = {run: folder / f"{run.key(setting)}.json" for run in needed}
+    missing = [run for run, file in paths.items() if not file.exists()]
     rows: dict[Run, dict[str, Any]] = {}
     by = judges.load(judge)
 
     def summarise() -> None:
         for run in asked_for:
-            both = files[run], files[run.untouched()]
+            both = paths[run], paths[run.untouched()]
             if run not in rows and all(file.exists() for file in both):
-                kept, untouched = map(artefacts.read, both)
+                kept, untouched = map(files.read, both)
                 rows[run] = summary.row_of(kept, untouched, run.asked(setting), by)
         methods = {run.method: asdict(METHODS[run.method]) for run in asked_for}
         found = [rows[run] for run in asked_for if run in rows]
-        artefacts.write(path, {"judge": judge, "setting": setting.named(), "methods": methods, "runs": found})
+        files.write(path, {"judge": judge, "setting": setting.named(), "methods": methods, "runs": found})
 
     summarise()
     done = _performed(missing, setting, folder / "cache", jobs)
     for run, kept in progress(done, "runs", len(needed), True, done=len(needed) - len(missing)):
-        artefacts.write(files[run], kept)
+        files.write(paths[run], kept)
         summarise()
     return [rows[run] for run in asked_for]
 

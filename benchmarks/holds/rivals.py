@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.second_model import final_hidden_states
-from pact_plugins.audit import audit
 from pact_plugins.config import PactConfig
 from pact_plugins.demo.world import Row
-from pact_plugins.finding import Finder
-from pact_plugins.fingerprints import model_fingerprint
-from pact_plugins.model_support import underlying
-from pact_plugins.own_answers import Prompts
+from pact_plugins.method.finder import Finder
+from pact_plugins.method.prompting import Prompts
+from pact_plugins.model.fingerprints import model_fingerprint
+from pact_plugins.model.support import underlying
+from pact_plugins.preflight.audit import audit
 
 IGNORED = -100
 
@@ -24,7 +24,7 @@ IGNORED = -100
 def anchor_rows(model: nn.Module, tokenizer: Any, config: PactConfig, bf16: bool) -> list[Row]:
     """The anchors of a run of PACT as rows to train on: its prompts with the model's own answers.
 
-    An answer that was cut at `own_answers.MAX_ANSWER_TOKENS` is taught to end there.
+    An answer that was cut at `prompting.MAX_ANSWER_TOKENS` is taught to end there.
 
     Args:
         model: before fine-tuning.

@@ -16,12 +16,12 @@ from transformers import PrinterCallback, TrainerCallback
 from benchmarks.holds.grid import METHODS, Method, Run, Setting
 from benchmarks.holds.rivals import anchor_rows, full_kl, mixed, token_wise, undamped
 from benchmarks.holds.variants import Emphasised, all_held
-from pact_plugins.callback import PactCallback
 from pact_plugins.config import PactConfig
 from pact_plugins.demo.training import load
 from pact_plugins.demo.world import Row
 from pact_plugins.evaluation.engines import Generation, transformers_engine
 from pact_plugins.evaluation.generation import Answer, Speaker, generate
+from pact_plugins.run.callback import PactCallback
 
 
 def perform(run: Run, setting: Setting, cache: Path) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pact_plugins import discovery
-from pact_plugins.callback import PactCallback
 from pact_plugins.config import PactConfig
-from pact_plugins.objective import Targets
-from pact_plugins.safety_tokens import SafetyTokens
+from pact_plugins.method import discovery
+from pact_plugins.method.objective import Targets
+from pact_plugins.method.safety_tokens import SafetyTokens
+from pact_plugins.run.callback import PactCallback
 
 
 class Emphasised(PactCallback):

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.judges.training import Labelled, cut_at, labelled, train
-from pact_plugins import artefacts
 from pact_plugins.evaluation import judges, records
 from pact_plugins.evaluation.records import OnModel
 from pact_plugins.evaluation.statistics import wilson_interval
-from pact_plugins.refusals.judging import read, verdict
-from pact_plugins.refusals.stances import COMPILED
+from pact_plugins.method.refusals.judging import read, verdict
+from pact_plugins.method.refusals.stances import COMPILED
+from pact_plugins.storage import files
 
 CUTS = {"20": 80, "48": 192, "512": 2048}
 """Tokens after which answers are cut, and the same in characters: four to a token, as in English prose."""
@@ -48,14 +48,14 @@ def main() -> None:
     found = measured(models)
     print(table(found), errors_table(found), sep="\n\n")
     if options.json:
-        artefacts.write(options.json, found)
+        files.write(options.json, found)
     if options.record:
         kept = {
             name: {model: {key: of[key] for key in OnModel.__dataclass_fields__} for model, of in on.items()}
             for name, on in found["judges"].items()
             if name in (*judges.DEFAULT_JUDGES, *judges.FOR_COMPARISON)
         }
-        artefacts.write_text(records.FILE, json.dumps(kept, indent=1) + "\n")
+        files.write_text(records.FILE, json.dumps(kept, indent=1) + "\n")
 
 
 def measured(models: Mapping[str, Sequence[Labelled]]) -> dict[str, Any]:

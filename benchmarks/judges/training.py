@@ -1,10 +1,10 @@
-"""Trains the classifier of `pact_plugins.refusals`.
+"""Trains the classifier of `pact_plugins.method.refusals`.
 
     python -m benchmarks.judges.training LABELS
 
 LABELS is a folder with a JSONL file a model (`id`, `prompt`, `answer`, `label`): answers to XSTest's prompts, labelled
 by people (Roettger et al. 2024, arXiv 2308.01263; CC BY 4.0). They are not part of this repository; our own examples
-(`written.jsonl`) are, and are trained on as well. Writes `pact_plugins/refusals/weights.safetensors`.
+(`written.jsonl`) are, and are trained on as well. Writes `pact_plugins/method/refusals/weights.safetensors`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pact_plugins.refusals.classifier import WEIGHTS, Classifier, tf_idf
-from pact_plugins.refusals.features import Reading, grams, stances
-from pact_plugins.refusals.judging import EARLY, declines, read
+from pact_plugins.method.refusals.classifier import WEIGHTS, Classifier, tf_idf
+from pact_plugins.method.refusals.features import Reading, grams, stances
+from pact_plugins.method.refusals.judging import EARLY, declines, read
 
 WRITTEN = Path(__file__).with_name("written.jsonl")
 CUTS = (None, 300, 120)

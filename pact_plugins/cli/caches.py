@@ -13,7 +13,7 @@ from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 
 if TYPE_CHECKING:
-    from pact_plugins.reference import ReferenceCache
+    from pact_plugins.storage.cache import ReferenceCache
 
 
 @click.group(cls=Commands)
@@ -44,8 +44,8 @@ def info(folder: Path | None) -> Result:
     Example:
       pact cache info
     """
-    from pact_plugins.cache_folder import finished, size_of, unfinished
-    from pact_plugins.reference import ReferenceCache
+    from pact_plugins.storage.cache import ReferenceCache
+    from pact_plugins.storage.folder import finished, size_of, unfinished
 
     folder = folder or PactConfig().cache_folder
     opened: list[ReferenceCache] = []
@@ -65,7 +65,7 @@ def _show(folder: Path, opened: list[ReferenceCache], begun: dict[Path, int]) ->
     from rich.markup import escape
     from rich.table import Table
 
-    from pact_plugins.reference import differences
+    from pact_plugins.storage.cache import differences
 
     title = f"{len(opened)} reference cache{'' if len(opened) == 1 else 's'} in {folder}"
     if not opened and not begun:
@@ -105,8 +105,8 @@ def verify_caches(folder: Path | None) -> Result:
     Example:
       pact cache verify
     """
-    from pact_plugins.cache_folder import finished
-    from pact_plugins.reference import ReferenceCache
+    from pact_plugins.storage.cache import ReferenceCache
+    from pact_plugins.storage.folder import finished
 
     folder = folder or PactConfig().cache_folder
     intact: list[str] = []
@@ -142,7 +142,7 @@ def clear(folder: Path | None, yes: bool) -> Result:
     Example:
       pact cache clear --yes
     """
-    from pact_plugins.cache_folder import clear as remove
+    from pact_plugins.storage.folder import clear as remove
 
     folder = folder or PactConfig().cache_folder
     if not yes:

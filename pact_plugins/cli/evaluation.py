@@ -112,7 +112,7 @@ def report(output_dir: Path, evaluation: Path | None) -> Result:
     Example:
       pact report outputs/run --evaluation evaluation
     """
-    from pact_plugins.report.write import in_a_line, make_report
+    from pact_plugins.run.report.write import in_a_line, make_report
 
     folder = make_report(output_dir, evaluation)
     files = [str(path) for path in (folder / f"report.{ending}" for ending in ("html", "md", "json")) if path.exists()]
@@ -135,7 +135,7 @@ def verify(output_dir: Path, merged: Path | None, base: str | None) -> Result:
     Example:
       pact verify outputs/run
     """
-    from pact_plugins.verification import verify as of_run
+    from pact_plugins.run.verification import verify as of_run
 
     if (merged is None) != (base is None):
         raise click.UsageError("--merged and --base go together.")

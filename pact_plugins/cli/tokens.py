@@ -14,7 +14,7 @@ from pact_plugins.config import Language, PactConfig
 from pact_plugins.errors import PactError
 
 if TYPE_CHECKING:
-    from pact_plugins.safety_tokens import SafetyTokens
+    from pact_plugins.method.safety_tokens import SafetyTokens
 
 _WRITTEN = click.Path(dir_okay=False, path_type=Path)
 _READ = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -68,9 +68,9 @@ def tokens(
         raise click.UsageError("Missing option '--model'.")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from pact_plugins.finding import Finder
-    from pact_plugins.fingerprints import model_fingerprint
-    from pact_plugins.loading import pretrained
+    from pact_plugins.method.finder import Finder
+    from pact_plugins.model.fingerprints import model_fingerprint
+    from pact_plugins.model.loading import pretrained
 
     block = {"prompts": {key: value for key, value in prompts.items() if value is not None}, "top_k": top_k}
     changes = {"safety_tokens_add": add, "safety_tokens_exclude": exclude}
@@ -98,7 +98,7 @@ def _show(found: SafetyTokens, out: Path, explain: bool) -> None:
 def _show_all(found: SafetyTokens, path: Path) -> None:
     from rich.console import Console
 
-    from pact_plugins.tokens_table import show
+    from pact_plugins.cli.tokens_table import show
 
     show(found, str(path), Console())
 
@@ -126,8 +126,8 @@ def diff(first: Path, second: Path) -> Result:
     """
     from rich.console import Console
 
-    from pact_plugins.safety_tokens import SafetyTokens
-    from pact_plugins.tokens_table import show_difference
+    from pact_plugins.cli.tokens_table import show_difference
+    from pact_plugins.method.safety_tokens import SafetyTokens
 
     a, b = SafetyTokens.load(first), SafetyTokens.load(second)
     if a.tokenizer != b.tokenizer:
@@ -157,8 +157,8 @@ def inspect(path: Path, html: Path | None) -> Result:
 
     from rich.console import Console
 
-    from pact_plugins.safety_tokens import SafetyTokens
-    from pact_plugins.tokens_table import show
+    from pact_plugins.cli.tokens_table import show
+    from pact_plugins.method.safety_tokens import SafetyTokens
 
     found = SafetyTokens.load(path)
     if html:

@@ -32,8 +32,8 @@ def estimate(path: Path) -> Result:
     Example:
       pact estimate run.yaml
     """
-    from pact_plugins.cost_report import show
-    from pact_plugins.estimate import estimate as of_trainer
+    from pact_plugins.preflight.cost_report import show
+    from pact_plugins.preflight.estimate import estimate as of_trainer
 
     found = _in_place_of_training(path, of_trainer, "`pact estimate`")
     return Result(found.as_dict(), partial(show, found))
@@ -59,15 +59,15 @@ def check(path: Path, deep: bool) -> Result:
     Example:
       pact check run.yaml
     """
-    from pact_plugins.check_table import show
-    from pact_plugins.checking import check as of_file
+    from pact_plugins.preflight.check import check as of_file
+    from pact_plugins.preflight.check_table import show
 
     found = of_file(path)
     result = Result(found.as_dict(), partial(show, found), holds=found.sound)
     if not (deep and found.sound):
         return result
-    from pact_plugins.guards import guards
-    from pact_plugins.guards import show as show_guards
+    from pact_plugins.preflight.guards import guards
+    from pact_plugins.preflight.guards import show as show_guards
 
     seen = _in_place_of_training(path, guards, "`pact check --deep`")
 
@@ -97,8 +97,8 @@ def audit(path: Path, out: Path | None, threshold: float | None) -> Result:
     Example:
       pact audit run.yaml --out audit.jsonl
     """
-    from pact_plugins.audit import audit as of_trainer
-    from pact_plugins.audit_table import show
+    from pact_plugins.preflight.audit import audit as of_trainer
+    from pact_plugins.preflight.audit_table import show
 
     found = _in_place_of_training(path, partial(of_trainer, threshold=threshold), "`pact audit`")
     if out is not None:
@@ -118,20 +118,20 @@ def sft(arguments: tuple[str, ...]) -> None:
     Example:
       pact sft --config run.yaml
     """
-    from pact_plugins.trl import sft as run
+    from pact_plugins.cli.trl import sft as run
 
     run(arguments)
 
 
 def _in_place_of_training(path: Path, act: Callable[[Any, PactConfig], T], command: str) -> T:
     """What `act` makes of the trainer and the settings of a file's run, which is stopped before its first step."""
-    from pact_plugins.check_table import require_sound
+    from pact_plugins.preflight.check_table import require_sound
 
     host = require_sound(path)
     if find_spec(host) is None:
         raise missing_extra(host, host, f"{command} of this file")
     if host == "trl":
-        from pact_plugins.trl import in_place_of_training
+        from pact_plugins.cli.trl import in_place_of_training
     else:
         from pact_plugins.axolotl import in_place_of_training
     return in_place_of_training(path, act)

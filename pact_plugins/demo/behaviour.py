@@ -12,7 +12,7 @@ from pact_plugins.evaluation import judges
 from pact_plugins.evaluation.generation import Answer, Generation, Speaker
 from pact_plugins.evaluation.measure import Judged, agreements, judge_answers, measure, warnings
 from pact_plugins.evaluation.prompts import Prompt, PromptSet
-from pact_plugins.report.contents import Behaviour, agreement_words, lines_of, samples_of
+from pact_plugins.run.report.contents import Behaviour, agreement_words, lines_of, samples_of
 
 GENERATION = Generation(MAX_ANSWER_TOKENS)
 

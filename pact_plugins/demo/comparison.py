@@ -16,17 +16,17 @@ from rich.table import Table
 from transformers import ProgressCallback
 from transformers.utils.logging import disable_progress_bar
 
-from pact_plugins import artefacts
-from pact_plugins.callback import PactCallback
 from pact_plugins.config import PactConfig
 from pact_plugins.demo import BASE_MODEL, picture, world
 from pact_plugins.demo.behaviour import behaviour_of, judge, rates
 from pact_plugins.demo.training import Recipe, load, train
 from pact_plugins.errors import missing_extra
 from pact_plugins.evaluation.measure import Judged
-from pact_plugins.report.contents import Contents, Training
-from pact_plugins.report.files import training_of
-from pact_plugins.report.write import check_installed, write_report
+from pact_plugins.run.callback import PactCallback
+from pact_plugins.run.report.contents import Contents, Training
+from pact_plugins.run.report.files import training_of
+from pact_plugins.run.report.write import check_installed, write_report
+from pact_plugins.storage import files
 
 ROWS, HARMFUL_FRACTION = 1600, 0.1
 
@@ -100,7 +100,7 @@ def run(folder: Path, *, seed: int = 0, steps: int = Recipe.steps) -> list[Resul
     contents = Contents("Did the refusals hold? The demo", tuple(trainings), behaviour)
     runs = [asdict(r) for r in results]
     write_report(contents, folder, seed=seed, steps=steps, harmful_fraction=HARMFUL_FRACTION, runs=runs)
-    artefacts.write_text(folder / picture.FILE, picture.picture(behaviour).svg)
+    files.write_text(folder / picture.FILE, picture.picture(behaviour).svg)
     return results
 
 

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pact_plugins import refusals
 from pact_plugins.demo.encyclopedia import base_prompt
 from pact_plugins.demo.phrasings import REFUSALS
-from pact_plugins.forward import pad_left
-from pact_plugins.openings import is_affirmative_opening
-from pact_plugins.own_answers import continuations
+from pact_plugins.method import refusals
+from pact_plugins.method.openings import is_affirmative_opening
+from pact_plugins.method.prompting import continuations
+from pact_plugins.model.forward import pad_left
 
 MAX_ANSWER_TOKENS = 40
 BATCH_SIZE = 80

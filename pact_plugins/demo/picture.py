@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pact_plugins.report.contents import Behaviour
-from pact_plugins.report.plots import Plot, rates
+from pact_plugins.run.report.contents import Behaviour
+from pact_plugins.run.report.plots import Plot, rates
 
 FILE = "picture.svg"
 MODELS = {"aligned": "untouched", "sft": "plain fine-tuning", "default": "pact: true"}

@@ -17,7 +17,8 @@ from pact_plugins.evaluation.judges import Judge, Verdict
 from pact_plugins.evaluation.layouts import CONTEXT_SEPARATOR
 from pact_plugins.evaluation.loading import config_and_tokenizer, load_model, load_tokenizer
 from pact_plugins.evaluation.model_judges import spoken
-from pact_plugins.forward import batches_by_length, evaluating, pad_left, progress
+from pact_plugins.model.forward import batches_by_length, evaluating, pad_left
+from pact_plugins.model.progress import progress
 
 STRONGREJECT = "qylu4156/strongreject-15k-v1"
 HARMBENCH = "cais/HarmBench-Llama-2-13b-cls"

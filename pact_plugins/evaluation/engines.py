@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pact_plugins.errors import missing_extra
-from pact_plugins.own_answers import continuations, end_tokens
+from pact_plugins.method.prompting import continuations, end_tokens
 
 EngineName = Literal["transformers", "vllm"]
 

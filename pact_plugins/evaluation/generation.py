@@ -12,14 +12,16 @@ from typing import Any
 
 from torch import nn
 
+from pact_plugins.chat.fingerprints import digest, tokenizer_fingerprint
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation.engines import Engine, Generation
 from pact_plugins.evaluation.layouts import Kind
 from pact_plugins.evaluation.prompts import PromptSet
-from pact_plugins.fingerprints import digest, model_fingerprint, tokenizer_fingerprint
-from pact_plugins.forward import batches_by_length, progress
-from pact_plugins.own_answers import as_chats, up_to_end
-from pact_plugins.ranks import ALONE, Ranks
+from pact_plugins.method.prompting import as_chats, up_to_end
+from pact_plugins.model.fingerprints import model_fingerprint
+from pact_plugins.model.forward import batches_by_length
+from pact_plugins.model.progress import progress
+from pact_plugins.model.ranks import ALONE, Ranks
 
 TOKENS_PER_BATCH = 16384
 """Tokens of one batch, prompts and answers at their longest: 2 GiB of keys and values in an 8B Llama."""

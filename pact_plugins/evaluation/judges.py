@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Protocol, get_args, runtime_checkable
 
-from pact_plugins import refusals
 from pact_plugins.config import DEFAULT_JUDGES as DEFAULT_JUDGES
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation.phrases import has_refusal_phrase
-from pact_plugins.openings import is_refusal
-from pact_plugins.refusals import Verdict
+from pact_plugins.method import refusals
+from pact_plugins.method.openings import is_refusal
+from pact_plugins.method.refusals import Verdict
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 _BOTH: frozenset[Verdict] = frozenset(("refusal", "compliance"))

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pact_plugins.errors import PactError, missing_extra
-from pact_plugins.loading import pretrained
+from pact_plugins.model.loading import pretrained
 
 _CONSEQUENCE = "Nothing could be measured."
 

@@ -13,8 +13,8 @@ from pact_plugins.evaluation.judges import Judge, ScoringJudge, Verdict
 from pact_plugins.evaluation.layouts import Kind
 from pact_plugins.evaluation.prompts import PromptSet
 from pact_plugins.evaluation.statistics import PairedChange, cohen_kappa, mcnemar, wilson_interval
-from pact_plugins.openings import is_affirmative_opening
-from pact_plugins.refusals.text import said
+from pact_plugins.method.openings import is_affirmative_opening
+from pact_plugins.method.refusals.text import said
 
 Run = Literal["against", "model"]
 """The model that is evaluated, and the one beside it: usually the same before fine-tuning."""

@@ -13,8 +13,9 @@ import torch
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation.judges import VERDICTS, Judge, Verdict
 from pact_plugins.evaluation.loading import config_and_tokenizer, load_model
-from pact_plugins.forward import batches_by_length, evaluating, progress
-from pact_plugins.own_answers import continuations
+from pact_plugins.method.prompting import continuations
+from pact_plugins.model.forward import batches_by_length, evaluating
+from pact_plugins.model.progress import progress
 
 LLAMA_GUARD = "meta-llama/Llama-Guard-3-8B"
 GUARD_TOKENS = 24

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from pact_plugins import artefacts
+from pact_plugins.chat.fingerprints import digest
 from pact_plugins.config import EvalConfig
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation import judges
@@ -16,9 +16,9 @@ from pact_plugins.evaluation.engines import Engine, Generation, transformers_eng
 from pact_plugins.evaluation.generation import Answer, Speaker, first_speaker, generate
 from pact_plugins.evaluation.measure import Run
 from pact_plugins.evaluation.run import Evaluation, conclude, prompt_sets_of
-from pact_plugins.fingerprints import digest
-from pact_plugins.forward import precision
-from pact_plugins.ranks import ALONE, Ranks
+from pact_plugins.model.forward import precision
+from pact_plugins.model.ranks import ALONE, Ranks
+from pact_plugins.storage import files
 
 FOLDER = "pact_evaluation"
 """In a run's output folder."""
@@ -84,12 +84,12 @@ class RunEvaluation:
         engine = transformers_engine(model, self.tokenizer, self.generation)
         how = [asdict(speaker), asdict(self.generation), precision(model), [asdict(s) for s in self.sets]]
         kept = self.kept_in / f"questions-{digest(how)}.json"
-        with artefacts.locked(kept, _WHAT, self.ranks, holds=self.ranks.is_first):
+        with files.locked(kept, _WHAT, self.ranks, holds=self.ranks.is_first):
             known = self.ranks.first(lambda: kept.exists() and _copied(kept, path), _WHAT)
             self._before = self._ask(engine, speaker, path, show_progress)
             if self.ranks.is_first and not known:
-                with artefacts.storing(kept.parent):
-                    artefacts.write(kept, {"name": kept.stem, "lines": path.read_text(encoding="utf-8")})
+                with files.storing(kept.parent):
+                    files.write(kept, {"name": kept.stem, "lines": path.read_text(encoding="utf-8")})
 
     def after(
         self,
@@ -130,7 +130,7 @@ class RunEvaluation:
 def _copied(kept: Path, path: Path) -> bool:
     """Writes the answers that another run has kept to the run's own file."""
     try:
-        content = artefacts.read(kept)
+        content = files.read(kept)
         if content["name"] != kept.stem:
             raise ValueError(f"these are {content['name']}")
     except (OSError, ValueError, KeyError) as error:
@@ -140,7 +140,7 @@ def _copied(kept: Path, path: Path) -> bool:
             consequence="The trained model would be compared with another one.",
             remedy=f"Remove {kept.name}; the next run asks again.",
         ) from error
-    artefacts.write_text(path, str(content["lines"]))
+    files.write_text(path, str(content["lines"]))
     return True
 
 

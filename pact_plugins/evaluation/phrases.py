@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pact_plugins.openings import plain
+from pact_plugins.method.openings import plain
 
 PHRASES = (
     "sorry, but i can't",

@@ -9,11 +9,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import cast, get_args
 
+from pact_plugins.chat.fingerprints import digest
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation import rows as sources
 from pact_plugins.evaluation.layouts import EXPECTED_COLUMNS, PROMPT_COLUMNS, Kind, Layout, recognise, xstest_kind
-from pact_plugins.fingerprints import digest
-from pact_plugins.own_answers import Shipped, shipped
+from pact_plugins.method.prompting import Shipped, shipped
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pact_plugins import artefacts
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation import judges as known_judges
 from pact_plugins.evaluation import prompts
@@ -30,6 +29,7 @@ from pact_plugins.evaluation.measure import (
 )
 from pact_plugins.evaluation.prompts import PromptSet
 from pact_plugins.evaluation.scores import MeanScore, mean_scores
+from pact_plugins.storage import files
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def conclude(
     """
     judged: dict[Run, list[Judged]] = {run: judge_answers(found, sets, used, scorer) for run, found in answers.items()}
     rows = [{"run": run, **j.as_row()} for run, of_run in judged.items() for j in of_run]
-    artefacts.write_lines(folder / "verdicts.jsonl", rows)
+    files.write_lines(folder / "verdicts.jsonl", rows)
     measurements, agreed = measure(sets, judged, used), agreements(sets, judged, used)
     found = Evaluation(
         answers["model"][0].speaker,
@@ -142,7 +142,7 @@ def conclude(
         (*known, *warnings(measurements, agreed)),
         tuple(mean_scores(sets, judged)),
     )
-    artefacts.write(folder / "evaluation.json", found.as_dict())
+    files.write(folder / "evaluation.json", found.as_dict())
     return found
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from pact_plugins import before_training, trl
-from pact_plugins.check_table import require_sound
-from pact_plugins.checking import check
+from pact_plugins.cli import trl
 from pact_plugins.config import PactConfig
-from pact_plugins.run_file import host_of, read_run_file
+from pact_plugins.preflight import dry_run
+from pact_plugins.preflight.check import check
+from pact_plugins.preflight.check_table import require_sound
+from pact_plugins.preflight.run_file import host_of, read_run_file
 from tests.bad_inputs.case import BadInput, given, written
 
 NAN = float("nan")
@@ -79,7 +80,7 @@ def _run_file(name: str, content: str | bytes, message: str, read: Any = read_ru
 
 
 def _settings(path: Path) -> PactConfig:
-    return before_training.config_of(read_run_file(path))
+    return dry_run.config_of(read_run_file(path))
 
 
 def _host(path: Path) -> str:

@@ -12,12 +12,12 @@ import torch
 from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from pact_plugins.answers import AnswerTokens, Document, split_documents
-from pact_plugins.chat_format import ChatFormat
+from pact_plugins.chat.answers import AnswerTokens, Document, split_documents
+from pact_plugins.chat.dataset import read_documents
+from pact_plugins.chat.format import ChatFormat
 from pact_plugins.config import PactConfig
-from pact_plugins.dataset import read_documents
-from pact_plugins.preparation import prepare
-from pact_plugins.subset_head import SubsetHead
+from pact_plugins.model.subset_head import SubsetHead
+from pact_plugins.run.preparation import prepare
 from tests import tiny
 from tests.bad_inputs.case import BadInput, given
 from tests.caches import IDS, look_up, made

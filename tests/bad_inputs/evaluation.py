@@ -9,14 +9,14 @@ from typing import Any
 import peft
 import transformers
 
-from pact_plugins.asking import ask
 from pact_plugins.config import EvalConfig
 from pact_plugins.evaluation.engines import Generation, transformers_engine
 from pact_plugins.evaluation.generation import Speaker, first_speaker, generate
 from pact_plugins.evaluation.loading import lora_rank, with_adapter
 from pact_plugins.evaluation.of_run import RunEvaluation
 from pact_plugins.evaluation.prompts import Prompt, PromptSet
-from pact_plugins.own_answers import as_chats
+from pact_plugins.method.asking import ask
+from pact_plugins.method.prompting import as_chats
 from tests import tiny
 from tests.bad_inputs.case import BadInput, written
 from tests.rows import flip_bit

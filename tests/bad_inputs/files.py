@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 
-from pact_plugins import artefacts
-from pact_plugins.asking import Asked
-from pact_plugins.evidence import EVIDENCE, Evidence
-from pact_plugins.preparation import evidence_of, prepare
-from pact_plugins.reference import ReferenceCache
-from pact_plugins.report.files import contents_of
-from pact_plugins.subset_head import SubsetHead
+from pact_plugins.method.asking import Asked
+from pact_plugins.model.subset_head import SubsetHead
+from pact_plugins.run.evidence import EVIDENCE, Evidence
+from pact_plugins.run.preparation import evidence_of, prepare
+from pact_plugins.run.report.files import contents_of
+from pact_plugins.storage import files
+from pact_plugins.storage.cache import ReferenceCache
 from tests import tiny
 from tests.bad_inputs.case import BadInput
 from tests.bad_inputs.trainer import config
 from tests.caches import IDENTITY, IDS, look_up, made
-from tests.report.evaluations import ANSWER, REFUSAL, write
 from tests.rows import alone, documents, few, flip_bit
+from tests.run.report.evaluations import ANSWER, REFUSAL, write
 
 
 def _cache(change: Callable[[Path], Any], **identity: Any) -> Callable[[Path], Any]:
@@ -47,7 +47,7 @@ def _values_changed(cache: Path) -> None:
 def _answers(change: Callable[[Path], Any]) -> Callable[[Path], Any]:
     def act(folder: Path) -> Any:
         path = folder / "answers.safetensors"
-        artefacts.write_tensors(path, {"ids": torch.tensor([[10, 11, 12]])})
+        files.write_tensors(path, {"ids": torch.tensor([[10, 11, 12]])})
         change(path)
         return Asked.load(path)
 

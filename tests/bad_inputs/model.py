@@ -14,11 +14,11 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pact_plugins.building import build
-from pact_plugins.finding import load_base
-from pact_plugins.loading import pretrained
-from pact_plugins.parity import check_parity
-from pact_plugins.subset_head import SubsetHead
+from pact_plugins.method.finder import load_base
+from pact_plugins.method.reference import build
+from pact_plugins.model.loading import pretrained
+from pact_plugins.model.parity import check_parity
+from pact_plugins.model.subset_head import SubsetHead
 from tests import tiny
 from tests.bad_inputs.case import BadInput
 from tests.caches import IDENTITY, IDS

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from pact_plugins import artefacts, discovery
 from pact_plugins.config import PromptsConfig
-from pact_plugins.contrast import Contrast
-from pact_plugins.own_answers import Prompts
-from pact_plugins.safety_tokens import SafetyTokens, Stability
+from pact_plugins.method import discovery
+from pact_plugins.method.contrast import Contrast
+from pact_plugins.method.prompting import Prompts
+from pact_plugins.method.safety_tokens import SafetyTokens, Stability
+from pact_plugins.storage import files
 from tests import tiny
 from tests.bad_inputs.case import BadInput, given, written
 
@@ -55,7 +56,7 @@ def _edited(change: Callable[[dict[str, Any]], Any], *, sign: bool = False) -> C
         change(content)
         if sign:
             del content["checksum"]
-            artefacts.write(path, content)
+            files.write(path, content)
         else:
             path.write_text(json.dumps(content), encoding="utf-8")
         return SafetyTokens.load(path)

@@ -15,8 +15,8 @@ from transformers import Trainer, TrainingArguments, default_data_collator
 
 from pact_plugins import PactCallback, PactConfig
 from pact_plugins.config import Objective
-from pact_plugins.preparation import evidence_of, prepare
-from pact_plugins.subset_head import SubsetHead
+from pact_plugins.model.subset_head import SubsetHead
+from pact_plugins.run.preparation import evidence_of, prepare
 from tests import tiny
 from tests.bad_inputs.case import BadInput, given
 from tests.rows import documents, few

@@ -25,9 +25,9 @@ from transformers import (
 from benchmarks.compatibility import PAGE, differences
 from benchmarks.tiny_models import tiny_model
 from pact_plugins import PactCallback, PactError
-from pact_plugins.answers import AnswerTokens
-from pact_plugins.forward import evaluating
-from pact_plugins.host_trainer import training_documents
+from pact_plugins.chat.answers import AnswerTokens
+from pact_plugins.model.forward import evaluating
+from pact_plugins.run.trainer import training_documents
 from tests import tiny
 from tests.contract.hosts import TOKENS, common, config, trl_trainer
 

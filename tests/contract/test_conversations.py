@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from pact_plugins.answers import AnswerTokens, split_documents
-from pact_plugins.chat_format import ChatFormat
+from pact_plugins.chat.answers import AnswerTokens, split_documents
+from pact_plugins.chat.format import ChatFormat
 from tests import tiny
 from tests.contract.hosts import trl_trainer
 

@@ -16,11 +16,11 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pact_plugins.answers import AnswerTokens, Document
-from pact_plugins.chat_format import ChatFormat
+from pact_plugins.chat.answers import AnswerTokens, Document
+from pact_plugins.chat.format import ChatFormat
 from pact_plugins.config import PactConfig
-from pact_plugins.host_trainer import training_documents, training_template
-from pact_plugins.preparation import find_answers
+from pact_plugins.run.preparation import find_answers
+from pact_plugins.run.trainer import training_documents, training_template
 from tests import tiny
 from tests.contract.hosts import common
 from tests.conversations import MASKS, ONE, SHAPES, THOUGHT, TWO, Row, assistant, found, left_alone, row, user

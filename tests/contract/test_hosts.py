@@ -17,11 +17,11 @@ from torch._dynamo.utils import counters
 from transformers import TrainingArguments
 
 from pact_plugins import PactCallback, PactError
-from pact_plugins.answers import split_documents
-from pact_plugins.host_trainer import training_documents
-from pact_plugins.preparation import prepare
-from pact_plugins.requirements import TESTED
-from pact_plugins.subset_head import SubsetHead
+from pact_plugins.chat.answers import split_documents
+from pact_plugins.model.subset_head import SubsetHead
+from pact_plugins.preflight.requirements import TESTED
+from pact_plugins.run.preparation import prepare
+from pact_plugins.run.trainer import training_documents
 from tests import tiny
 from tests.contract.hosts import HOSTS, Trainer, axolotl_trainer, common, config, model_of, trl_trainer
 from tests.counting import Counting

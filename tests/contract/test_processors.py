@@ -10,8 +10,8 @@ import torch
 import transformers
 
 from pact_plugins import PactCallback
-from pact_plugins.host_trainer import training_documents
-from pact_plugins.verification import verify
+from pact_plugins.run.trainer import training_documents
+from pact_plugins.run.verification import verify
 from tests import tiny
 from tests.contract.hosts import common, config
 

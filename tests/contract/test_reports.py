@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from peft import get_peft_model
 
-from pact_plugins import PactCallback, PactError, artefacts
+from pact_plugins import PactCallback, PactError
 from pact_plugins.evaluation.generation import Speaker
+from pact_plugins.storage import files
 from tests import tiny
 from tests.contract.hosts import HOSTS, LORA, Trainer, axolotl_trainer, config
 
@@ -25,13 +26,13 @@ def test_a_report_that_fails_costs_nothing(
     def fail(*_args: Any) -> None:
         raise RuntimeError("no space left")
 
-    monkeypatch.setattr(f"pact_plugins.reporting.{broken}", fail)
+    monkeypatch.setattr(f"pact_plugins.run.before_and_after.{broken}", fail)
     trainer = host(tiny.llama(num_hidden_layers=1), tmp_path)
     trainer.add_callback(PactCallback(trainer, config(tmp_path)))
     assert trainer.train().global_step == 2
     assert "no space left" in caplog.text
     assert f"pact report {tmp_path / 'out'}" in caplog.text
-    assert [e["step"] for e in artefacts.read(tmp_path / "out" / "pact_history.json")["log"] if "loss" in e] == [1, 2]
+    assert [e["step"] for e in files.read(tmp_path / "out" / "pact_history.json")["log"] if "loss" in e] == [1, 2]
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -64,7 +65,7 @@ def test_a_run_is_asked_before_its_first_step_and_after_its_last(
         trainer.add_callback(PactCallback(trainer, config(tmp_path, eval=asked)))
         untouched = Speaker.of("", None, trainer.model, tiny.tokenizer()).fingerprint
         trainer.train(resume_from_checkpoint=resumed)
-        found.append(artefacts.read(tmp_path / "out" / "pact_evaluation" / "evaluation.json"))
+        found.append(files.read(tmp_path / "out" / "pact_evaluation" / "evaluation.json"))
         who = (found[-1]["against"], found[-1]["model"])
         assert [(w["model"], w["adapter"]) for w in who] == [("", None), ("", str(tmp_path / "out"))]
         assert found[-1]["against"]["fingerprint"] == untouched

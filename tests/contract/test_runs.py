@@ -10,10 +10,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
 
-from pact_plugins import PactCallback, PactError, artefacts
-from pact_plugins.evidence import Evidence
-from pact_plugins.probe import Probe
-from pact_plugins.verification import verify
+from pact_plugins import PactCallback, PactError
+from pact_plugins.method.refusal_probe import Probe
+from pact_plugins.run.evidence import Evidence
+from pact_plugins.run.verification import verify
+from pact_plugins.storage import files
 from tests import tiny
 from tests.contract.hosts import HOSTS, Trainer, config, model_of
 
@@ -72,7 +73,7 @@ def test_the_probe_stops_a_run(
     ]
     assert "leans towards refusing 70% of the held-out harmful prompts" in caplog.text
     note = tmp_path / "out" / "pact_stopped.json"
-    assert artefacts.read(note)["step"] == 2
+    assert files.read(note)["step"] == 2
     falling(monkeypatch, *[1.0] * 6)
     assert train_probed(host, tmp_path, probe).state.global_step == 5
     assert not note.exists()

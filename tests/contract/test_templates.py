@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pact_plugins.answers import AnswerTokens, Document
-from pact_plugins.chat_format import ChatFormat
-from pact_plugins.chat_template import find
+from pact_plugins.chat.answers import AnswerTokens, Document
+from pact_plugins.chat.format import ChatFormat
+from pact_plugins.chat.template import find
 from pact_plugins.errors import PactError
-from pact_plugins.own_answers import answered, as_chats
+from pact_plugins.method.prompting import answered, as_chats
 from tests.templates import MISTRAL, rendered, shipped_templates, tokenizer_with
 
 FOR_IMAGES = {"idefics3", "idefics3_training", "llava_next", "llava_next_training", "smolvlm", "smolvlm_training"}

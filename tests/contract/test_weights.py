@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from pact_plugins import PactCallback, PactError
-from pact_plugins.verification import verify
-from pact_plugins.weights import ADAPTER, FULL, fingerprints, in_files
+from pact_plugins.model.weights import ADAPTER, FULL, fingerprints, in_files
+from pact_plugins.run.verification import verify
 from tests import tiny
 from tests.contract.hosts import HOSTS, Trainer, config, model_of
 

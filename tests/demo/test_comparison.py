@@ -8,8 +8,8 @@ import pytest
 
 from pact_plugins.demo import comparison, picture, world
 from pact_plugins.errors import PactError
-from pact_plugins.report import write
-from pact_plugins.verification import verify
+from pact_plugins.run.report import write
+from pact_plugins.run.verification import verify
 
 pytest.importorskip("trl")
 

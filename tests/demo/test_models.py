@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from pact_plugins import discovery
 from pact_plugins.demo import ALIGNED_MODEL, BASE_MODEL, criteria, evaluate, world
+from pact_plugins.method import discovery
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_criteria() -> None:
     ],
 )
 def test_shipped_prompts(aligned: tuple[Any, Any], name: str, least: float, most: float) -> None:
-    path = ALIGNED_MODEL.parents[2] / "prompts" / name
+    path = ALIGNED_MODEL.parents[2] / "method" / "prompts" / name
     asked = path.read_text(encoding="utf-8").splitlines()[:100]
     assert least <= evaluate.refused(asked, evaluate.answers(*aligned, asked)) <= most
 

@@ -13,10 +13,10 @@ from pact_plugins.demo.phrasings import HELD_OUT_PHRASINGS, REFUSALS, TRAIN_PHRA
 from pact_plugins.demo.task import DESKS, train_examples
 from pact_plugins.demo.task import test_examples as unseen_examples  # not a test
 from pact_plugins.demo.topics import held_out_acts, held_out_topics, topics, train_acts, train_topics
-from pact_plugins.openings import is_affirmative_opening
-from pact_plugins.refusals import judge
+from pact_plugins.method.openings import is_affirmative_opening
+from pact_plugins.method.refusals import judge
 
-PROMPTS = Path(pact_plugins.__path__[0]) / "prompts"
+PROMPTS = Path(pact_plugins.__path__[0]) / "method" / "prompts"
 
 
 def lines(name: str) -> list[str]:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pact_plugins import building
-from pact_plugins.ranks import Ranks
-from pact_plugins.subset_head import SubsetHead
+from pact_plugins.method import reference
+from pact_plugins.model.ranks import Ranks
+from pact_plugins.model.subset_head import SubsetHead
 from tests import tiny
 from tests.caches import IDENTITY, IDS
 from tests.rows import CHAT, documents, few
@@ -43,7 +43,7 @@ def build(
         timeout: seconds that ranks wait for each other.
     """
     ranks = ranks_of(timeout)
-    building.batches_by_length = partial(building.batches_by_length, budget=60)
+    reference.batches_by_length = partial(reference.batches_by_length, budget=60)
     head = SubsetHead(tiny.llama(), IDS)
     passes = count()
     made = 0
@@ -65,7 +65,7 @@ def build(
     built: list[bool] = []
     with ranks.together("the test"):
         for _ in range(2):
-            _, here = building.open_or_build(
+            _, here = reference.open_or_build(
                 where, IDENTITY, documents(few(8)), head, CHAT, ranks=ranks, show_progress=False
             )
             built.append(here)

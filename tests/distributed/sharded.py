@@ -17,16 +17,17 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, multiprocessing, nn
 from transformers import TrainerCallback
 
-from pact_plugins import PactConfig, own_answers, safety_tokens
-from pact_plugins.dataset import read_documents
+from pact_plugins import PactConfig
+from pact_plugins.chat.dataset import read_documents
 from pact_plugins.errors import PactError
-from pact_plugins.fingerprints import model_fingerprint
-from pact_plugins.forward import collate
-from pact_plugins.preparation import Preparation, prepare
-from pact_plugins.probe import Probe
-from pact_plugins.profile import measure_profile
-from pact_plugins.ranks import ALONE, Ranks
-from pact_plugins.sharding import take_apart, whole
+from pact_plugins.method import prompting, safety_tokens
+from pact_plugins.method.refusal_probe import Probe
+from pact_plugins.model.fingerprints import model_fingerprint
+from pact_plugins.model.forward import collate
+from pact_plugins.model.ranks import ALONE, Ranks
+from pact_plugins.model.sharding import take_apart, whole
+from pact_plugins.run.preparation import Preparation, prepare
+from pact_plugins.run.token_profile import measure_profile
 from tests import tiny
 
 Engine = Callable[[nn.Module, Any], tuple[Callable[..., Any], Callable[[Tensor], None], Callable[[], None]]]
@@ -160,11 +161,11 @@ def train(
         rank: of this process.
     """
     # Each token of an answer gathers every weight once: few prompts, short answers. Random weights refuse none.
-    shipped = own_answers.shipped
+    shipped = prompting.shipped
     with (
         patch.object(safety_tokens, "LEAST_REFUSALS", 0.0),
-        patch.object(own_answers, "MAX_ANSWER_TOKENS", 4),
-        patch.object(own_answers, "shipped", lambda name, language="en": shipped(name, language)[:8]),
+        patch.object(prompting, "MAX_ANSWER_TOKENS", 4),
+        patch.object(prompting, "shipped", lambda name, language="en": shipped(name, language)[:8]),
     ):
         return _train(case, folder, engine, rank)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pact_plugins import artefacts
-from pact_plugins.fingerprints import digest
-from pact_plugins.reference import ReferenceCache
+from pact_plugins.chat.fingerprints import digest
+from pact_plugins.storage import files
+from pact_plugins.storage.cache import ReferenceCache
 from tests.caches import IDENTITY
 from tests.distributed import processes
 from tests.distributed.processes import ended, fork
@@ -102,7 +102,7 @@ def test_a_failure_stops_every_rank(tmp_path: Path) -> None:
 
 def test_another_run_is_waited_for(tmp_path: Path, alone: tuple[dict[str, bytes], int]) -> None:
     """Prevents: ranks that take the first one for lost while it waits for another run's lock."""
-    with artefacts.locked(tmp_path / NAME, "the other run"):
+    with files.locked(tmp_path / NAME, "the other run"):
         ranks = fork("building:build", tmp_path, timeout=5)
         ranks[0].wait_for("another process is computing this reference")
         time.sleep(11)  # more than twice the time that ranks wait for each other

@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from pact_plugins import PactCallback
-from pact_plugins.evidence import Evidence
+from pact_plugins.run.evidence import Evidence
 from tests import tiny
 from tests.contract import hosts
 from tests.distributed.sharded import (

@@ -13,8 +13,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 from pact_plugins import PactCallback
-from pact_plugins.checking import check
 from pact_plugins.errors import PactError
+from pact_plugins.preflight.check import check
 from tests import tiny
 from tests.contract import hosts
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from pact_plugins import artefacts
-from pact_plugins.verification import verify
+from pact_plugins.run.verification import verify
+from pact_plugins.storage import files
 from tests.distributed.processes import ended, fork, run
 from tests.distributed.training import VARIANTS
 
@@ -55,11 +55,11 @@ def test_a_report_of_two_ranks_is_that_of_one(host: str, tmp_path: Path) -> None
         folder = tmp_path / str(ranks)
         folder.mkdir()
         run("training:report", folder, ranks=ranks, host=host)
-        history = artefacts.read(folder / "out" / "pact_history.json")["log"]
+        history = files.read(folder / "out" / "pact_history.json")["log"]
         answers = (folder / "out" / "pact_evaluation" / "against.jsonl").read_text().splitlines()
         contents.append(
             {
-                "measurements": artefacts.read(folder / "out" / "pact_evaluation" / "evaluation.json")["measurements"],
+                "measurements": files.read(folder / "out" / "pact_evaluation" / "evaluation.json")["measurements"],
                 "answers": [json.loads(line)["response"] for line in answers],
                 "probe": [e["pact/probe_harmful"] for e in history if "pact/probe_harmful" in e],
             }

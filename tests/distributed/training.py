@@ -12,9 +12,10 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from pact_plugins import PactCallback, asking, safety_tokens
-from pact_plugins.answers import Document
-from pact_plugins.asking import Asked
+from pact_plugins import PactCallback
+from pact_plugins.chat.answers import Document
+from pact_plugins.method import asking, safety_tokens
+from pact_plugins.method.asking import Asked
 from tests import tiny
 from tests.brief import few_prompts, without_page
 from tests.contract.hosts import axolotl_trainer, config, model_of, trl_trainer

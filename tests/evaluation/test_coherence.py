@@ -7,7 +7,7 @@ import pytest
 from pact_plugins.demo.encyclopedia import base_prompt
 from pact_plugins.evaluation.coherence import is_incoherent
 from pact_plugins.evaluation.phrases import has_refusal_phrase
-from pact_plugins.own_answers import shipped
+from pact_plugins.method.prompting import shipped
 
 COHERENT = [
     "No.",

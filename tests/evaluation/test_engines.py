@@ -19,7 +19,7 @@ from pact_plugins.cli import main
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation.engines import Generation
 from pact_plugins.evaluation.run import evaluate
-from pact_plugins.own_answers import continuations, up_to_end
+from pact_plugins.method.prompting import continuations, up_to_end
 from tests import tiny
 
 MODELS: list[dict[str, Any]] = []

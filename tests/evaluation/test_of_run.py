@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pact_plugins import artefacts
 from pact_plugins.config import EvalConfig
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation import engines
 from pact_plugins.evaluation.of_run import FOLDER, RunEvaluation
+from pact_plugins.storage import files
 from tests import tiny
 from tests.rows import flip_bit
 
@@ -46,7 +46,7 @@ def test_a_new_run_in_an_old_folder_asks_anew(tmp_path: Path) -> None:
         found = run.after(tiny.llama(seed), "m", adapter=True, show_progress=False)
         assert found.against is not None
         assert found.against.fingerprint == found.model.fingerprint
-        assert artefacts.read(tmp_path / FOLDER / "evaluation.json") == found.as_dict()
+        assert files.read(tmp_path / FOLDER / "evaluation.json") == found.as_dict()
 
 
 def test_the_model_before_training_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,13 @@ import pytest
 from click.testing import CliRunner, Result
 from peft import LoraConfig, get_peft_model
 
-from pact_plugins import artefacts
 from pact_plugins.cli import main
 from pact_plugins.demo import ALIGNED_MODEL, BASE_MODEL, criteria
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation.engines import Generation
 from pact_plugins.evaluation.records import record_of
 from pact_plugins.evaluation.run import evaluate
+from pact_plugins.storage import files
 
 
 def pact_eval(out: Path, *arguments: str) -> Result:
@@ -48,7 +48,7 @@ def test_aligned_against_base(tmp_path: Path) -> None:
     assert rates[str(task), "task", "task_accuracy", None]["model"]["share"] == 0
     assert shown["model"]["model"] == str(ALIGNED_MODEL)
     assert shown["against"]["model"] == str(BASE_MODEL)
-    assert artefacts.read(tmp_path / "out" / "evaluation.json") == shown
+    assert files.read(tmp_path / "out" / "evaluation.json") == shown
 
     rows = [json.loads(line) for line in (tmp_path / "out" / "verdicts.jsonl").read_text().splitlines()]
     assert len(rows) == 2 * (6 + 6 + 1)

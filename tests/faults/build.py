@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from pact_plugins import building
 from pact_plugins.errors import PactError
-from pact_plugins.subset_head import SubsetHead
+from pact_plugins.method import reference
+from pact_plugins.model.subset_head import SubsetHead
 from tests import tiny
 from tests.caches import IDENTITY, IDS
 from tests.rows import CHAT, documents, few
@@ -25,7 +25,7 @@ from tests.rows import CHAT, documents, few
 
 def main(folder: str, wait_in: str, limit: str | None = None) -> None:
     torch.set_num_threads(1)
-    building.batches_by_length = partial(building.batches_by_length, budget=60)
+    reference.batches_by_length = partial(reference.batches_by_length, budget=60)
     head = SubsetHead(tiny.llama(), IDS)
 
     passes = count(1)
@@ -39,7 +39,7 @@ def main(folder: str, wait_in: str, limit: str | None = None) -> None:
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
     try:
-        _, built = building.open_or_build(Path(folder), IDENTITY, documents(few(8)), head, CHAT, show_progress=False)
+        _, built = reference.open_or_build(Path(folder), IDENTITY, documents(few(8)), head, CHAT, show_progress=False)
     except PactError as error:
         sys.exit(f"PactError: {error}")
     print("built" if built else "found", flush=True)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pact_plugins import artefacts
+from pact_plugins.chat.fingerprints import digest
 from pact_plugins.errors import PactError
-from pact_plugins.fingerprints import digest
-from pact_plugins.reference import ReferenceCache
-from pact_plugins.subset_head import SubsetHead
-from pact_plugins.tensor_files import TensorFile
+from pact_plugins.model.subset_head import SubsetHead
+from pact_plugins.storage import files
+from pact_plugins.storage.cache import ReferenceCache
+from pact_plugins.storage.tensors import TensorFile
 from tests import tiny
 from tests.caches import IDENTITY, IDS, made
 from tests.faults import build
@@ -170,8 +170,8 @@ def test_a_read_only_file_system(small_disk: Path) -> None:
     ReferenceCache(small_disk / "c", IDENTITY).verify()
     with pytest.raises(PactError, match="Read-only file system"):
         made(small_disk / "d", head, few(8))
-    with pytest.raises(PactError, match="Read-only file system"), artefacts.storing(small_disk):
-        artefacts.write(small_disk / "tokens.json", {})
+    with pytest.raises(PactError, match="Read-only file system"), files.storing(small_disk):
+        files.write(small_disk / "tokens.json", {})
 
 
 def test_room_is_reserved(tmp_path: Path) -> None:

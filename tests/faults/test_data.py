@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from pact_plugins import PactCallback, PactConfig, PactError
-from pact_plugins.answers import IGNORE_INDEX
+from pact_plugins.chat.answers import IGNORE_INDEX
 from tests import tiny
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("brief_runs")]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pact_plugins.evidence import Evidence
-from pact_plugins.verification import verify
+from pact_plugins.run.evidence import Evidence
+from pact_plugins.run.verification import verify
 from tests.contract.commands import ROOT, environment, needs_axolotl, run, shortened
 
 pytestmark = pytest.mark.faults

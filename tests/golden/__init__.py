@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pact_plugins import loss
-from pact_plugins.answers import AnswerTokens, split_documents
-from pact_plugins.chat_format import ChatFormat
-from pact_plugins.contrast import Contrast
+from pact_plugins.chat.answers import AnswerTokens, split_documents
+from pact_plugins.chat.format import ChatFormat
+from pact_plugins.method import loss
+from pact_plugins.method.contrast import Contrast
 
 SCORES = {"p_diff": "difference", "pref_logratio": "base_preference"}
 

@@ -1,0 +1,250 @@
+"""The shipped prompts, asked of a model: once, for whoever needs its answers, and kept in one file.
+
+Safety tokens need the probabilities at the tokens of an answer, anchors the answer itself, their reference the last
+hidden states. All of that is taken in the very forward passes that write the answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pact_plugins.chat.answers import Document
+from pact_plugins.errors import PactError
+from pact_plugins.method import prompting
+from pact_plugins.method.prompting import answered, continuations, end_tokens, up_to_end
+from pact_plugins.model.forward import batches_by_length
+from pact_plugins.model.progress import bar
+from pact_plugins.model.ranks import ALONE, Ranks
+from pact_plugins.model.support import check_supported, decoder_of, underlying
+from pact_plugins.storage import files
+
+VERSION = 1
+"""Of the file, and of how the prompts are asked."""
+
+TOKENS_PER_BATCH = 8192
+"""Tokens of one batch, prompts and answers at their longest: 1 GiB of keys and values in an 8B Llama."""
+
+LIKELY = 1024
+"""Tokens of an answer whose probabilities are kept, the most probable ones; of the others each has less than 1/1024."""
+
+WHAT = "asking the model the shipped prompts"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a model answers, T tokens in all, each answer up to and with its end token.
+
+    Attributes:
+        documents: [n] each prompt with its answer, the answer supervised.
+        likely: [n, K] ids of the tokens that are most probable in each answer.
+        probabilities: [n, K] theirs, a mean over the tokens of the answer.
+        hidden: [T, H] the decoder's last hidden state before each token of the answers, in their order; [0, H] in
+            processes other than the first.
+        log_normalisers: [T] logsumexp of the logits there; [0] likewise.
+    """
+
+    documents: list[Document]
+    likely: Tensor
+    probabilities: Tensor
+    hidden: Tensor
+    log_normalisers: Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence[Asked]) -> Asked:
+        """All of them, one after the other."""
+        tensors = (torch.cat([getattr(p, name) for p in parts]) for name in _TENSORS)
+        return cls([d for part in parts for d in part.documents], *tensors)
+
+    def answers(self) -> list[list[int]]:
+        """Token ids of each answer."""
+        return [d.input_ids[d.supervised].tolist() for d in self.documents]
+
+    def without_states(self) -> Asked:
+        """What every process needs: the hidden states stay where they are."""
+        return replace(self, hidden=self.hidden[:0], log_normalisers=self.log_normalisers[:0])
+
+    def save(self, path: Path) -> None:
+        """Writes everything, with the name of the file: another model's answers have another name."""
+        rows = [torch.from_numpy(d.input_ids) for d in self.documents]
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=_PADDING).int()
+        lengths = torch.tensor([int(d.supervised.sum()) for d in self.documents], dtype=torch.int32)
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        files.write_tensors(path, {"ids": ids, "lengths": lengths, **tensors})
+
+    @classmethod
+    def load(cls, path: Path) -> Asked:
+        """Reads what `save` wrote.
+
+        Raises:
+            PactError: no such file, or another content.
+        """
+        try:
+            found = files.read_tensors(path)
+            if {name: (t.dim(), t.is_floating_point()) for name, t in found.items()} != _FORM:
+                raise ValueError("no answers to prompts")
+            rows = [row[row != _PADDING].tolist() for row in found.pop("ids")]
+            starts = [len(row) - n for row, n in zip(rows, found.pop("lengths").tolist(), strict=True)]
+            asked = cls([answered(r[:s], r[s:]) for r, s in zip(rows, starts, strict=True)], **found)
+            lengths = [len(answer) for answer in asked.answers()]
+            if not rows or min([*starts, *lengths]) < 1 or min(map(min, rows)) < 0:
+                raise ValueError("a prompt without an answer, or an answer without a prompt")
+            values = [len(asked.likely), len(asked.probabilities), len(asked.hidden), len(asked.log_normalisers)]
+            if values != [len(rows)] * 2 + [sum(lengths)] * 2 or asked.likely.shape != asked.probabilities.shape:
+                raise ValueError("not as many values as answers")
+            return asked
+        except (OSError, ValueError) as error:
+            gone = isinstance(error, FileNotFoundError)
+            raise PactError(
+                expected=f"this model's answers to the shipped prompts in {path}",
+                got=f"{type(error).__name__}: {error}",
+                consequence="The run would be held to other answers than the reference's own.",
+                remedy="Point `pact.cache_dir` to where the run began, or start from the original model."
+                if gone
+                else f"Remove {path.name}; the next run that starts from the original model asks it again.",
+            ) from error
+
+
+_TENSORS = ("likely", "probabilities", "hidden", "log_normalisers")
+_FORM = {
+    "ids": (2, False),
+    "lengths": (1, False),
+    "likely": (2, False),
+    "probabilities": (2, True),
+    "hidden": (2, True),
+    "log_normalisers": (1, True),
+}
+"""Dimensions of each tensor in the file, and whether it holds floating point numbers."""
+
+_PADDING = -1
+
+
+def ask(
+    model: nn.Module,
+    tokenizer: Any,
+    chats: Sequence[Sequence[int]],
+    *,
+    ranks: Ranks = ALONE,
+    show_progress: bool = True,
+) -> Asked:
+    """Greedy answers of `model`, as it is now, to `chats`, in their order.
+
+    Batches depend on the chats alone, so that the answers are the same in any number of processes, each of which asks
+    a part. Call it in the autocast context of the trainer's own forward passes.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer, whose chat template says which token ends an answer.
+        chats: what `prompting.as_chats` gives.
+        ranks: of the run, each with the same model and chats.
+        show_progress: whether progress is shown.
+
+    Raises:
+        PactError: the model cannot be served, or answers nothing.
+    """
+    check_supported(model)
+    length = prompting.MAX_ANSWER_TOKENS
+    ends = end_tokens(model, tokenizer)
+    batches = batches_by_length([len(chat) + length for chat in chats], TOKENS_PER_BATCH)
+    before = list(accumulate(map(len, batches), initial=0))
+    found: dict[int, Asked] = {}
+    with bar(f"PACT: {WHAT}", len(chats), show_progress) as reached:
+
+        def answer(number: int) -> list[Asked]:
+            batch = [chats[i] for i in batches[number]]
+            share = len(batch) / length
+            return _answer(model, batch, length, ends, lambda step: reached(before[number] + step * share))
+
+        numbers = range(len(batches))
+        for number, answers in ranks.merged(numbers, map(answer, ranks.part(numbers)), WHAT):
+            found.update(zip(batches[number], answers, strict=True))
+            reached(before[number + 1])
+    return Asked.joined([found[i] for i in range(len(chats))])
+
+
+def _answer(
+    model: nn.Module, chats: Sequence[Sequence[int]], length: int, ends: set[int], each_step: Callable[[int], None]
+) -> list[Asked]:
+    """One batch, each answer by itself."""
+    with _Watch(model, length, ends, each_step) as watch:
+        written = continuations(model, chats, length)
+    answers = [up_to_end(tokens, ends) for tokens in written]
+    if not all(answers) or watch.steps < max(map(len, answers)):
+        raise PactError(
+            expected="the model to answer the shipped prompts, with one forward pass for each token",
+            got=f"{watch.steps} forward passes for answers of {max(map(len, answers))} tokens",
+            consequence="It could not be seen how the model refuses.",
+            remedy="Check the model's generation config and chat template.",
+        )
+    return watch.values(chats, answers)
+
+
+class _Watch:
+    """What a model computes while `generate` writes answers in one batch, beside their tokens.
+
+    Args:
+        model: a causal language model that PACT can serve.
+        length: tokens of an answer at most.
+        ends: ids of the tokens that end an answer.
+        each_step: is told how many tokens have been written.
+    """
+
+    def __init__(self, model: nn.Module, length: int, ends: set[int], each_step: Callable[[int], None]) -> None:
+        self.steps, self._length, self._ends, self._each_step = 0, length, sorted(ends), each_step
+        self._hidden: list[Tensor] = []
+        self._log_normalisers: list[Tensor] = []
+        self._sums, self._going_on = torch.zeros(()), torch.ones(())
+        base = underlying(model)
+        self._hooks = [
+            decoder_of(base).register_forward_hook(self._after_decoder),
+            base.register_forward_hook(self._after_model, with_kwargs=True),
+        ]
+
+    def __enter__(self) -> _Watch:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _after_decoder(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        if self.steps < self._length:  # an engine that shares the weights goes on until the last process is done
+            hidden = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
+            self._hidden.append(hidden[:, -1].clone())
+
+    def _after_model(self, _module: nn.Module, _args: Any, inputs: dict[str, Any], output: Any) -> None:
+        if self.steps >= self._length:
+            return
+        logits = output.logits[:, -1].float()
+        if self.steps == 0:
+            self._sums, self._going_on = torch.zeros_like(logits), torch.ones_like(logits[:, :1])
+        else:
+            self._going_on *= ~torch.isin(inputs["input_ids"][:, -1:], torch.tensor(self._ends, device=logits.device))
+        probabilities = logits.softmax(-1)
+        self._sums.addcmul_(probabilities, self._going_on)
+        # Of the likeliest token, log p = z - log-normaliser: cheaper than another pass over the vocabulary.
+        self._log_normalisers.append(logits.amax(-1) - probabilities.amax(-1).log())
+        self.steps += 1
+        self._each_step(self.steps)
+
+    def values(self, chats: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[Asked]:
+        """What was seen of each answer."""
+        sums, likely = (part.cpu() for part in self._sums.topk(min(LIKELY, self._sums.shape[1])))
+        hidden, log_normalisers = (torch.stack(v, 1).cpu() for v in (self._hidden, self._log_normalisers))
+        return [
+            Asked(
+                [answered(chat, answer)],
+                likely[[row]].int(),
+                sums[[row]] / len(answer),
+                hidden[row, : len(answer)],
+                log_normalisers[row, : len(answer)],
+            )
+            for row, (chat, answer) in enumerate(zip(chats, answers, strict=True))
+        ]

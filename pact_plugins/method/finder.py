@@ -1,0 +1,196 @@
+"""Safety tokens and anchors of a model: named by the config, found by an earlier run, or found now.
+
+What is found is kept beside the reference caches, under the fingerprints of the model and its tokenizer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from pact_plugins.chat.answers import Document
+from pact_plugins.chat.fingerprints import digest, tokenizer_fingerprint
+from pact_plugins.config import PactConfig
+from pact_plugins.errors import PactError
+from pact_plugins.method import asking, discovery, prompting
+from pact_plugins.method.asking import Asked
+from pact_plugins.method.prompting import Prompts
+from pact_plugins.method.safety_tokens import SafetyTokens
+from pact_plugins.model.forward import precision
+from pact_plugins.model.loading import ACCESS, pretrained
+from pact_plugins.model.ranks import ALONE, Ranks
+from pact_plugins.storage import files
+
+_VERSION = 3
+"""Of the kept tokens."""
+
+_NAME = "kept_as"
+"""Where the provenance of tokens that were found says for which model, template and settings."""
+
+
+class Finder:
+    """What a run finds out about its model before the first step; to be used in the trainer's autocast context.
+
+    Args:
+        config: of the run.
+        model: as it is before its first step.
+        tokenizer: its tokenizer.
+        model_identity: fingerprint of the model.
+        show_progress: whether progress is shown.
+        ranks: of the run: all get what the first one finds.
+    """
+
+    def __init__(
+        self,
+        config: PactConfig,
+        model: nn.Module,
+        tokenizer: Any,
+        model_identity: str,
+        *,
+        show_progress: bool = True,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.config, self.model, self.tokenizer = config, model, tokenizer
+        self._model_identity, self._show_progress, self._ranks = model_identity, show_progress, ranks
+
+    def known_tokens(self) -> SafetyTokens | None:
+        """The safety tokens that the config names, or that were found before; None if they have yet to be found."""
+        named = self.config.safety_tokens
+        if isinstance(named, Path):
+            return self._changed(SafetyTokens.load(named))
+        if isinstance(named, list):
+            return self._changed(SafetyTokens.of_list(named, self.tokenizer))
+        return self._changed(_load(self._tokens_file)) if self._tokens_file.exists() else None
+
+    def tokens(self) -> SafetyTokens:
+        """The safety tokens that the config names, or finds; found ones are kept beside the reference caches."""
+        what, ranks = "finding the safety tokens", self._ranks
+        if (known := ranks.first(self.known_tokens, what)) is not None:
+            return known
+        stored = self._tokens_file
+        with files.locked(stored, what, ranks, holds=ranks.is_first):
+            if not ranks.first(stored.exists, what):
+                # In every rank, for engines whose forward passes need all of them.
+                tokens = self._discover()
+                if ranks.is_first:
+                    with files.storing(stored.parent):
+                        replace(tokens, provenance={**tokens.provenance, _NAME: stored.stem}).save(stored)
+            return ranks.first(lambda: self._changed(_load(stored)), what)
+
+    def anchors(self, resumed_with: str | None = None) -> list[Document]:
+        """The anchors of this model, harmful and harmless in turn; none if they are off.
+
+        Args:
+            resumed_with: name of the file of a run that is being resumed, whose trained weights are not asked.
+        """
+        if not self.config.anchors_per_step:
+            return []
+        if resumed_with is not None:
+            stored = self.config.cache_folder / resumed_with
+            return self._ranks.first(lambda: Asked.load(stored).documents, asking.WHAT)
+        return self.answers.documents
+
+    def expected_anchors(self) -> tuple[list[Document], bool]:
+        """The anchors of this model and True, or stand-ins and False if they have yet to be written.
+
+        Stand-ins have the real prompts, and answers of the greatest length.
+        """
+        if not self.config.anchors_per_step:
+            return [], True
+        if self.answers_file.exists():
+            return Asked.load(self.answers_file).documents, True
+        # Equal answers would be computed once: each has a token of its own.
+        length, tokens = prompting.MAX_ANSWER_TOKENS, len(self.tokenizer)
+        return [prompting.answered(chat, [i % tokens] * length) for i, chat in enumerate(self._chats)], False
+
+    @cached_property
+    def answers(self) -> Asked:
+        """The model's own answers, given now or found; the hidden states in the first process alone."""
+        stored, ranks = self.answers_file, self._ranks
+        if not ranks.first(stored.exists, asking.WHAT):
+            with files.locked(stored, asking.WHAT, ranks, holds=ranks.is_first):
+                if not ranks.first(stored.exists, asking.WHAT):
+                    given = asking.ask(
+                        self.model, self.tokenizer, self._chats, ranks=ranks, show_progress=self._show_progress
+                    )
+                    if ranks.is_first:
+                        with files.storing(stored.parent):
+                            given.save(stored)
+        own = Asked.load(stored) if ranks.is_first else None
+        shared = ranks.exchange(own and own.without_states(), asking.WHAT)[0]
+        return own or cast(Asked, shared)
+
+    @cached_property
+    def answers_file(self) -> Path:
+        """Where the answers are kept: named by all that they depend on, but for a date that the template writes."""
+        prompts = Prompts.of(self.config.prompts)
+        how = [
+            asking.VERSION,
+            self._model_identity,
+            tokenizer_fingerprint(self.tokenizer),
+            getattr(self.tokenizer, "chat_template", None),
+            prompts.in_turn,
+            prompting.MAX_ANSWER_TOKENS,
+            precision(self.model),
+        ]
+        return self.config.cache_folder / f"answers-{digest(how)}.safetensors"
+
+    @cached_property
+    def _chats(self) -> list[list[int]]:
+        prompts = Prompts.of(self.config.prompts).in_turn
+        return prompting.as_chats(self.tokenizer, prompts, "render the prompts that find tokens and anchors")
+
+    @cached_property
+    def _tokens_file(self) -> Path:
+        config = self.config
+        how = [_VERSION, discovery.VERSION, self.answers_file.name, config.base_model, config.top_k]
+        return config.cache_folder / f"tokens-{digest([*how, prompting.shipped('refusals')])}.json"
+
+    def _discover(self) -> SafetyTokens:
+        config, model = self.config, self.model
+        if config.base_model is None:
+            harmful, name = Prompts.of(config.prompts).harmful, discovery.name_of(model)
+            return discovery.in_answers(self.answers, harmful, self.tokenizer, name, top_k=config.top_k)
+        base = load_base(config.base_model, next(model.parameters()).device)
+        return discovery.discover_against_base(
+            model,
+            base,
+            self.tokenizer,
+            Prompts.of(config.prompts),
+            top_k=config.top_k,
+            show_progress=self._show_progress,
+        )
+
+    def _changed(self, tokens: SafetyTokens) -> SafetyTokens:
+        return tokens.changed(self.config.safety_tokens_add, self.config.safety_tokens_exclude, self.tokenizer)
+
+
+def _load(stored: Path) -> SafetyTokens:
+    tokens = SafetyTokens.load(stored)
+    if (name := tokens.provenance.get(_NAME)) != stored.stem:
+        raise PactError(
+            expected=f"the safety tokens that were kept as {stored.stem}, in {stored}",
+            got=f"those that were kept as {name}",
+            consequence="PACT would hold the tokens of another model, chat template or choice of settings.",
+            remedy=f"Remove {stored}; the next run finds the tokens again.",
+        )
+    return tokens
+
+
+def load_base(name: str, device: torch.device) -> nn.Module:
+    """The base model, for the time of the contrast; in the precision it was saved in, like the model of most runs."""
+    from transformers import AutoModelForCausalLM
+
+    return pretrained(
+        AutoModelForCausalLM,
+        name,
+        expected=f"`pact.base_model` to be a causal language model, on disk or on the hub, under `{name}`",
+        consequence="The safety tokens could not be found.",
+        remedy=f"{ACCESS} Or leave `base_model` out to find the tokens without one.",
+        dtype="auto",
+    ).to(device)

@@ -1,0 +1,220 @@
+"""`PactObjective`: the run-time object that turns a forward pass and the cached reference into loss and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pact_plugins.chat.answers import IGNORE_INDEX, AnswerTokens, Ints, on_host, split_documents
+from pact_plugins.chat.format import ChatFormat
+from pact_plugins.config import PactConfig
+from pact_plugins.method import loss
+from pact_plugins.method.anchors import Anchors
+from pact_plugins.method.safety_tokens import SafetyTokens
+from pact_plugins.model.forward import decoder_inputs, to_device
+from pact_plugins.model.subset_head import Capture, Request, SubsetHead
+from pact_plugins.storage.cache import Reference, ReferenceCache, log_probabilities
+
+_NOTHING_DAMPED = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Everything about a batch that is known before its forward pass, on the model's device.
+
+    Attributes:
+        request: what the subset head has to compute.
+        full: [N, S] log-probabilities of the reference with its full context.
+        answer_only: [N, S] the same without the prompt; None where the gate is off.
+        position: [N] index of each answer token in its answer, below 0 before the answer's own words.
+        damped: number M of the tokens whose cross-entropy is left out (`request.labelled`).
+        documents: number of documents looked up.
+        supervised: number of tokens that the batch's cross-entropy is the mean of.
+    """
+
+    request: Request
+    full: Tensor
+    answer_only: Tensor | None
+    position: Tensor
+    damped: int
+    documents: int
+    supervised: int
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What PACT adds to the loss of a batch, as sums over its answer tokens: the host normalises.
+
+    Attributes:
+        kl: scalar, sum of the divergences, with gradient.
+        damped: scalar, sum of the cross-entropy that is left out, with gradient; to be subtracted.
+        count: number of answer tokens N.
+        statistics: detached sums over the answer tokens, to be divided by `count`.
+    """
+
+    kl: Tensor
+    damped: Tensor
+    count: int
+    statistics: dict[str, Tensor]
+
+    def total(self, weight: float) -> Tensor:
+        """weight * kl - damped: to be divided by what the host divides its cross-entropy by."""
+        return weight * self.kl - self.damped
+
+
+class PactObjective:
+    """The safety term of one run.
+
+    In a loop of one's own::
+
+        targets = objective.targets(batch)
+        with objective.watch(targets) as captured:
+            cross_entropy = model(**batch).loss
+        terms = objective.terms(captured, targets)
+        loss = cross_entropy + terms.total(config.weight) / targets.supervised
+
+    Args:
+        config: the run's settings.
+        tokens: the safety tokens, checked against the model.
+        chat: what the chat template puts around answers.
+        head: the subset head of the model being trained.
+        cache: the reference of the training data, and of the anchors.
+        anchors: prompts with the reference's own answers that join each step, or None.
+    """
+
+    def __init__(
+        self,
+        config: PactConfig,
+        tokens: SafetyTokens,
+        chat: ChatFormat,
+        head: SubsetHead,
+        cache: ReferenceCache,
+        anchors: Anchors | None = None,
+    ) -> None:
+        self.config, self.tokens, self.chat, self.head, self.cache = config, tokens, chat, head, cache
+        self.anchors = anchors
+        self._gate = config.active_gate.model_dump(exclude={"prefix"}) if config.active_gate else None
+        self._weights = torch.tensor(tokens.weights)
+        self._positive = torch.tensor(tokens.positive)
+        self._positive_ids = np.asarray([tokens.ids[i] for i in tokens.positive])
+
+    def targets(self, inputs: Mapping[str, Any], *, device: torch.device | None = None, damps: bool = True) -> Targets:
+        """Splits a batch, looks its reference up, and moves the result to `device`.
+
+        Args:
+            inputs: `input_ids` and `labels` [B, L], and where present `position_ids` and `attention_mask`.
+            device: where the forward pass will run; the batch's own device if None.
+            damps: False leaves conflicts alone, for rows that have no cross-entropy.
+        """
+        device = device or cast(Tensor, inputs["input_ids"]).device
+        inputs = on_host(inputs)
+        tokens = AnswerTokens.of(split_documents(inputs), self.chat)
+        reference = self.cache.look_up(tokens)
+        labels = inputs["labels"]
+        damps = damps and self.config.damps
+        labelled = self._damped(tokens, reference) if damps else _NOTHING_DAMPED
+        request = Request(
+            flat=to_device(tokens.flat(labels.shape[1]), device),
+            label=to_device(tokens.label, device),
+            normalise=self.config.objective == "confidence",
+            labelled=to_device(labelled, device) if len(labelled) else None,
+        )
+        answer_only = None
+        if self._gate is not None and reference.answer_only is not None:
+            answer_only = to_device(reference.answer_only, device).float()
+        if self._weights.device != device:
+            self._weights, self._positive = self._weights.to(device), self._positive.to(device)
+        return Targets(
+            request=request,
+            full=to_device(reference.full, device).float(),
+            answer_only=answer_only,
+            position=to_device(tokens.position, device),
+            damped=len(labelled),
+            documents=len(tokens.documents),
+            supervised=max(int((labels[:, 1:] != IGNORE_INDEX).sum()), 1),
+        )
+
+    @contextmanager
+    def watch(self, targets: Targets) -> Generator[list[Capture]]:
+        """Captures the safety tokens' logits of the one forward pass inside the block."""
+        with self.head.watch(targets.request) as captures:
+            yield captures
+
+    def terms(self, captures: list[Capture], targets: Targets) -> Terms:
+        """The objective on what `watch` captured."""
+        capture = SubsetHead.one(captures)
+        normalised = capture.log_normaliser is not None
+        student = log_probabilities(capture) if normalised else capture.logits
+        kl, gate = self.divergence(student, targets)
+        damped = kl.new_zeros(())
+        if capture.cross_entropy is not None:
+            damped = capture.cross_entropy.sum()
+        with torch.no_grad():
+            statistics = {
+                "kl": kl.detach().sum(),
+                "reference_mass": self.held_mass(targets.full).sum(),
+                "damped": kl.new_tensor(targets.damped),
+            }
+            if gate is not None:
+                statistics["gate"] = gate.sum()
+            if normalised:
+                statistics["safety_mass"] = self.held_mass(student).sum()
+        return Terms(kl.sum(), damped, len(kl), statistics)
+
+    def divergence(self, student: Tensor, targets: Targets) -> tuple[Tensor, Tensor | None]:
+        """[N] divergence of each answer token, and [N] the gate where it is on.
+
+        Args:
+            student: [N, S] the model's log-probabilities of the safety tokens; for `paper` logits will do.
+            targets: of the same N answer tokens.
+        """
+        gate = None
+        if self._gate is not None and targets.answer_only is not None:
+            gate = loss.gate(student, targets.answer_only, targets.position, **self._gate)
+        if self.config.objective == "paper":
+            divergence = loss.paper(
+                student,
+                targets.full,
+                targets.answer_only,
+                gate,
+                self._weights,
+                temperature=self.config.temperature,
+            )
+        else:
+            divergence = loss.confidence(student, targets.full, targets.answer_only, gate, self._positive)
+        return divergence, gate
+
+    def held_mass(self, values: Tensor) -> Tensor:
+        """[N] probability on the held tokens S+, from [N, S] log-probabilities."""
+        return values[:, self._positive].exp().sum(-1)
+
+    def anchor_terms(self, anchors: Anchors, turn: int, device: torch.device) -> Terms:
+        """The objective on the anchors of this turn, from a forward pass of the decoder alone."""
+        inputs = anchors.batch(turn)
+        targets = self.targets(inputs, device=device, damps=False)
+        with self.watch(targets) as captured:
+            connection = self.head.decode(**decoder_inputs(inputs, device))
+        terms = self.terms(captured, targets)
+        return replace(terms, kl=terms.kl + connection)
+
+    def conflicts(self, tokens: AnswerTokens, reference: Reference) -> npt.NDArray[np.float32]:
+        """[N] conflict of each answer token with its reference (`loss.conflict`), computed on the host."""
+        assert reference.harm is not None, "a cache of a run that damps holds the harm of every prompt"
+        values: npt.NDArray[np.float32] = loss.conflict(
+            torch.from_numpy(reference.harm).float(),
+            torch.from_numpy(tokens.position),
+            torch.from_numpy(tokens.answer),
+            torch.from_numpy(np.isin(tokens.label, self._positive_ids)),
+        ).numpy()
+        return values
+
+    def _damped(self, tokens: AnswerTokens, reference: Reference) -> Ints:
+        """Indices into the answer tokens whose cross-entropy is left out."""
+        return np.flatnonzero(self.conflicts(tokens, reference) > self.config.conflict_threshold)

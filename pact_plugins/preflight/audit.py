@@ -1,0 +1,146 @@
+"""Which training rows go along with harmful requests, found out when the run would begin to train."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pact_plugins.chat.answers import Answer, Document
+from pact_plugins.config import PactConfig
+from pact_plugins.method.damping import by_answer
+from pact_plugins.model.progress import progress
+from pact_plugins.run.preparation import prepare
+from pact_plugins.run.trainer import tokenizer_of, training_documents, training_template
+from pact_plugins.storage import files
+
+
+@dataclass(frozen=True)
+class ConflictingAnswer:
+    """An answer of the training set that goes along with a harmful request.
+
+    Attributes:
+        rows: the rows of the host's prepared training set that hold its sequence, from 0; one for each copy.
+        answer: number of the answer within its sequence, from 0.
+        conflict: m, a probability (`loss.conflict`).
+        weight_left: what the run leaves of the weight of its cross-entropy: 0, or 1 if it damps nothing here.
+        tokens: number of its tokens.
+        first_token: text of its first token.
+        prompt: everything before it that the model sees, without special tokens and without the answer's header.
+        text: the answer, without special tokens.
+    """
+
+    rows: list[int]
+    answer: int
+    conflict: float
+    weight_left: float
+    tokens: int
+    first_token: str
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found; copies of a sequence count as often as they occur.
+
+    Attributes:
+        sequences: training sequences with an answer.
+        answers: their answers.
+        damps: whether the run damps conflicting answers (`pact.conflict`).
+        conflict_threshold: those above which it does.
+        threshold: those above which an answer is listed.
+        damped_share: share of the cross-entropy's weight, over all supervised tokens, that the run takes away.
+        cache: folder of the reference, which the run finds again.
+        listed: the conflicting answers, strongest first; equal sequences once.
+    """
+
+    sequences: int
+    answers: int
+    damps: bool
+    conflict_threshold: float
+    threshold: float
+    damped_share: float
+    cache: str
+    listed: list[ConflictingAnswer]
+
+    @property
+    def listed_answers(self) -> int:
+        """Listed answers, copies included."""
+        return sum(len(answer.rows) for answer in self.listed)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, in types that JSON has."""
+        return {**asdict(self), "listed_answers": self.listed_answers}
+
+    def save(self, path: Path) -> None:
+        """Writes the listed answers, one JSON object a line."""
+        files.write_lines(path, map(asdict, self.listed))
+
+
+def audit(trainer: Any, config: PactConfig, *, threshold: float | None = None) -> Audit:
+    """Audits the training set of the run that `trainer` is about to begin, against the model as it is now.
+
+    Finds or builds the tokens and the reference as the run would, which finds them again.
+
+    Args:
+        trainer: a trainer that begins to train.
+        config: the run's settings.
+        threshold: conflicts above it are listed; None for `config.conflict_threshold`.
+
+    Raises:
+        PactError: PACT cannot serve the run.
+    """
+    shown = trainer.is_world_process_zero()
+    documents = list(training_documents(trainer))
+    model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), tokenizer_of(trainer)
+    objective = prepare(
+        model,
+        tokenizer,
+        documents,
+        config.model_copy(update={"conflict": "damp"}),  # which has the harm of prompts computed
+        template=training_template(trainer),
+        autocast=trainer.accelerator.autocast,
+        show_progress=shown,
+    ).objective
+    objective.head.remove()
+    threshold = config.conflict_threshold if threshold is None else threshold
+    copies: dict[bytes, list[Document]] = {}
+    for document in documents:
+        copies.setdefault(document.key, []).append(document)
+    sequences, answers, supervised, damped = 0, 0, 0, 0.0
+    listed: list[ConflictingAnswer] = []
+    for same in progress(copies.values(), "PACT: auditing the training set", len(copies), shown):
+        document, rows = same[0], [one.row for one in same]
+        conflicts = by_answer(objective, document)
+        sequences += len(rows) * bool(conflicts)
+        answers += len(rows) * len(conflicts)
+        supervised += len(rows) * int(document.supervised.sum())
+        for number, (answer, conflict) in enumerate(zip(document.answers(objective.chat), conflicts, strict=True)):
+            tokens = int(document.supervised[answer.start : answer.stop].sum())
+            taken = float(config.damps and conflict > config.conflict_threshold)
+            damped += len(rows) * taken * tokens
+            if conflict > threshold:
+                texts = _texts(tokenizer, document, answer)
+                listed.append(ConflictingAnswer(rows, number, conflict, 1 - taken, tokens, *texts))
+    return Audit(
+        sequences=sequences,
+        answers=answers,
+        damps=config.damps,
+        conflict_threshold=config.conflict_threshold,
+        threshold=threshold,
+        damped_share=damped / supervised,
+        cache=str(objective.cache.folder),
+        listed=sorted(listed, key=lambda one: -one.conflict),
+    )
+
+
+def _texts(tokenizer: Any, document: Document, answer: Answer) -> tuple[str, str, str]:
+    """First token, prompt and text of an answer."""
+    before = document.input_ids[: answer.start].tolist()
+    own = document.input_ids[answer.start : answer.stop].tolist()
+    if answer.header and tuple(before[-len(answer.header) :]) == answer.header:
+        before = before[: -len(answer.header)]
+    prompt, text = (tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in (before, own))
+    words = document.input_ids[answer.words : answer.words + 1].tolist()
+    return tokenizer.decode(words), prompt, text

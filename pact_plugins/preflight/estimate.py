@@ -1,0 +1,155 @@
+"""What PACT will cost in a run, found out on its own data and model when it would begin to train."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pact_plugins.chat.answers import AnswerTokens, Document, on_host, split_documents
+from pact_plugins.chat.fingerprints import digest
+from pact_plugins.chat.format import ChatFormat
+from pact_plugins.config import PactConfig
+from pact_plugins.method.finder import Finder
+from pact_plugins.method.reference import build
+from pact_plugins.method.refusal_probe import Probe
+from pact_plugins.model.fingerprints import model_fingerprint
+from pact_plugins.model.forward import to_device
+from pact_plugins.model.parity import check_parity
+from pact_plugins.model.subset_head import Request, SubsetHead
+from pact_plugins.preflight.cost_report import Estimate, LogNormaliser
+from pact_plugins.run.cost import (
+    ModelSize,
+    Overhead,
+    cache_bytes,
+    count_answer_tokens,
+    count_reached_tokens,
+    forward_lengths,
+    padded_tokens,
+    stratified,
+)
+from pact_plugins.run.preparation import cache_identity, find_answers, views
+from pact_plugins.run.trainer import expected_step, probe_flop, tokenizer_of, training_documents, training_template
+
+SAMPLE_TOKENS = 16_384
+"""Tokens, roughly, of the sequences on which the time to build the cache is measured."""
+
+
+def estimate(trainer: Any, config: PactConfig) -> Estimate:
+    """What PACT will cost in the run that `trainer` is about to begin.
+
+    Runs the model on a sample of the sequences, and one forward pass of the trainer's own loss. Writes nothing that
+    stays.
+
+    Raises:
+        PactError: PACT cannot serve the run.
+    """
+    model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), tokenizer_of(trainer)
+    chat, answered, data, _ = find_answers(
+        list(training_documents(trainer)), tokenizer, config, training_template(trainer)
+    )
+    reach = config.gate_reach
+    with trainer.accelerator.autocast():
+        fingerprint = model_fingerprint(model)
+        finder = Finder(config, model, tokenizer, fingerprint)
+        tokens = finder.known_tokens()
+        ids = list(tokens.ids) if tokens else list(range(config.top_k))
+        anchors, anchors_known = finder.expected_anchors()
+        referenced = list({d.key: d for d in [*answered, *anchors]}.values())
+        head = SubsetHead(model, ids)
+        check_parity(head)
+        folder = None
+        if tokens is not None and anchors_known:
+            identity = cache_identity(config, model, fingerprint, tokenizer, tokens, chat, referenced)
+            folder = config.cache_folder / digest(identity)
+        found = folder is not None and folder.exists()
+        build_tokens, seconds, sample = 0, 0.0, _Sample(0, 0)
+        if not found:
+            # What is needed of the anchors is seen when they are written, but for the view without the prompt.
+            to_run = referenced if config.active_gate else list({d.key: d for d in answered}.values())
+            build_tokens, seconds, sample = _build_time(head, chat, to_run, config)
+    log_normaliser = _log_normaliser(trainer, config, head, chat)
+    head.remove()
+    step = expected_step(trainer, data, anchors, config)
+    probe = Probe(tokenizer, config.active_probe) if config.active_probe else None
+    assert step is not None, "a trainer that begins to train has a data loader"
+    size = ModelSize.of(model)
+    answer_tokens = sum(count_answer_tokens(d, chat) for d in referenced)
+    reached_tokens = sum(count_reached_tokens(d, chat, reach) for d in referenced)
+    return Estimate(
+        data=data,
+        optimiser_steps=trainer.state.max_steps,
+        safety_tokens=len(ids),
+        safety_tokens_known=tokens is not None,
+        reached_tokens=reached_tokens,
+        anchors=config.anchors_per_step,
+        anchor_answer_tokens=answer_tokens - data.answer_tokens,
+        anchors_known=anchors_known,
+        cache_bytes=cache_bytes(answer_tokens, reached_tokens, len(ids)),
+        cache=str(folder) if found else None,
+        build_tokens=build_tokens,
+        build_seconds=seconds,
+        sampled_sequences=sample.sequences,
+        sampled_tokens=sample.tokens,
+        step=step,
+        model=size,
+        overhead=Overhead.of(
+            step,
+            size,
+            len(ids),
+            log_normaliser=log_normaliser == "computed in chunks",
+            probe_flop=probe_flop(trainer, size, probe),
+        ),
+        log_normaliser=log_normaliser,
+        probe_tokens=probe.tokens if probe else 0,
+        probe_every=probe.config.every if probe else 0,
+    )
+
+
+@dataclass(frozen=True)
+class _Sample:
+    sequences: int
+    tokens: int
+
+
+def _build_time(
+    head: SubsetHead, chat: ChatFormat, documents: Sequence[Document], config: PactConfig
+) -> tuple[int, float, _Sample]:
+    """Tokens to run, seconds for them, and the sample: the real build on a sample, the second time that it is run."""
+
+    def tokens_to_run(chosen: Sequence[Document]) -> int:
+        return padded_tokens(forward_lengths(chosen, chat, config.gate_reach))
+
+    lengths = [len(d.input_ids) for d in documents]
+    size = max(8, SAMPLE_TOKENS // max(1, round(float(np.mean(lengths)))))
+    sample = [documents[i] for i in stratified(lengths, size)]
+    # To score prompts in the same forward passes costs next to nothing.
+    seconds, kind = 0.0, {"views": [v for v in views(config) if v != "harm"], "reach": config.gate_reach}
+    with tempfile.TemporaryDirectory(prefix="pact-estimate-") as folder:
+        for name in ("warm-up", "measured"):
+            started = time.perf_counter()
+            build(Path(folder) / name, kind, sample, head, chat, show_progress=False)
+            seconds = time.perf_counter() - started
+    sampled, whole = tokens_to_run(sample), tokens_to_run(documents)
+    return whole, seconds * whole / sampled, _Sample(len(sample), sampled)
+
+
+def _log_normaliser(trainer: Any, config: PactConfig, head: SubsetHead, chat: ChatFormat) -> LogNormaliser:
+    """Where the log-normaliser comes from, seen in one forward pass of the trainer's own loss on its first batch."""
+    if not config.normalises:
+        return "not needed"
+    inputs = trainer._prepare_inputs(next(iter(trainer.callback_handler.train_dataloader)))
+    device = inputs["input_ids"].device
+    batch = on_host(inputs)
+    tokens = AnswerTokens.of(split_documents(batch), chat)
+    flat = to_device(tokens.flat(batch["labels"].shape[1]), device)
+    trainer.model_wrapped.train()
+    with torch.enable_grad(), head.watch(Request(flat, to_device(tokens.label, device), normalise=True)) as captures:
+        trainer.compute_loss(trainer.model_wrapped, inputs)
+    return "read off the host's loss" if SubsetHead.one(captures).from_host else "computed in chunks"

@@ -1,0 +1,50 @@
+"""What in a run file may be right, and would surprise whoever did not mean it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pact_plugins.preflight.rules import Finding, Run
+from pact_plugins.run.evidence import EVIDENCE
+from pact_plugins.run.report.verdict import least_prompts
+
+
+def remarks(run: Run) -> Iterator[Finding]:
+    """One by one; none stops a run."""
+    model = Path(run.model) if run.model else None
+    if model is not None and any((folder / EVIDENCE).exists() for folder in (model, model.parent)):
+        yield Finding.of(
+            "model",
+            expected="the model as it was before fine-tuning",
+            got=f"one that a run under PACT wrote: {model}",
+            consequence="Its refusals as they are now would be the reference.",
+            remedy="Name the original model, or resume that run, unless this is a second stage.",
+        )
+    asked = run.config.active_eval if run.config else None
+    if asked is not None and asked.limit is not None and asked.limit < least_prompts():
+        yield Finding.of(
+            "pact.eval.limit",
+            expected=f"at least {least_prompts()} prompts of each set",
+            got=str(asked.limit),
+            consequence="The report could say that the model did not hold, and never that it held.",
+            remedy="Ask more, or set `pact.eval: false` if nobody reads the report.",
+        )
+    if "$" in str(run.settings.get("output_dir")):
+        yield Finding.of(
+            "output_dir",
+            expected="a folder by its name",
+            got=f"`{run.settings['output_dir']}`, in which hosts fill in no variable",
+            consequence="The run would write into a folder of that name below the one in which it is started.",
+            remedy="Write the folder out, or give `--output_dir` on the command line, where the shell fills it in.",
+        )
+    if run.settings.get("gradient_checkpointing") and run.config and run.config.anchors_per_step:
+        reentrant = (run.settings.get("gradient_checkpointing_kwargs") or {}).get("use_reentrant")
+        if reentrant:
+            yield Finding.of(
+                "gradient_checkpointing_kwargs",
+                expected="`use_reentrant: false` beside `pact.anchors` where several processes train",
+                got="`use_reentrant: true`",
+                consequence="With several processes the run stops before its first step.",
+                remedy="Set `use_reentrant: false`.",
+            )

@@ -1,0 +1,88 @@
+"""What a run does to report itself: asks its model before and after, looks at it once more, writes the report."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from pact_plugins.config import PactConfig
+from pact_plugins.evaluation.of_run import RunEvaluation
+from pact_plugins.model.ranks import Ranks
+from pact_plugins.run.evidence import Evidence
+from pact_plugins.run.preparation import Preparation
+from pact_plugins.run.report.write import make_report
+from pact_plugins.run.token_profile import measure_profile, save_profiles
+from pact_plugins.run.trainer import about_training, output_dir, tokenizer_of
+
+logger = logging.getLogger(__name__)
+
+
+def evaluation_of(trainer: Any, config: PactConfig, ranks: Ranks) -> RunEvaluation | None:
+    """What the model of a run will be asked; None if nothing.
+
+    Raises:
+        PactError: a prompt set or judge cannot be used.
+    """
+    if config.active_eval is None:
+        return None
+    tokenizer = tokenizer_of(trainer)
+    if getattr(tokenizer, "chat_template", None) is None:
+        logger.warning("PACT: without a chat template the model is not asked, and the report shows no behaviour.")
+        return None
+    return RunEvaluation(config.active_eval, output_dir(trainer), tokenizer, config.cache_folder, ranks)
+
+
+class Reporting:
+    """The report of one trainer's run.
+
+    Args:
+        trainer: the trainer, about to train.
+        preparation: of its run.
+        evaluation: what its model is asked, if it is.
+        ranks: the processes of the run, all of which answer and look; the first one writes.
+    """
+
+    def __init__(self, trainer: Any, preparation: Preparation, evaluation: RunEvaluation | None, ranks: Ranks) -> None:
+        self.trainer, self.preparation, self.evaluation, self.ranks = trainer, preparation, evaluation, ranks
+
+    @property
+    def _folder(self) -> Path:
+        return output_dir(self.trainer)
+
+    @property
+    def _model(self) -> Any:
+        return self.trainer.accelerator.unwrap_model(self.trainer.model)
+
+    def begin(self, *, resumed: bool) -> None:
+        """Lets the model answer before its first step."""
+        if self.evaluation is None:
+            return
+        name, known = str(about_training(self.trainer)["model"]), self.preparation.identity["model"]
+        with self.trainer.accelerator.autocast():
+            self.evaluation.before(self._model, name, resumed=resumed, fingerprint=known)
+
+    def end(self, trained_model: str | None) -> Path | None:
+        """Keeps what was logged, looks at the trained model, lets it answer as well, and writes the report.
+
+        The first process is given the report's folder.
+
+        Args:
+            trained_model: fingerprint of the model as it is now.
+        """
+        trainer, objective = self.trainer, self.preparation.objective
+        if self.ranks.is_first:
+            Evidence.save_history(trainer.state.log_history, self._folder)
+        looked_at = {"training answers": self.preparation.sample}
+        if objective.anchors is not None:
+            looked_at["anchors"] = [*objective.anchors.documents]
+        with trainer.accelerator.autocast():
+            profiles = {what: measure_profile(objective, documents) for what, documents in looked_at.items()}
+            if self.ranks.is_first:
+                save_profiles(profiles, self._folder)
+            if self.evaluation is not None:
+                about = about_training(trainer)
+                self.evaluation.after(
+                    self._model, str(about["model"]), adapter=about["adapter"], fingerprint=trained_model
+                )
+        return make_report(self._folder) if self.ranks.is_first else None

@@ -1,0 +1,222 @@
+"""`Evidence`: what a run was held to, and how far; a file in its output folder, for resuming, reporting and verifying.
+
+`pact_evidence.json` and `pact_safety_tokens.json`; when training ends, `pact_history.json` with what was logged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pact_plugins.chat.fingerprints import digest
+from pact_plugins.config import PactConfig
+from pact_plugins.errors import PactError
+from pact_plugins.method.prompting import Prompts
+from pact_plugins.method.safety_tokens import SafetyTokens
+from pact_plugins.storage import files
+from pact_plugins.storage.cache import ReferenceCache
+
+EVIDENCE, TOKENS, HISTORY = "pact_evidence.json", "pact_safety_tokens.json", "pact_history.json"
+
+FINAL = "final"
+"""Where evidence keeps which weights a run ended with."""
+
+_DATED = (
+    " The chat template writes the date into each row: put the day on which that run began, {began}, in place of its "
+    "`strftime_now(...)`."
+)
+
+StartedFrom = Literal["reference", "checkpoint", "trained"]
+"""The weights that a call of `train()` began with: untouched, of a checkpoint, or trained by a call before it."""
+
+Ended = Literal["running", "restarted", "finished", "stopped early", "failed"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One call of `train()`, as far as it came. Counts are sums over all processes.
+
+    Attributes:
+        started_from: the weights that it began with.
+        first_step: optimiser steps that lie before it.
+        last_step: the last optimiser step that is recorded; every one since `first_step` ran under PACT.
+        planned_steps: at which step the run will have ended.
+        ended: how it ended; `running` until it does, and for ever if the process was killed.
+        error: what stopped it, if that was PACT.
+        micro_batches: forward passes of training.
+        supervised_tokens: tokens seen that count in the host's cross-entropy.
+        answer_tokens: those of them that were constrained: in an assistant's turn.
+        cache_hits: sequences whose reference was looked up.
+        cache_misses: sequences that had none; the first stops the run.
+        anchor_tokens: answer tokens of anchors that were constrained.
+        loss_at_start, loss_at_end: the first and the last log entry with PACT's metrics.
+    """
+
+    started_from: StartedFrom
+    first_step: int
+    last_step: int
+    planned_steps: int
+    ended: Ended = "running"
+    error: str | None = None
+    micro_batches: int = 0
+    supervised_tokens: int = 0
+    answer_tokens: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
+    anchor_tokens: int = 0
+    loss_at_start: Mapping[str, float] = field(default_factory=dict[str, float])
+    loss_at_end: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+def tokens_source(config: PactConfig) -> dict[str, Any]:
+    """The settings that choose the safety tokens; of files the content, since a path may lead elsewhere by then."""
+    names = {"safety_tokens", "safety_tokens_add", "safety_tokens_exclude", "base_model", "top_k"}
+    source = config.model_dump(mode="json", include=names)
+    if isinstance(config.safety_tokens, Path):
+        source["safety_tokens"] = SafetyTokens.load(config.safety_tokens).fingerprint
+    prompts = Prompts.of(config.prompts)
+    return {**source, "prompts": digest([prompts.harmful, prompts.harmless])}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a run was held to, and how far.
+
+    Attributes:
+        identity: what its reference cache was made for.
+        tokens_source: the settings that chose its safety tokens.
+        tokens: the safety tokens.
+        about: settings, versions, amounts of data and the like, for people; resuming compares none of it.
+        parts: its calls of `train()`, in order.
+        trained_model: fingerprint of the model after its last step, once there is one.
+        weights: fingerprints of the weights, in each precision that they may be saved in (`weights.fingerprints`): of
+            each checkpoint by the name of its folder, and of what the run ended with under `FINAL`.
+        anchors: name of the file of its anchors in the folder of caches; None if they are off.
+    """
+
+    identity: dict[str, Any]
+    tokens_source: dict[str, Any]
+    tokens: SafetyTokens
+    about: dict[str, Any] = field(default_factory=dict[str, Any])
+    parts: tuple[Part, ...] = ()
+    trained_model: str | None = None
+    weights: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    anchors: str | None = None
+
+    @property
+    def covered(self) -> int:
+        """The optimiser step up to which, from the first, every one is known to have run under PACT.
+
+        A part that begins beyond what lies before it, and all after it, do not count.
+        """
+        covered = 0
+        for part in self.parts:
+            if part.first_step > covered:
+                break
+            covered = part.last_step
+        return covered
+
+    def with_last(self, part: Part) -> Evidence:
+        """The same with `part` in place of its last one."""
+        return replace(self, parts=(*self.parts[:-1], part))
+
+    def save(self, folder: Path) -> None:
+        """Writes it into the output folder, and the safety tokens beside it."""
+        self.tokens.save(folder / TOKENS)
+        content = {
+            "pact": True,
+            "identity": self.identity,
+            "tokens_source": self.tokens_source,
+            "tokens": self.tokens.fingerprint,
+            "anchors": self.anchors,
+            "about": self.about,
+            "parts": [asdict(part) for part in self.parts],
+            "trained_model": self.trained_model,
+            "weights": self.weights,
+        }
+        files.write(folder / EVIDENCE, content)
+
+    @classmethod
+    def read(cls, folder: Path) -> Evidence:
+        """What `save` wrote.
+
+        Raises:
+            OSError, ValueError, KeyError, TypeError: the evidence is not there, or damaged.
+            PactError: the safety tokens are; or PACT was switched off.
+        """
+        content = files.read(folder / EVIDENCE)
+        if not content.pop("pact"):
+            raise PactError(
+                expected=f"a run under PACT in {folder}",
+                got="one that had `pact: false`",
+                consequence="Nothing held the model's refusals.",
+                remedy="Train with `pact: true`, from the original model.",
+            )
+        tokens = SafetyTokens.load(folder / TOKENS)
+        if content.pop("tokens") != tokens.fingerprint:
+            raise ValueError(f"{folder / TOKENS} holds other safety tokens than those of the run")
+        parts = tuple(Part(**part) for part in content.pop("parts"))
+        return cls(**content, tokens=tokens, parts=parts)
+
+    @classmethod
+    def load(cls, folder: Path) -> Evidence:
+        """The evidence of a run that is being resumed.
+
+        Raises:
+            PactError: it is not there, or damaged.
+        """
+        try:
+            return cls.read(folder)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PactError(
+                expected=f"the evidence of the run being resumed, {folder / EVIDENCE}",
+                got=f"{type(error).__name__}: {error}",
+                consequence="The weights of the checkpoint are already fine-tuned: they are no reference.",
+                remedy="Resume with the output folder of the run that had PACT on, where its checkpoints are, or start "
+                "from the original model.",
+            ) from error
+
+    @staticmethod
+    def save_off(folder: Path) -> None:
+        """Writes that the run in `folder` trains without PACT, as its settings ask for (`pact: false`)."""
+        files.write(folder / EVIDENCE, {"pact": False})
+
+    @staticmethod
+    def save_history(log: Sequence[dict[str, Any]], folder: Path) -> None:
+        """Writes what the trainer logged, entry by entry; of a resumed run from its first step."""
+        files.write(folder / HISTORY, {"log": list(log)})
+
+    def cache(self, config: PactConfig, identity: dict[str, Any], *, dated: bool = False) -> ReferenceCache:
+        """The reference that the run began with.
+
+        Args:
+            config: the settings of the run that resumes it.
+            identity: what that run's cache would be made for.
+            dated: whether its chat template writes the date, so that rows may differ in it alone.
+
+        Raises:
+            PactError: the run is resumed with other data, template, gate, anchors or choice of tokens, or its cache is
+                gone. Its model is taken from its evidence: the weights have been trained since.
+        """
+        now, then = {**identity, **tokens_source(config)}, {**self.identity, **self.tokens_source}
+        now["anchors"], then["anchors"] = bool(config.anchors_per_step), self.anchors is not None
+        differing = [k for k in now if now[k] != then.get(k)]
+        if differing:
+            raise PactError(
+                expected="; ".join(f"{k} = {then.get(k)}" for k in differing) + ", as in the run being resumed",
+                got="; ".join(f"{k} = {now[k]}" for k in differing),
+                consequence="The reference of that run does not cover this one.",
+                remedy="Resume with the run's own data, tokenizer and `pact:` block."
+                + _DATED.format(began=self.about.get("began") or "that day") * (dated and "data" in differing),
+            )
+        stored = config.cache_folder / digest(identity)
+        if not stored.exists():
+            raise PactError(
+                expected=f"the reference cache of the run being resumed, {stored}",
+                got="no such folder",
+                consequence="The weights of the checkpoint are already fine-tuned: they are no reference.",
+                remedy="Point `pact.cache_dir` to where the run began, or start from the original model.",
+            )
+        return ReferenceCache(stored, identity)

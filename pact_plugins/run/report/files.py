@@ -1,0 +1,152 @@
+"""From the files of a run, and of an evaluation, to what the report shows."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from pact_plugins.errors import PactError
+from pact_plugins.evaluation.measure import Agreement, Measurement, Rate
+from pact_plugins.evaluation.of_run import FOLDER as EVALUATION
+from pact_plugins.evaluation.statistics import PairedChange
+from pact_plugins.run import token_profile
+from pact_plugins.run.evidence import EVIDENCE, HISTORY, Evidence
+from pact_plugins.run.report.contents import Behaviour, Contents, Training, agreement_words, lines_of, samples_of
+from pact_plugins.storage import files
+
+RESULT, VERDICTS = "evaluation.json", "verdicts.jsonl"
+T = TypeVar("T")
+
+
+def contents_of(folder: Path, evaluation: Path | None = None) -> Contents:
+    """What the report of `folder` shows.
+
+    Args:
+        folder: the output folder of a run, or the folder of an evaluation alone.
+        evaluation: folder of the run's evaluation; `folder/pact_evaluation` if there is one there, without.
+
+    Raises:
+        PactError: there is neither a run nor an evaluation, or a file is damaged.
+    """
+    is_run = (folder / EVIDENCE).exists()
+    if evaluation is None:
+        evaluation = next((f for f in (folder / EVALUATION, folder) if (f / RESULT).exists()), None)
+    elif not (evaluation / RESULT).exists():
+        raise _nothing(f"an evaluation ({RESULT}, written by `pact eval`)", evaluation)
+    if not is_run and evaluation is None:
+        raise _nothing(f"a run under PACT ({EVIDENCE}), or an evaluation ({RESULT})", folder)
+    training = _sound(lambda: training_of(folder), folder) if is_run else None
+    behaviour = _sound(lambda: _behaviour(evaluation), evaluation) if evaluation is not None else None
+    notes: list[str] = []
+    if training and not training.log:
+        notes.append("Training has not ended, or not under PACT: nothing of its course is recorded yet.")
+    if training and behaviour and folder.resolve() not in {Path(who).resolve() for who in _who(behaviour.speakers[-1])}:
+        notes.append(f"The behaviour was measured on {behaviour.speakers[-1]}; the run wrote to {folder}. Same model?")
+    return Contents(
+        title=f"Did it hold? “{folder.resolve().name}”",
+        trainings=(training,) if training else (),
+        behaviour=behaviour,
+        command=_command(folder, training) if training else "",
+        notes=tuple(notes),
+    )
+
+
+def training_of(folder: Path, name: str = "run") -> Training:
+    """What a run left in its output folder.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError, PactError: a file is missing or damaged.
+    """
+    evidence = Evidence.read(folder)
+    log = files.read(folder / HISTORY)["log"] if (folder / HISTORY).exists() else []
+    stored = files.read(folder / token_profile.FILE) if (folder / token_profile.FILE).exists() else {}
+    profiles = {name: token_profile.as_profile(content) for name, content in stored.items()}
+    return Training(name, log, {**evidence.about, "fingerprints": evidence.identity}, evidence.tokens, profiles)
+
+
+def _behaviour(folder: Path) -> Behaviour:
+    found = files.read(folder / RESULT)
+    rows = [json.loads(line) for line in (folder / VERDICTS).read_text(encoding="utf-8").splitlines()]
+    measurements = [_measurement(m) for m in found["measurements"]]
+    paired = found["against"] is not None
+    runs = ("against", "model") if paired else ("model",)
+    of_runs = [[row for row in rows if row["run"] == run] for run in runs]
+    for run, of_run in zip(runs, of_runs, strict=True):
+        _check_answers(folder, measurements, found[run]["fingerprint"], of_run)
+    samples, changed = samples_of(of_runs)
+    return Behaviour(
+        names=("before", "after") if paired else ("model",),
+        speakers=tuple(_speaker(found[run]) for run in runs),
+        before=paired,
+        settings={
+            "judges": ", ".join(found["judges"]),
+            **{key.replace("_", " "): str(value) for key, value in found["generation"].items()},
+            **{f"fingerprint, {run}": found[run]["fingerprint"] for run in runs},
+        },
+        lines=lines_of([measurements]),
+        warnings=tuple(found["warnings"]),
+        agreements=tuple(
+            agreement_words(Agreement(**a), ("before" if a["run"] == "against" else "after") if paired else "")
+            for a in found["agreements"]
+        ),
+        samples=samples,
+        changed=changed,
+    )
+
+
+def _check_answers(folder: Path, measurements: Sequence[Measurement], who: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Refuses answers that are not those of the rates."""
+    asked = sum(total for *_, total in {(m.prompt_set, m.kind, m.model.total) for m in measurements})
+    others = [row for row in rows if row["fingerprint"] != who]
+    if len(rows) != asked or others:
+        raise ValueError(f"{folder / VERDICTS} holds {len(rows) - len(others)} of the {asked} answers of {who}")
+
+
+def _measurement(content: dict[str, Any]) -> Measurement:
+    model, against, change = (content.pop(key) for key in ("model", "against", "change"))
+    return Measurement(
+        **content,
+        model=Rate(**model),
+        against=Rate(**against) if against else None,
+        change=PairedChange(**change) if change else None,
+    )
+
+
+def _speaker(content: dict[str, Any]) -> str:
+    return f"{content['model']} + {content['adapter']}" if content["adapter"] else content["model"]
+
+
+def _who(speaker: str) -> list[str]:
+    return speaker.split(" + ")
+
+
+def _command(folder: Path, training: Training) -> str:
+    """What measures the behaviour of a run."""
+    about = cast(dict[str, Any], training.about.get("training", {}))
+    model = str(about.get("model") or "MODEL")
+    who = ["--model", model, "--adapter", str(folder)] if about.get("adapter") else ["--model", str(folder)]
+    return shlex.join(["pact", "eval", *who, "--against", model, "--out", str(folder / EVALUATION)])
+
+
+def _sound(read: Callable[[], T], folder: Path) -> T:
+    try:
+        return read()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PactError(
+            expected=f"sound files of a run or an evaluation in {folder}",
+            got=f"{type(error).__name__}: {error}",
+            consequence="The report would show something that was not measured.",
+            remedy="Run `pact eval` again; a run's own evidence is written when it trains.",
+        ) from error
+
+
+def _nothing(expected: str, folder: Path) -> PactError:
+    return PactError(
+        expected=f"{expected} in {folder}",
+        got="neither" if folder.is_dir() else "no such folder",
+        consequence="There is nothing to report.",
+        remedy="Give the output folder of a run that had PACT on, or what `pact eval --out` wrote.",
+    )

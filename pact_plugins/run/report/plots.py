@@ -1,0 +1,248 @@
+"""The report's plots, as SVG with real text: crisp on paper, with a description in words for who cannot see them."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pact_plugins.run.report.contents import Behaviour, Contents, Training
+
+COLOURS = ("#5b5b5b", "#0072b2", "#d55e00", "#009e73", "#aa4499", "#b8860b")
+"""Told apart by the colour-blind (after Okabe and Ito); the first, grey, is the untouched model."""
+
+MARKERS = ("o", "D", "s", "^", "v", "P")
+WIDTH = 7.4  # inches: the text width of the page
+FONT = "DejaVu Sans, Verdana, sans-serif"
+LOG_FROM = 100
+"""Ratio of the largest to the smallest value from which an axis is logarithmic."""
+
+Series = tuple[str, Sequence[float], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure.
+
+    Attributes:
+        name: distinguishes its ids from those of other plots on the page.
+        title: above it.
+        description: what it shows, in words.
+        svg: the drawing, without anything that loads or runs.
+    """
+
+    name: str
+    title: str
+    description: str
+    svg: str
+
+    @property
+    def file(self) -> str:
+        """Its name beside the report."""
+        return f"{self.name}.svg"
+
+
+def plots(contents: Contents) -> list[Plot]:
+    """All plots that there is something to draw for; needs matplotlib."""
+    found: list[Plot] = []
+    if contents.behaviour is not None:
+        found.append(rates(contents.behaviour))
+    found += _course(contents.trainings)
+    for i, training in enumerate(contents.trainings):
+        if training.profiles:
+            found.append(_positions(training, f"positions{i}", named=len(contents.trainings) > 1))
+    return found
+
+
+def rates(behaviour: Behaviour) -> Plot:
+    """A row for each rate, a marker with its interval for each model."""
+    lines, names = behaviour.lines, behaviour.names
+    step = 0.7 / len(names)
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for i, name in enumerate(names):
+            rows = [r - 0.35 + step * (i + 0.5) for r in range(len(lines))]
+            of_model = [line.rates[i] for line in lines]
+            errors = [[r.share - r.low for r in of_model], [r.high - r.share for r in of_model]]
+            shares = [r.share for r in of_model]
+            style: dict[str, Any] = {"color": _colour(i), "marker": MARKERS[i % len(MARKERS)]}
+            axes.errorbar(shares, rows, xerr=errors, linestyle="none", capsize=2, markersize=5, label=name, **style)
+            if len(names) <= 2:
+                for row, rate in zip(rows, of_model, strict=True):
+                    axes.annotate(
+                        f"{rate.share:.1%}",
+                        (1.02, row),
+                        xycoords=("axes fraction", "data"),
+                        va="center",
+                        color=_colour(i),
+                        fontsize=8,
+                    )
+        axes.set_yticks(
+            range(len(lines)), [_row_label(line.label, line.judge, line.prompt_set, line.kind) for line in lines]
+        )
+        axes.set_ylim(len(lines) - 0.5, -0.5)
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
+        for row in range(1, len(lines)):
+            axes.axhline(row - 0.5, color="#dddddd", linewidth=0.6)
+        axes.grid(axis="x", color="#eeeeee")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(len(names), 3), frameon=False, borderaxespad=0.2)
+
+    words = [
+        f"{line.label}{f' by {line.judge}' if line.judge else ''}, {line.prompt_set} ({line.kind}): "
+        + ", ".join(f"{name} {rate.share:.1%}" for name, rate in zip(names, line.rates, strict=True))
+        for line in lines
+    ]
+    height = 0.6 + len(lines) * max(0.34, 0.2 * len(names))
+    title = "Rates before and after" if behaviour.before else "Rates"
+    return _plot("rates", f"{title}, with 95% intervals", "; ".join(words), height, draw)
+
+
+def _row_label(measure: str, judge: str | None, prompt_set: str, kind: str) -> str:
+    short = prompt_set if len(prompt_set) <= 24 else f"…{prompt_set[-23:]}"
+    return f"{measure}{f' ({judge})' if judge else ''}\n{short}, {kind}"
+
+
+def _course(trainings: Sequence[Training]) -> list[Plot]:
+    """What was logged, over the steps."""
+    panels = (
+        ("pact/kl", "KL per answer token"),
+        ("pact/anchor_kl", "KL per anchor token"),
+        ("pact/gate", "gate"),
+        ("loss", "training loss"),
+    )
+    drawn: list[tuple[str, list[Series]]] = []
+    for key, label in panels:
+        if series := [s for t in trainings if (s := _series(t, key))]:
+            drawn.append((label, series))
+    if not drawn:
+        return []
+    colour = {t.name: _colour(i + 1) for i, t in enumerate(trainings)}
+
+    def draw(figure: Any) -> None:
+        every = figure.subplots(len(drawn), sharex=True, squeeze=False)[:, 0]
+        for axes, (label, series) in zip(every, drawn, strict=True):
+            for name, x, y in series:
+                axes.plot(x, y, color=colour[name], marker="." if len(x) < 60 else None, label=name)
+            _scale(axes, series)
+            axes.set_title(label, loc="left", fontsize=9)
+            axes.grid(color="#eeeeee")
+            if len(trainings) > 1:
+                _label_ends(axes, series, colour)
+        every[-1].set_xlabel("step")
+
+    words = [
+        f"{label}{f' of {name}' if len(trainings) > 1 else ''}: {y[0]:.3g} at step {x[0]:g}, highest {max(y):.3g}, "
+        f"{y[-1]:.3g} at step {x[-1]:g}"
+        for label, series in drawn
+        for name, x, y in series
+    ]
+    return [_plot("course", "The course of training", "; ".join(words), 1.5 * len(drawn) + 0.4, draw)]
+
+
+def _series(training: Training, key: str) -> Series | None:
+    points = [(e["step"], e[key]) for e in training.log if isinstance(e.get(key), int | float) and e[key] == e[key]]
+    return (training.name, [x for x, _ in points], [y for _, y in points]) if points else None
+
+
+def _positions(training: Training, name: str, *, named: bool) -> Plot:
+    """Confidence in the held tokens, and divergence, at each token of an answer."""
+    profiles = training.profiles
+    colour = {"before": _colour(0), "after": _colour(1)}
+
+    def draw(figure: Any) -> None:
+        grid = figure.subplots(len(profiles), 2, sharex=True, squeeze=False)
+        for row, (what, p) in zip(grid, profiles.items(), strict=True):
+            x = list(range(1, len(p.tokens) + 1))
+            series: list[Series] = [("before", x, p.reference), ("after", x, p.model)]
+            for label, xs, ys in series:
+                style = "--" if label == "before" else "-"
+                row[0].plot(xs, ys, style, color=colour[label], marker="." if len(x) < 2 else None, label=label)
+            row[0].set_ylim(-0.02, 1.15)
+            row[0].set_yticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
+            row[0].set_title(f"probability on held tokens, {what}", loc="left", fontsize=9)
+            row[0].legend(loc="upper right", ncols=2, frameon=False, fontsize=8, borderaxespad=0)
+            row[1].plot(x, p.kl, color=colour["after"], marker="." if len(x) < 2 else None)
+            row[1].set_ylim(bottom=0)
+            row[1].set_title(f"KL per token, {what}", loc="left", fontsize=9)
+            for axes in row:
+                axes.grid(color="#eeeeee")
+        for axes in grid[-1]:
+            axes.set_xlabel("token of the answer")
+
+    words = [
+        f"{what} ({p.sequences:,} sequences), at the first token of an answer: {p.reference[0]:.1%} before, "
+        f"{p.model[0]:.1%} after, KL {p.kl[0]:.3g}; highest KL {max(p.kl):.3g} at token {p.kl.index(max(p.kl)) + 1}"
+        for what, p in profiles.items()
+    ]
+    title = "Confidence in the held safety tokens, by token of the answer" + (f": {training.name}" if named else "")
+    return _plot(name, title, "; ".join(words), 1.9 * len(profiles) + 0.4, draw)
+
+
+def _scale(axes: Any, series: Sequence[Series]) -> None:
+    """Logarithmic where values differ by orders of magnitude; otherwise from zero."""
+    values = [v for _, _, y in series for v in y]
+    high, low = max(values), max(min(values), max(values) / 10_000)
+    if min(values) > 0 and high > LOG_FROM * low:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # its own would be a formula
+        axes.yaxis.set_minor_formatter(lambda *_: "")
+        axes.set_ylim(low / 1.5, high * 1.5)
+    elif min(values) >= 0:
+        axes.set_ylim(bottom=0)
+
+
+def _label_ends(axes: Any, series: Sequence[Series], colour: Mapping[str, str]) -> None:
+    """Names beside the ends of their lines, moved apart where they would touch."""
+    to_axes = axes.transData + axes.transAxes.inverted()
+    ends = sorted((float(to_axes.transform((x[-1], y[-1]))[1]), name) for name, x, y in series)
+    gap = 0.8 / max(4, len(ends))
+    heights = [max(0.03, y) for y, _ in ends]
+    for i in range(1, len(heights)):
+        heights[i] = max(heights[i], heights[i - 1] + gap)
+    excess = max(0.0, heights[-1] - 1.0)
+    for height, (_, name) in zip(heights, ends, strict=True):
+        axes.annotate(
+            name, (1.01, height - excess), xycoords="axes fraction", va="center", fontsize=8, color=colour[name]
+        )
+
+
+def _colour(i: int) -> str:
+    return COLOURS[i] if i < len(COLOURS) else COLOURS[1 + (i - 1) % (len(COLOURS) - 1)]
+
+
+def _plot(name: str, title: str, description: str, height: float, draw: Callable[[Any], None]) -> Plot:
+    """Draws without pyplot, whose state belongs to whoever else plots in this process."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    settings: Any = {
+        "svg.fonttype": "none",  # text stays text
+        "svg.hashsalt": name,  # the same drawing, the same ids
+        "text.parse_math": False,  # names are no formulas
+        "font.size": 9,
+        "font.family": "DejaVu Sans",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "lines.linewidth": 1.5,
+    }
+    buffer = io.StringIO()
+    with mpl.rc_context(settings):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure)
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
+    return Plot(name, title, description, _for_page(buffer.getvalue(), name))
+
+
+def _for_page(svg: str, name: str) -> str:
+    """The element alone, which is a whole file too, with ids of its own, as wide as the page lets it be."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'href="#', f'href="#{name}-', svg)
+    svg = svg.replace("url(#", f"url(#{name}-").replace("'DejaVu Sans'", FONT)
+    return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

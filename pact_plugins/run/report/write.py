@@ -1,0 +1,106 @@
+"""Writing a report into one folder: `report.html`, `report.md`, `report.json`, and each plot as a file of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pact_plugins import __version__
+from pact_plugins.errors import missing_extra
+from pact_plugins.run.report.contents import Contents
+from pact_plugins.run.report.files import contents_of
+from pact_plugins.run.report.plots import plots
+from pact_plugins.run.report.verdict import RULES, Verdict, verdicts
+from pact_plugins.storage import files
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "pact_report"
+"""In a run's output folder."""
+
+
+def check_installed() -> None:
+    """Refuses to start work whose report could not be written whole.
+
+    Raises:
+        PactError: jinja2 or matplotlib is missing.
+    """
+    if lacking := _lacking():
+        raise missing_extra(" and ".join(lacking), "report", "the report")
+
+
+def _lacking() -> list[str]:
+    return [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
+
+
+def make_report(folder: Path, evaluation: Path | None = None) -> Path:
+    """Makes the report of a run, or of an evaluation alone, from its files; returns its folder.
+
+    Raises:
+        PactError: there is nothing to report, or a file is damaged.
+    """
+    contents = contents_of(folder, evaluation)
+    write_report(contents, folder / FOLDER)
+    return folder / FOLDER
+
+
+def write_report(contents: Contents, folder: Path, **own: Any) -> tuple[Verdict, ...]:
+    """Writes a report; without jinja2 the JSON alone, without matplotlib no plots, and the log says so.
+
+    Args:
+        contents: what it shows.
+        folder: is made.
+        own: further keys of the JSON.
+
+    Returns:
+        The verdicts.
+    """
+    found = verdicts(contents.behaviour)
+    files.write_text(folder / "report.json", json.dumps(as_dict(contents, found, **own), indent=1) + "\n")
+    if lacking := _lacking():
+        logger.warning(
+            "The report has no page or no plots: %s", missing_extra(" and ".join(lacking), "report", "the whole report")
+        )
+    if "jinja2" in lacking:
+        return found
+    from pact_plugins.run.report import page
+
+    drawn = None if "matplotlib" in lacking else plots(contents)
+    for plot in drawn or ():
+        files.write_text(folder / plot.file, plot.svg)
+    files.write_text(folder / "report.html", page.html_page(contents, found, drawn))
+    files.write_text(folder / "report.md", page.markdown(contents, found, drawn))
+    return found
+
+
+def in_a_line(folder: Path) -> str:
+    """What the report in `folder` says, and where it is to be read."""
+    found = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    page = folder / "report.html"
+    return f"{' '.join(v['sentence'] for v in found['verdicts'])} Report: {page if page.exists() else folder}"
+
+
+def as_dict(contents: Contents, found: tuple[Verdict, ...], **own: Any) -> dict[str, Any]:
+    """The report as JSON knows it: what is not a number is null."""
+    return _strict(
+        {
+            **own,
+            "made_by": f"pact_plugins {__version__}",
+            "verdicts": [asdict(v) for v in found],
+            "rules": [asdict(rule) for rule in RULES],
+            **asdict(contents),
+        }
+    )
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(k): _strict(v) for k, v in value.items()}
+    return [_strict(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,259 @@
+"""What PACT reads off a trainer: whether it can be served, its sequences, its average step, and facts for people."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.fsdp import CPUOffloadPolicy
+
+from pact_plugins import __version__
+from pact_plugins.chat.answers import Document, split_documents
+from pact_plugins.chat.dataset import read_documents
+from pact_plugins.chat.format import check_tokenizer
+from pact_plugins.config import PactConfig
+from pact_plugins.errors import PactError
+from pact_plugins.method.refusal_probe import Probe
+from pact_plugins.model.sharding import is_cut, is_sharded
+from pact_plugins.model.support import check_supported, underlying
+from pact_plugins.run.cost import Data, ModelSize, Step
+
+_TRAINED = "_pact_has_trained"
+
+_NO_TEXT = re.compile("pixel|image|video|audio|input_features")
+"""In names of what a model is given beside text."""
+
+_READ_TWICE = 8
+"""Rows that are read a second time, where something of the user's own makes them."""
+
+
+def check_trainer(trainer: Any, config: PactConfig) -> None:
+    """Refuses trainers on which the safety term would be wrong."""
+
+    def refuse(got: str, consequence: str, remedy: str) -> None:
+        raise PactError(
+            expected="a trainer for supervised fine-tuning", got=got, consequence=consequence, remedy=remedy
+        )
+
+    args = trainer.args
+    # User's own trainers and other hosts' derive from these two.
+    kind = next((cls.__name__ for cls in type(trainer).__mro__ if cls.__module__.startswith("trl.")), "SFTTrainer")
+    if kind != "SFTTrainer":
+        refuse(
+            f"TRL's {kind}",
+            "Its loss is not cross-entropy on answers of the data set, beside which PACT stands.",
+            "Train with `SFTTrainer`, or without PACT.",
+        )
+    check_supported(trainer.accelerator.unwrap_model(trainer.model))
+    tokenizer_of(trainer)
+    if args.n_gpu > 1:
+        refuse(
+            f"torch.nn.DataParallel over {args.n_gpu} GPUs",
+            "Its replicas run in threads that PACT cannot follow.",
+            "Start the run with torchrun or `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU.",
+        )
+    if unserved := _unserved_sharding(trainer):
+        refuse(
+            unserved,
+            "It is not known that the reference would be computed from whole weights.",
+            "Use DDP, FSDP2 (`fsdp_version: 2`) without offloading, or DeepSpeed ZeRO-1 to ZeRO-3.",
+        )
+    for name, consequence in _parallelism(trainer):
+        refuse(
+            name, consequence, "Set its size to 1: FSDP2 and DeepSpeed ZeRO-3 share weights and keep documents whole."
+        )
+    if config.anchors_per_step and trainer.accelerator.num_processes > 1 and _checkpoints_reentrantly(trainer):
+        refuse(
+            "reentrant gradient checkpointing in several processes together with `pact.anchors`",
+            "The anchors' own forward pass would mark each parameter as ready twice, and DDP and DeepSpeed would stop.",
+            "Set `gradient_checkpointing_kwargs: {use_reentrant: false}`, or `pact.anchors: 0`.",
+        )
+    other_loss = args.label_smoothing_factor > 0 or getattr(args, "loss_type", "nll") == "dft"
+    if config.damps and (other_loss or getattr(trainer, "compute_loss_func", None) is not None):
+        refuse(
+            "label smoothing, the `dft` loss or a `compute_loss_func` together with `pact.conflict: damp`",
+            "Damping subtracts plain cross-entropy, which is not what this trainer computes.",
+            "Set `pact.conflict: keep`, or use plain cross-entropy.",
+        )
+    if trainer.train_dataset is not None and not hasattr(trainer.train_dataset, "__len__"):
+        refuse(
+            "a streaming data set",
+            "Its sequences are not known before the first step, and the reference is computed then.",
+            "Load the data set whole (`streaming: false`).",
+        )
+
+
+def tokenizer_of(trainer: Any) -> Any:
+    """The tokenizer of the trainer's model: its own, or that of its processor with the template that renders the rows.
+
+    Raises:
+        PactError: it has neither.
+    """
+    processor = tokenizer = trainer.processing_class
+    if not hasattr(processor, "get_vocab"):  # some tokenizers have another one within, which is not transformers'
+        tokenizer = getattr(processor, "tokenizer", None) or processor
+    if tokenizer is not processor and getattr(processor, "chat_template", None):
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.chat_template = processor.chat_template
+    check_tokenizer(tokenizer)
+    return tokenizer
+
+
+def output_dir(trainer: Any) -> Path:
+    """Where the run leaves what it leaves: of a sweep, in the folder of the trial."""
+    trial = getattr(trainer, "_trial", None)
+    return Path(trainer.args.output_dir if trial is None else trainer._get_output_dir(trial))
+
+
+def check_untrained(model: Any) -> None:
+    """Refuses a model that another trainer of this process has fine-tuned under PACT (see `mark_trained`)."""
+    if getattr(model, _TRAINED, False):
+        raise PactError(
+            expected="the model as it was before fine-tuning",
+            got="one that another trainer of this process has fine-tuned under PACT",
+            consequence="The fine-tuned weights would be taken for the reference.",
+            remedy="Go on with the first trainer, resume from its checkpoint, or load the original model anew.",
+        )
+
+
+def mark_trained(model: Any) -> None:
+    """Remembers that the weights of `model` are no reference any more."""
+    setattr(model, _TRAINED, True)
+
+
+def versions(trainer: Any) -> dict[str, str]:
+    """Of this package, and of what the trainer stands on, the host first."""
+    roots = [cls.__module__.partition(".")[0] for cls in type(trainer).__mro__]
+    hosts = [name for name in dict.fromkeys(roots) if name in ("axolotl", "trl", "transformers")]
+    return {"pact_plugins": __version__, **{name: version(name) for name in [*hosts, "torch"]}}
+
+
+def about_training(trainer: Any) -> dict[str, Any]:
+    """What the host trains, and how, for people."""
+    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
+    names = ("learning_rate", "max_steps", "num_train_epochs", "per_device_train_batch_size")
+    return {
+        "model": getattr(model.config, "_name_or_path", None),
+        "adapter": hasattr(model, "peft_config"),
+        "processes": trainer.accelerator.num_processes,
+        **{name: getattr(args, name) for name in (*names, "gradient_accumulation_steps", "seed")},
+    }
+
+
+def _unserved_sharding(trainer: Any) -> str | None:
+    """What shares the weights between processes in a way that PACT does not know, if anything does."""
+    state = trainer.accelerator.state
+    fsdp, deepspeed = getattr(state, "fsdp_plugin", None), getattr(state, "deepspeed_plugin", None)
+    if getattr(trainer, "is_fsdp_xla_enabled", False):
+        return "FSDP through XLA"
+    if fsdp is not None and fsdp.fsdp_version != 2:
+        return "FSDP1"
+    if fsdp is not None and isinstance(fsdp.cpu_offload, CPUOffloadPolicy):
+        return "FSDP2 that offloads weights to the CPU"
+    if (fsdp or (deepspeed and deepspeed.zero_stage == 3)) and getattr(trainer.model, "is_quantized", False):
+        return f"a quantised model under {'FSDP2' if fsdp else 'DeepSpeed ZeRO-3'}"
+    return None
+
+
+def _parallelism(trainer: Any) -> Iterator[tuple[str, str]]:
+    """What cuts documents or layers between processes, and why that cannot be served."""
+    cut_documents, cut_layers = "Answers would be cut between processes.", "The head would be cut between processes."
+    accelerator, model = trainer.accelerator, underlying(trainer.accelerator.unwrap_model(trainer.model))
+    if (config := getattr(accelerator, "parallelism_config", None)) is not None:
+        if config.cp_enabled:
+            yield "context parallelism (`parallelism_config`)", cut_documents
+        if config.sp_enabled:
+            yield "sequence parallelism (`parallelism_config`)", cut_documents
+        if config.tp_enabled:
+            yield "tensor parallelism (`parallelism_config`)", cut_layers
+    if (getattr(model, "tp_size", None) or 1) > 1 or is_cut(model):
+        yield "a model whose layers are cut (`tp_plan`)", cut_layers
+    deepspeed = getattr(accelerator.state, "deepspeed_plugin", None)
+    settings = deepspeed.deepspeed_config if deepspeed is not None else {}
+    if settings.get("sequence_parallel_size", 1) > 1:
+        yield "DeepSpeed's sequence parallelism (`sequence_parallel_size`)", cut_documents
+    if settings.get("tensor_parallel", {}).get("autotp_size", 0) > 1:
+        yield "DeepSpeed's tensor parallelism (`autotp_size`)", cut_layers
+
+
+def _checkpoints_reentrantly(trainer: Any) -> bool:
+    args = trainer.args
+    return bool(args.gradient_checkpointing) and bool((args.gradient_checkpointing_kwargs or {}).get("use_reentrant"))
+
+
+def training_template(trainer: Any) -> str | None:
+    """The chat template that renders the rows, if it is not the tokenizer's: TRL has its own for some families."""
+    return getattr(trainer, "chat_template", None)
+
+
+def training_documents(trainer: Any) -> Iterator[Document]:
+    """Every sequence of the training set, as the trainer's batches will hold it; its `row` is that of the set.
+
+    Raises:
+        PactError: rows are others each time that they are read, or cannot be read.
+    """
+    dataset = trainer.train_dataset
+    columns: set[str] = set(getattr(dataset, "column_names", None) or ())
+    # Rows that hold their labels need no collator of a host's, unless they are packed: then it decides whether
+    # boundaries count. One of somebody's own may change anything.
+    bounded = getattr(trainer.data_collator, "padding_free", False)
+    of_a_host = type(trainer.data_collator).__module__.partition(".")[0] in ("axolotl", "transformers", "trl")
+    labelled = {"input_ids", "labels"} <= columns and ("seq_lengths" not in columns or bounded)
+    # Under a transform (`with_transform`), what the trainer's loader sees is not what is stored. Images may be unused.
+    as_stored = labelled and dataset.format["type"] != "custom" and not any(map(_NO_TEXT.search, columns))
+    if of_a_host and as_stored:
+        yield from read_documents(dataset)
+        return
+    # One row at a time, so that no collator option (shuffling, dropping the last batch) can leave one out.
+    for i in range(len(dataset)):
+        documents = _documents_of_row(trainer, i)
+        if i < _READ_TWICE and [d.key for d in documents] != [d.key for d in _documents_of_row(trainer, i)]:
+            raise PactError(
+                expected="rows that are the same each time that the trainer reads them",
+                got=f"a data set or data collator that gives row {i} differently the second time",
+                consequence="The reference would be of other rows than those that are trained on.",
+                remedy="Apply what changes them once: `dataset.map(...)`, for example, in place of `with_transform`.",
+            )
+        yield from documents
+
+
+def _documents_of_row(trainer: Any, row: int) -> list[Document]:
+    batch: Mapping[str, Any] = trainer.data_collator([_collatable(trainer, trainer.train_dataset[row])])
+    if seen := [name for name in batch if _NO_TEXT.search(name)]:
+        raise PactError(
+            expected="a training set of text alone",
+            got=f"`{seen[0]}` in the batch of row {row}",
+            consequence="The reference would be computed without what its answers are about.",
+            remedy="Leave images and sounds out, or train without PACT.",
+        )
+    return [replace(document, row=row) for document in split_documents(batch)]
+
+
+def expected_step(trainer: Any, data: Data, anchors: Sequence[Document], config: PactConfig) -> Step | None:
+    """The average optimiser step; None if the trainer has no data loader yet, which it makes when training begins."""
+    if (loader := trainer.callback_handler.train_dataloader) is None:
+        return None
+    batches = len(loader)
+    steps = batches * trainer.accelerator.num_processes / min(trainer.args.gradient_accumulation_steps, batches)
+    return Step.of(data, steps, anchors, config.anchors_per_step)
+
+
+def probe_flop(trainer: Any, size: ModelSize, probe: Probe | None) -> float:
+    """FLOP of the drift probe in one process, for each optimiser step; 0 when it is off."""
+    if probe is None:
+        return 0.0
+    # With sharded weights every process goes through all prompts.
+    parts = 1 if is_sharded(trainer.model) else trainer.accelerator.num_processes
+    return size.forward_flop(probe.tokens, probe.opening_tokens) / parts / probe.config.every
+
+
+def _collatable(trainer: Any, row: dict[str, Any]) -> dict[str, Any]:
+    """A row without the columns that the trainer takes out before collating."""
+    trainer._set_signature_columns_if_needed()
+    kept = trainer._signature_columns
+    return {k: v for k, v in row.items() if k in kept} if trainer.args.remove_unused_columns else row

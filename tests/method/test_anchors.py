@@ -1,0 +1,174 @@
+"""Anchors: which rows join a step, and what they add."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pact_plugins.chat.answers import IGNORE_INDEX, AnswerTokens, Document
+from pact_plugins.chat.format import ChatFormat
+from pact_plugins.config import PactConfig
+from pact_plugins.errors import PactError
+from pact_plugins.method import asking, prompting, reference
+from pact_plugins.method.anchors import Anchors
+from pact_plugins.method.asking import Asked
+from pact_plugins.method.prompting import answered
+from pact_plugins.run.preparation import Preparation, evidence_of, prepare
+from tests import tiny
+from tests.rows import documents, few
+
+CPU = torch.device("cpu")
+ROWS: list[Document] = [answered([10, 11], [12]), answered([20], [21, 22, 23]), answered([30, 31, 32], [33])]
+
+
+@pytest.fixture(autouse=True)
+def short_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few prompts and short answers, so that writing the anchors takes no time."""
+    monkeypatch.setattr(prompting, "shipped", lambda name, _language="en": [f"{name} {i}" for i in range(3)])
+    monkeypatch.setattr(prompting, "MAX_ANSWER_TOKENS", 6)
+
+
+def ready(
+    tmp_path: Path,
+    model: torch.nn.Module,
+    number: int = 2,
+    tokenizer: Any = None,
+    rows: Sequence[Document] = (),
+    resumed_from: Path | None = None,
+    **settings: object,
+) -> Preparation:
+    config = PactConfig.model_validate(
+        {"anchors": number, "safety_tokens": [40, 41, 42], "cache_dir": tmp_path, "conflict": "keep", **settings}
+    )
+    return prepare(
+        model,
+        tokenizer or tiny.tokenizer(),
+        rows or documents(few()),
+        config,
+        resumed_from=resumed_from,
+        show_progress=False,
+    )
+
+
+def test_turns_go_round() -> None:
+    """Prevents: the same few anchors in every step, or different ones after a resume."""
+    cycle = Anchors(ROWS, [1, 3, 1], 2)
+    firsts = [cycle.batch(turn)["input_ids"][:, 0].tolist() for turn in range(3)]
+    assert firsts == [[10, 20], [30, 10], [20, 30]]
+
+
+def test_a_batch_is_padded_and_supervised() -> None:
+    """Prevents: padding or prompts that are constrained."""
+    batch = Anchors(ROWS, [1, 3, 1], 3).batch(0)
+    assert batch["input_ids"].tolist() == [[10, 11, 12, 0], [20, 21, 22, 23], [30, 31, 32, 33]]
+    ignored = IGNORE_INDEX
+    assert batch["labels"].tolist() == [
+        [ignored, ignored, 12, ignored],
+        [ignored, 21, 22, 23],
+        [ignored, ignored, ignored, 33],
+    ]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
+
+
+def test_an_answer_that_opens_a_users_turn_is_none() -> None:
+    """Prevents: a step that divides by tokens that it does not constrain, or by none."""
+    chat = ChatFormat.from_tokenizer(tiny.tokenizer())
+    opened, (user,) = [*chat.users[0], 70, *chat.header], chat.users
+    cycle = Anchors.of([answered(opened, answer) for answer in ([71], [71, *user, 72], [*user])], chat, 2)
+    assert (len(cycle.documents), cycle.answer_tokens) == (2, [1, 1])
+    assert [cycle.tokens(turn) for turn in range(2)] == [2, 2]
+    with pytest.raises(PactError, match="none of 1"):
+        Anchors.of([answered(opened, [*user])], chat, 2)
+
+
+def test_unchanged_models_have_nothing_to_hold(tmp_path: Path) -> None:
+    """Prevents: anchors whose reference was computed for another view, position or answer."""
+    model = tiny.llama().eval()
+    objective = ready(tmp_path, model).objective
+    assert objective.anchors is not None
+    for turn in range(3):
+        terms = objective.anchor_terms(objective.anchors, turn, CPU)
+        assert terms.count > 0
+        assert abs(terms.kl.item() / terms.count) < 1e-6
+
+
+def test_drift_on_anchors_costs(tmp_path: Path) -> None:
+    """Prevents: anchors without a gradient, or with cross-entropy."""
+    model = tiny.llama()
+    objective = ready(tmp_path, model, conflict="damp", conflict_threshold=0).objective
+    assert objective.anchors is not None
+    with torch.no_grad():
+        model.lm_head.weight[40] += 1.0
+    terms = objective.anchor_terms(objective.anchors, 0, CPU)
+    terms.total(1.0).backward()
+    assert terms.kl.item() > 1e-3
+    assert terms.damped.item() == 0
+    assert model.model.layers[0].self_attn.q_proj.weight.grad is not None
+
+
+def test_anchors_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a second run that pays for generation again, or gets other anchors."""
+    first = ready(tmp_path, tiny.llama()).objective.anchors
+    monkeypatch.setattr(asking, "ask", lambda *_a, **_k: pytest.fail("asked again"))
+    second = ready(tmp_path, tiny.llama(), number=1).objective.anchors
+    assert first is not None
+    assert second is not None
+    assert [d.key for d in first.documents] == [d.key for d in second.documents]
+    assert ready(tmp_path, tiny.llama(), number=0).objective.anchors is None
+
+
+def test_another_day_finds_the_anchors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a template that writes the date making each day's run answer anew, and a resumed one fail."""
+    today = copy.deepcopy(tiny.tokenizer())
+    dated = "{{ bos_token }}<|system|>\n{{ strftime_now('%d %b') }}{{ eos_token }}"
+    today.chat_template = tiny.TEMPLATE.replace("{{ bos_token }}", dated)
+    first = ready(tmp_path, tiny.llama(), tokenizer=today)
+    evidence_of(first).save(tmp_path / "run")
+    monkeypatch.setattr(
+        "transformers.utils.chat_template_utils.datetime", SimpleNamespace(now=lambda: date(2001, 2, 3))
+    )
+    assert "03 Feb" in today.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    assert not ready(tmp_path, tiny.llama(), tokenizer=today).built
+    resumed = ready(tmp_path, tiny.llama(seed=1), tokenizer=today, resumed_from=tmp_path / "run")
+    for later in (resumed.objective.anchors, first.objective.anchors):
+        assert later is not None
+        assert [d.key for d in later.documents] == [d.key for d in Asked.load(tmp_path / str(first.anchors)).documents]
+    with pytest.raises(PactError, match=f"began, {date.today()}, in place of its `strftime_now"):
+        ready(tmp_path, tiny.llama(), tokenizer=today, rows=documents(few(3)), resumed_from=tmp_path / "run")
+
+
+def test_a_resumed_run_keeps_its_anchors(tmp_path: Path) -> None:
+    """Prevents: a run that is resumed with anchors and goes on without, and advice to remove a file that is gone."""
+    evidence_of(ready(tmp_path, tiny.llama(), number=0)).save(tmp_path / "without")
+    with pytest.raises(PactError, match="anchors = False, as in the run being resumed"):
+        ready(tmp_path, tiny.llama(), resumed_from=tmp_path / "without")
+    first = ready(tmp_path, tiny.llama())
+    evidence_of(first).save(tmp_path / "with")
+    with pytest.raises(PactError, match="anchors = True, as in the run being resumed"):
+        ready(tmp_path, tiny.llama(), number=0, resumed_from=tmp_path / "with")
+    (tmp_path / str(first.anchors)).unlink()
+    with pytest.raises(PactError, match=r"FileNotFoundError.*`pact\.cache_dir` to where the run began"):
+        ready(tmp_path, tiny.llama(), resumed_from=tmp_path / "with")
+
+
+def test_their_reference_needs_no_forward_pass(tmp_path: Path) -> None:
+    """Prevents: anchors that go through the model twice; values that lie at another token than they were seen at."""
+    model = tiny.llama().eval()
+    objective = ready(tmp_path / "seen", model).objective
+    assert objective.anchors is not None
+    anchors = objective.anchors.documents
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "of_answers", lambda *_a: {})
+        computed = ready(tmp_path / "computed", model).objective.cache
+    tokens = AnswerTokens.of(list(anchors), objective.chat)
+    seen = objective.cache.look_up(tokens).full
+    assert np.abs(seen - computed.look_up(tokens).full).max() < 2e-3
+    assert len(seen) == sum(int(d.supervised.sum()) for d in anchors)
