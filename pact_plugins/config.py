@@ -73,7 +73,7 @@ def _members(annotation: Any) -> set[Any]:
 
 
 class GateConfig(_Block):
-    """When the reference without the prompt replaces the reference with it (arXiv 2603.07445; see `loss.gate`)."""
+    """When the reference without the prompt replaces the one with it (arXiv 2603.07445; see `method.loss.gate`)."""
 
     mass: float = Field(default=0.9, gt=0, lt=1, description="Probability mass whose token count measures certainty.")
     slope: float = Field(default=2.0, gt=0, description="Slope (alpha) of the sigmoid over the difference of counts.")
@@ -125,7 +125,7 @@ class PromptsConfig(_Block):
 
 
 class ProbeConfig(_Block):
-    """The drift probe: how far the model leans towards refusing while it trains (see `refusal_probe.Probe`)."""
+    """The drift probe: how far the model leans towards refusing while it trains (see `method.refusal_probe.Probe`)."""
 
     every: int = Field(
         default=100, ge=1, description="Steps between measurements; the first comes before the first step."

@@ -1,4 +1,7 @@
-"""The one exception type of the package: it says what was expected, what was found, what follows, what to do."""
+"""The one exception type of the package: it says what was expected, what was found, what follows, what to do.
+
+And what two common failures are in these words: a setting that is not valid, a package that is not installed.
+"""
 
 from __future__ import annotations
 

@@ -32,14 +32,19 @@ def brief_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     few_prompts(monkeypatch)
 
 
+TESTS = Path(__file__).parent
+ONE_THREAD = ("chat", "model", "storage", "method", "run", "preflight", "cli")
+"""Rooms of the package whose tests know nothing but tiny models."""
+
+
 @pytest.fixture(autouse=True, scope="module")
 def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
     """Tiny models on one thread: two threads that share a busy core wait for each other forty times as long.
 
-    Only for the unit tests beside this file; the folders below choose for themselves.
+    Only for the unit tests, those beside this file and those of `ONE_THREAD`; other folders choose for themselves.
     """
     threads = torch.get_num_threads()
-    if request.path.parent == Path(__file__).parent:
+    if request.path.parent in (TESTS, *(TESTS / room for room in ONE_THREAD)):
         torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)

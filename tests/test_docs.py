@@ -25,7 +25,7 @@ from pact_plugins.config import PactConfig
 from pact_plugins.demo import comparison
 from pact_plugins.method import openings
 from pact_plugins.run.report.verdict import least_prompts
-from tests.test_house import FLOW
+from tests.test_house import ORDER
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -133,12 +133,6 @@ def test_the_metrics_are_those_of_the_callback() -> None:
     assert PactCallback.__doc__ is not None
     logged = re.findall(r"`(pact/\w+)`", PactCallback.__doc__)
     assert sorted(logged) == sorted({*re.findall(r"`(pact/\w+)`", _text(ROOT / "docs" / "metrics.md"))})
-
-
-def test_the_architecture_is_the_flow() -> None:
-    """Prevents a page that shows another order than imports have, or leaves a module out."""
-    flow = _text(ROOT / "docs" / "architecture.md").partition("## The flow")[2].partition("\n## ")[0]
-    assert re.findall(r"^\| `(\w+)` \|", flow, re.MULTILINE) == FLOW
 
 
 @pytest.mark.parametrize("block", [b for b in PYTHON if b.key not in SCRIPTS.items()], ids=_name)
@@ -323,8 +317,8 @@ def test_names_of_the_code_exist(page: Path) -> None:
         name = text.removeprefix("pact_plugins.").partition("(")[0]
         first, *rest = name.split(".")
         of_a_host = first == "axolotl" or name == "trl.SFTTrainer"
-        is_file = rest[-1:] and rest[-1] in ("md", "html", "json", "jsonl", "py")
-        if rest and first in FLOW and re.fullmatch(r"[\w.]+", name) and not of_a_host and not is_file:
+        is_file = rest[-1:] and rest[-1] in ("md", "html", "json", "jsonl", "py", "safetensors", "yaml")
+        if rest and first in ORDER and re.fullmatch(r"[\w.]+", name) and not of_a_host and not is_file:
             _resolve(f"pact_plugins.{first}", rest)
 
 

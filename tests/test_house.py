@@ -1,157 +1,186 @@
-"""The shape of the package: imports run along the flow, and what is optional stays optional."""
+"""The shape of the package: rooms in one order, imports along it, and what is optional stays optional."""
 
 from __future__ import annotations
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
 
 import pact_plugins
 
 PACKAGE = Path(pact_plugins.__file__).parent
+DOCS = PACKAGE.parent / "docs"
 
-FLOW = [
+ORDER = [
     "errors",
-    "ranks",
-    "config_errors",
     "config",
-    "run_file",
-    "sharding",
-    "fingerprints",
-    "artefacts",
-    "loading",
-    "telling",
-    "chat_template",
-    "chat_format",
-    "turns",
-    "answers",
-    "dataset",
-    "model_support",
-    "forward",
-    "openings",
-    "refusals",
-    "own_answers",
-    "asking",
-    "anchors",
-    "safety_tokens",
-    "contrast",
-    "discovery",
-    "finding",
-    "loss",
-    "token_losses",
-    "subset_head",
-    "layer_states",
-    "harm_probe",
-    "parity",
-    "probe",
-    "tensor_files",
-    "reference",
-    "cache_writer",
-    "cache_folder",
-    "evidence",
-    "weights",
-    "building",
-    "objective",
-    "agreement",
-    "profile",
-    "cost",
-    "cost_report",
-    "coverage",
-    "damping",
-    "preparation",
+    "chat",
+    "model",
+    "storage",
+    "method",
     "evaluation",
-    "report",
-    "host_trainer",
-    "recording",
-    "reporting",
-    "binding",
-    "probing",
-    "callback",
-    "before_training",
-    "requirements",
-    "run_checks",
-    "remarks",
-    "checking",
-    "check_table",
-    "tokens_table",
-    "guards",
-    "estimate",
-    "audit",
-    "audit_table",
-    "verification",
-    "launching",
-    "trl",
+    "run",
+    "preflight",
     "axolotl",
     "demo",
     "cli",
     "__main__",
 ]
-"""Each module may import the ones before it."""
+"""Each may import the ones before it."""
 
-MAY_IMPORT_TRL = {"launching", "trl", "demo", "cli"}
+ROOMS = [name for name in ORDER if (PACKAGE / name).is_dir()]
+AT_MOST = 12
+"""Names at the top of the package: more, and nobody sees the whole."""
+
+MAY_IMPORT_TRL = {"demo", "cli"}
 MAY_IMPORT_AXOLOTL = {"axolotl"}
 
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
 
-def _module(path: Path) -> str:
-    """The part of the flow that a file belongs to."""
+def _room(path: Path) -> str:
+    """What a file belongs to, of `ORDER`."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def _imports(path: Path) -> Iterator[str]:
-    """Full names of everything that a file imports, at any depth; relative imports are spelt out."""
+def _name(path: Path) -> str:
+    """Full name of the module that a file is."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {_name(path): path for path in FILES}
+
+
+def _nodes(path: Path, *, in_functions: bool) -> Iterator[ast.AST]:
+    """All parts of a module; those of functions, which run later than its import, if wanted."""
+    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if in_functions or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            waiting += ast.iter_child_nodes(node)
+
+
+def _imports(path: Path, *, in_functions: bool = True) -> Iterator[str]:
+    """Full names of everything that a file imports; relative imports are spelt out."""
     package = path.relative_to(PACKAGE.parent).parent.parts
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in _nodes(path, in_functions=in_functions):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             prefix = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             source = ".".join(part for part in (prefix, node.module) if part)
-            yield source
             yield from (f"{source}.{alias.name}" for alias in node.names)
 
 
-def _own(path: Path) -> set[str]:
-    """The package's modules that a file imports."""
-    names = {name.split(".")[1] for name in _imports(path) if name.startswith("pact_plugins.")}
-    # `from pact_plugins import __version__` names an attribute, not a module.
-    return {name for name in names if name in FLOW or not hasattr(pact_plugins, name)}
+def _own(path: Path) -> Iterator[list[str]]:
+    """What a file imports of this package, as parts: a room or module at its top, and what of it."""
+    for name in _imports(path):
+        top, *parts = name.split(".")
+        # `from pact_plugins import __version__` names an attribute, not a module.
+        if top == "pact_plugins" and parts and (parts[0] in ORDER or not hasattr(pact_plugins, parts[0])):
+            yield parts
+
+
+def _public(room: str) -> list[str]:
+    return list(importlib.import_module(f"pact_plugins.{room}").__all__)
+
+
+def _contents(room: str) -> set[str]:
+    """Modules and packages in a room."""
+    return {found.name for found in iter_modules([str(PACKAGE / room)])}
+
+
+def test_the_top_is_seen_at_a_glance() -> None:
+    """Prevents: a module beside the rooms, a room without a place in the order, and an order of what is gone."""
+    beside = {"py.typed", "__pycache__", "__init__.py"}
+    top = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.name not in beside}
+    assert top == {*ORDER}
+    assert len([name for name in top if not name.startswith("__")]) <= AT_MOST
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_run_along_the_flow(path: Path) -> None:
-    """Prevents: a cycle, or a low-level module that quietly comes to depend on a trainer."""
-    module = _module(path)
-    assert module in FLOW, "a module without a place in FLOW: give it one"
-    allowed = {*FLOW[: FLOW.index(module)], *([module] if path.parent != PACKAGE else [])}
-    assert _own(path) <= allowed
+def test_imports_run_along_the_order(path: Path) -> None:
+    """Prevents: a cycle of rooms, or a low-level module that quietly comes to depend on a trainer."""
+    room = _room(path)
+    assert {parts[0] for parts in _own(path)} <= {*ORDER[: ORDER.index(room) + 1]}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_rooms_are_entered_by_their_doors(path: Path) -> None:
+    """Prevents: use of what a room keeps to itself, which then can no longer change with that room alone."""
+    private = {
+        f"{room}.{what[0]}" for room, *what in _own(path) if room in ROOMS and what and what[0] not in _public(room)
+    }
+    assert not {name for name in private if name.partition(".")[0] != _room(path)}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_doors_are_used(room: str) -> None:
+    """Prevents: rooms that offer what nobody asks for, or what there is not."""
+    entered = {
+        what[0] for path in FILES if _room(path) != room for other, *what in _own(path) if other == room and what
+    }
+    page = (DOCS / "api.md").read_text(encoding="utf-8")
+    documented = set(re.findall(rf"pact_plugins\.{room}\.(\w+)", page))
+    modules = _contents(room)
+    assert modules & {*_public(room)} == modules & (entered | documented)
+    assert all(hasattr(sys.modules[f"pact_plugins.{room}"], name) for name in {*_public(room)} - modules)
+
+
+def test_no_module_waits_for_itself() -> None:
+    """Prevents: modules of one room that can only be read together. What a function imports when called is no part."""
+    graph = {
+        name: {m for i in _imports(path, in_functions=False) for m in _module_of(i) if m != name}
+        for name, path in MODULES.items()
+    }
+    assert len(list(TopologicalSorter(graph).static_order())) >= len(MODULES)
+
+
+def _module_of(imported: str) -> Iterable[str]:
+    """The module that an imported name is, or is in."""
+    for name in (imported, imported.rpartition(".")[0]):
+        if name in MODULES:
+            return [name]
+    return []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_trainers_are_imported_in_their_own_modules(path: Path) -> None:
     """Prevents: an import of an optional trainer that only fails on a machine that does not have it."""
     roots = {name.split(".")[0] for name in _imports(path)}
-    module = _module(path)
-    assert "trl" not in roots or module in MAY_IMPORT_TRL
-    assert "axolotl" not in roots or module in MAY_IMPORT_AXOLOTL
+    assert "trl" not in roots or _room(path) in MAY_IMPORT_TRL
+    assert "axolotl" not in roots or _room(path) in MAY_IMPORT_AXOLOTL
 
 
 def test_loss_is_torch_alone() -> None:
     """Prevents: settings or models entering the maths, which then can be tested only with a trainer."""
-    roots = {name.split(".")[0] for name in _imports(PACKAGE / "loss.py")}
+    roots = {name.split(".")[0] for name in _imports(PACKAGE / "method" / "loss.py")}
     assert "torch" in roots
     assert roots - set(sys.stdlib_module_names) == {"torch"}
 
 
-def test_flow_is_up_to_date() -> None:
-    """Prevents: a check against modules that were renamed, which would allow anything."""
-    missing = {name for name in FLOW if not (PACKAGE / f"{name}.py").exists() and not (PACKAGE / name).is_dir()}
-    assert not missing
+def _shown(pattern: str, text: str) -> list[str]:
+    return re.findall(pattern, text, re.MULTILINE)
+
+
+def test_the_architecture_is_the_order() -> None:
+    """Prevents: a page that shows another order than imports have, or leaves a room or a module out."""
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    rooms = page.partition("## Rooms")[2].partition("\n## ")[0]
+    assert _shown(r"^\| `(\w+)(?:/|\.py)` \|", rooms) == ORDER
+    for room in ROOMS:
+        listed = rooms.partition(f"### {room}/\n")[2].partition("\n### ")[0]
+        assert sorted(_shown(r"^- `(\w+)/?`: ", listed)) == sorted(_contents(room)), room
 
 
 def _run(code: str) -> str:
@@ -163,7 +192,8 @@ def _run(code: str) -> str:
 def test_importing_the_package_is_light() -> None:
     """Prevents: `import pact_plugins` in a plugin list failing, or costing seconds, for what is not used."""
     heavy = ("torch", "transformers", "trl", "axolotl", "peft", "datasets")
-    assert _run(f"import sys, pact_plugins; print([m for m in {heavy} if m in sys.modules])") == "[]"
+    rooms = ", ".join(f"pact_plugins.{room}" for room in ROOMS)
+    assert _run(f"import sys, pact_plugins, {rooms}; print([m for m in {heavy} if m in sys.modules])") == "[]"
 
 
 @pytest.mark.parametrize("name", pact_plugins.__all__)
@@ -174,7 +204,8 @@ def test_public_names_resolve(name: str) -> None:
 
 def test_core_imports_without_a_trainer() -> None:
     """Prevents: the core needing TRL, Axolotl, PEFT or datasets, which are extras."""
-    core = ", ".join(f"pact_plugins.{m}" for m in FLOW[: FLOW.index("callback")])
+    before = ORDER[: ORDER.index("axolotl")]
+    core = ", ".join(name for name, path in MODULES.items() if _room(path) in before and "lm_eval_tasks" not in name)
     blocked = "import sys; sys.modules.update(dict.fromkeys(('trl', 'axolotl', 'datasets', 'peft')))"
     assert _run(f"{blocked}; import {core}; print('ok')") == "ok"
 

@@ -15,6 +15,8 @@ from pact_plugins.cli.group import Commands
 from pact_plugins.cli.tokens import inspect, tokens
 from pact_plugins.cli.training import audit, check, estimate, sft
 
+__all__ = ["main"]
+
 
 @click.group(cls=Commands)
 @click.version_option(__version__, package_name="pact-plugins")

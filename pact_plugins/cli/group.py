@@ -21,7 +21,7 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 and the number of the signal."""
 
 NO_BARS = "TQDM_DISABLE"
-"""tqdm's own switch, which the hosts' bars know; `progress.progress` goes by it too."""
+"""tqdm's own switch, which the hosts' bars know; `model.progress` goes by it too."""
 
 
 class Commands(click.Group):

@@ -14,4 +14,4 @@ _MODELS = Path(__file__).parent / "models"
 BASE_MODEL: Path = _MODELS / "base"
 ALIGNED_MODEL: Path = _MODELS / "aligned"
 
-__all__ = ["ALIGNED_MODEL", "BASE_MODEL"]
+__all__ = ["ALIGNED_MODEL", "BASE_MODEL", "comparison"]

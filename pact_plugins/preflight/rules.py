@@ -325,7 +325,7 @@ def template(run: Run) -> Iterator[Finding]:
         yield Finding.of(
             "model_name_or_path",
             expected=f"a chat template in {model}, for the conversations in {name}",
-            got="neither `template.jinja` nor `chat_template` in `tokenizer_config.json`",
+            got="neither `chat_template.jinja` nor `chat_template` in `tokenizer_config.json`",
             consequence="The run would stop when it renders them.",
             remedy="Name a chat model, or a template in `chat_template_path`.",
         )

@@ -1,0 +1,7 @@
+"""A run under PACT: prepared before its first step, bound to a trainer, recorded, reported and verified.
+
+Others use `callback.PactCallback`, or only what a run does first (`preparation.prepare`); what is read off a `trainer`;
+the guards, the cost, the evidence and the report of a run, and whether weights come from one (`verification.verify`).
+"""
+
+__all__ = ["agreement", "callback", "cost", "coverage", "evidence", "preparation", "report", "trainer", "verification"]
