@@ -27,10 +27,11 @@ from pact_plugins.chat.format import ChatFormat
 from pact_plugins.config import PromptsConfig
 from pact_plugins.method import prompting
 from pact_plugins.method.prompting import Prompts
-from pact_plugins.model.forward import batches_by_length, evaluating, padded
+from pact_plugins.model.forward import batches_by_length, evaluating
 from pact_plugins.model.layer_states import LAYERS, LayerStates
 from pact_plugins.model.progress import progress
 from pact_plugins.model.ranks import ALONE, Ranks
+from pact_plugins.model.shared_start import SharedStart
 from pact_plugins.model.subset_head import SubsetHead
 from pact_plugins.model.support import check_ids
 
@@ -167,31 +168,35 @@ def learn(
     )
     check_ids(head.model, asked, "a prompt")
     chats = [_prompt(np.asarray(ids, np.int64)) for ids in asked]
-    sequences = [*chats, *_own_prompts(documents, chat)]
-    batches = batches_by_length([len(s.input_ids) for s in sequences])
-    layers = LayerStates(head.model)
-    found: dict[int, Tensor] = {}
-    with evaluating(head.model):
-        own = (_states(head, layers, [sequences[i] for i in batch]) for batch in ranks.part(batches))
-        computed = ranks.merged(batches, own, _WHAT)
-        for batch, states in progress(computed, f"PACT: {_WHAT}", len(batches), show_progress):
-            found.update(zip(batch, states, strict=True))
-    states = torch.stack([found[i] for i in range(len(sequences))])
-    parts = states.split([len(known.harmful), len(known.harmless), len(sequences) - len(chats)])
-    return ranks.first(lambda: fit(*parts), _WHAT)
+    told: dict[str, Any] = {"ranks": ranks, "show_progress": show_progress}
+    states = _states(head, chats, _WHAT, **told)
+    own = list(_own_prompts(documents, chat))
+    own_states = _states(head, own, "reading prompts of the data", **told) if own else states[:0]
+    harmful, harmless = states.split([len(known.harmful), len(known.harmless)])
+    return ranks.first(lambda: fit(harmful, harmless, own_states), _WHAT)
 
 
 _WHAT = "reading prompts of known kind"
 
 
-def _states(head: SubsetHead, layers: LayerStates, batch: Sequence[Document]) -> Tensor:
-    """[n, F] states at the last token of each document, on the host."""
-    inputs = padded(batch, next(head.model.parameters()).device)
-    ids = inputs["input_ids"]
-    last = [row * ids.shape[1] + len(document.input_ids) - 1 for row, document in enumerate(batch)]
-    with layers.watch(torch.tensor(last, device=ids.device), ids.shape) as found:
-        head.decode(**inputs)
-    return layers.joined(found).cpu()
+def _states(head: SubsetHead, prompts: Sequence[Document], what: str, ranks: Ranks, show_progress: bool) -> Tensor:
+    """[n, F] states at the last token of each prompt, on the host."""
+    layers, batches = LayerStates(head.model), batches_by_length([len(p.input_ids) for p in prompts])
+    found: dict[int, Tensor] = {}
+    with evaluating(head.model):
+        start = SharedStart(head, prompts)
+
+        def of(batch: Sequence[int]) -> Tensor:
+            documents = [prompts[i] for i in batch]
+            shape, last = start.places(documents)
+            with layers.watch(last, shape) as states:
+                start.run(documents)
+            return layers.joined(states).cpu()
+
+        computed = ranks.merged(batches, map(of, ranks.part(batches)), what)
+        for batch, states in progress(computed, f"PACT: {what}", len(batches), show_progress):
+            found.update(zip(batch, states, strict=True))
+    return torch.stack([found[i] for i in range(len(prompts))])
 
 
 def _prompt(ids: Ints, seen: Bools | None = None, positions: Ints | None = None) -> Document:

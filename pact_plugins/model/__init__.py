@@ -13,6 +13,7 @@ __all__ = [
     "progress",
     "ranks",
     "sharding",
+    "shared_start",
     "subset_head",
     "support",
     "weights",
