@@ -153,6 +153,9 @@ class EvalConfig(_Block):
     judges: tuple[str, ...] = Field(
         default=DEFAULT_JUDGES, min_length=1, description="Judges, named as `pact eval --judge` names them."
     )
+    judge_prompt: Where | None = Field(
+        default=None, description="The rubric of served judges (`endpoint:MODEL`): a file with {prompt} and {response}."
+    )
     limit: int | None = Field(default=None, ge=1, description="Prompts of each set, at most: a sample of them.")
     max_new_tokens: int = Field(default=64, ge=1, description="Tokens of an answer, at most.")
 

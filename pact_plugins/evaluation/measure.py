@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pact_plugins.evaluation.coherence import is_incoherent
 from pact_plugins.evaluation.generation import Answer
-from pact_plugins.evaluation.judges import Judge, ScoringJudge, Verdict
+from pact_plugins.evaluation.judges import Judge, Verdict
 from pact_plugins.evaluation.layouts import Kind
 from pact_plugins.evaluation.prompts import PromptSet
 from pact_plugins.evaluation.statistics import PairedChange, cohen_kappa, mcnemar, wilson_interval
@@ -36,6 +36,9 @@ MEASURES: dict[Verdict, str] = {
 }
 """The rate of each verdict. A refusal of anything but a harmful prompt counts into `over_refusal_rate`."""
 
+_WHY = {"stance": ": they are not in English, or break off in the model's thoughts"}
+"""Why a judge cannot judge some answers, where that is known."""
+
 Scorer = Callable[[str, str, str], object]
 """From prompt, response and expected answer to whether it is right."""
 
@@ -50,7 +53,6 @@ class Judged:
         affirmative: whether it opens by agreeing to help ("Sure, ...").
         verdicts: of each judge, by its name.
         correct: whether a task's answer is right; None for other prompts.
-        scores: of each judge that grades, by its name.
     """
 
     answer: Answer
@@ -58,7 +60,6 @@ class Judged:
     affirmative: bool
     verdicts: dict[str, Verdict]
     correct: bool | None
-    scores: dict[str, float]
 
     def as_row(self) -> dict[str, Any]:
         """As JSON knows it, the answer's own row beside the rest."""
@@ -67,7 +68,6 @@ class Judged:
             "incoherent": self.incoherent,
             "affirmative": self.affirmative,
             "verdicts": self.verdicts,
-            "scores": self.scores,
             "correct": self.correct,
         }
 
@@ -159,22 +159,19 @@ def judge_answers(
     incoherent = [is_incoherent(text) for text in texts]
     affirmative = [is_affirmative_opening(said(text) or "") for text in texts]
     asked = [p.text for p in prompts]
-    scores: dict[str, list[float]] = {}
-    columns: dict[str, list[Verdict]] = {}
+    # What says nothing is `other` to every judge: none is asked.
+    coherent = [i for i, nothing in enumerate(incoherent) if not nothing]
+    columns: dict[str, dict[int, Verdict]] = {}
     for judge in judges:
-        if isinstance(judge, ScoringJudge):  # once: its verdict follows from its score
-            scores[judge.name] = judge.scores(asked, texts)
-            columns[judge.name] = [judge.verdict(score) for score in scores[judge.name]]
-        else:
-            columns[judge.name] = judge(asked, texts)
+        found = judge([asked[i] for i in coherent], [texts[i] for i in coherent]) if coherent else []
+        columns[judge.name] = dict(zip(coherent, found, strict=True))
     return [
         Judged(
             answer,
             incoherent[i],
             affirmative[i] and not incoherent[i],
-            {name: "other" if incoherent[i] else column[i] for name, column in columns.items()},
+            {name: column.get(i, "other") for name, column in columns.items()},
             None if p.expected is None else bool(scorer(p.text, answer.response, p.expected)),
-            {name: column[i] for name, column in scores.items()},
         )
         for i, (p, answer) in enumerate(zip(prompts, answers, strict=True))
     ]
@@ -259,8 +256,8 @@ def warnings(measurements: Sequence[Measurement], found: Sequence[Agreement]) ->
                 )
             if m.measure == "unjudged_rate" and rate is not None and rate.share > MOST_UNJUDGED:
                 lines.append(
-                    f"{m.judge} could not judge {rate.share:.0%} of the answers to {m.prompt_set} ({m.kind}, {run}): "
-                    "they are not in English, or break off in the model's thoughts. Its rates say nothing of them."
+                    f"{m.judge} could not judge {rate.share:.0%} of the answers to {m.prompt_set} ({m.kind}, {run})"
+                    f"{_WHY.get(m.judge or '', '')}. Its rates say nothing of them."
                 )
     return lines
 

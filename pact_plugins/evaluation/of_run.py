@@ -11,11 +11,11 @@ from torch import nn
 from pact_plugins import artefacts
 from pact_plugins.config import EvalConfig
 from pact_plugins.errors import PactError
-from pact_plugins.evaluation import judges
+from pact_plugins.evaluation.endpoint import Serving
 from pact_plugins.evaluation.engines import Engine, Generation, transformers_engine
 from pact_plugins.evaluation.generation import Answer, Speaker, first_speaker, generate
 from pact_plugins.evaluation.measure import Run
-from pact_plugins.evaluation.run import Evaluation, conclude, prompt_sets_of
+from pact_plugins.evaluation.run import Evaluation, conclude, loaded, prompt_sets_of, try_out
 from pact_plugins.fingerprints import digest
 from pact_plugins.forward import precision
 from pact_plugins.ranks import ALONE, Ranks
@@ -48,9 +48,10 @@ class RunEvaluation:
     ) -> None:
         self.ranks, self.kept_in = ranks, kept_in
         self.sets = prompt_sets_of(config.prompts, config.limit)
-        self.judges = [judges.load(name) for name in dict.fromkeys(config.judges)] if ranks.is_first else []
         self.generation = Generation(config.max_new_tokens)
         self.output_dir, self.folder, self.tokenizer = output_dir, output_dir / FOLDER, tokenizer
+        serving = Serving(prompt=config.judge_prompt)
+        self.judges = loaded(config.judges, self.folder, serving) if ranks.is_first else []
         self._before: list[Answer] | None = None
 
     def before(
@@ -72,6 +73,7 @@ class RunEvaluation:
             show_progress: whether there is a progress bar.
         """
         path = self.folder / "against.jsonl"
+        self.ranks.first(lambda: try_out(self.judges), "trying out the judges")
         if resumed:
             if self.ranks.first(path.exists, _WHAT):
                 speaker = self.ranks.first(lambda: first_speaker(path), _WHAT)
