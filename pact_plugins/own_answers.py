@@ -114,8 +114,10 @@ _WITHOUT_TEMPLATE = (
 )
 
 
-def as_chats(tokenizer: Any, prompts: Sequence[str], purpose: str, remedy: str = _WITHOUT_TEMPLATE) -> list[list[int]]:
-    """Token ids of each prompt as the only turn of a chat, up to the answer.
+def as_chats(
+    tokenizer: Any, prompts: Sequence[str | list[dict[str, str]]], purpose: str, remedy: str = _WITHOUT_TEMPLATE
+) -> list[list[int]]:
+    """Token ids of each prompt as the only turn of a chat, or of a whole conversation, up to the answer.
 
     A template that writes the date is told that it is `THE_DAY`, so that a model is asked the same on every day.
 
@@ -132,7 +134,8 @@ def as_chats(tokenizer: Any, prompts: Sequence[str], purpose: str, remedy: str =
     template = tokenizer.chat_template
     undated = _NOW.sub(lambda now: repr(THE_DAY.strftime(now[2])), template) if isinstance(template, str) else template
     other = {} if undated == template else {"chat_template": undated}
-    return [render(tokenizer, [{"role": "user", "content": p}], generation_prompt=True, **other) for p in prompts]
+    chats = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
+    return [render(tokenizer, chat, generation_prompt=True, **other) for chat in chats]
 
 
 def answered(prompt: Sequence[int], answer: Sequence[int]) -> Document:

@@ -57,7 +57,14 @@ _FOLDER_THERE = click.Path(exists=True, file_okay=False, path_type=Path)
     show_default=True,
     help="Seconds of each.",
 )
-@click.option("--scorer", metavar="MODULE:FUNCTION", help="Scores answers to tasks. Default: exact match.")
+@click.option("--system", metavar="TEXT", help="A system prompt, for all prompts that have none of their own.")
+@click.option(
+    "--scorer",
+    default="exact",
+    show_default=True,
+    metavar="SCORER",
+    help="Scores answers to tasks: exact, normalised, last-number, f1, regex:PATTERN or MODULE:FUNCTION.",
+)
 @click.option("--out", type=_FOLDER, default="evaluation", show_default=True, help="The folder of what is written.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Of each answer.")
 @click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 is greedy decoding.")

@@ -16,6 +16,7 @@ from pact_plugins.errors import PactError
 from pact_plugins.evaluation.engines import Engine, Generation
 from pact_plugins.evaluation.layouts import Kind
 from pact_plugins.evaluation.prompts import PromptSet
+from pact_plugins.evaluation.turns import Turn
 from pact_plugins.fingerprints import digest, model_fingerprint, tokenizer_fingerprint
 from pact_plugins.forward import batches_by_length, progress
 from pact_plugins.own_answers import as_chats, up_to_end
@@ -56,11 +57,12 @@ class Answer:
         prompt_set: name of the set.
         kind: of the set.
         id: of the prompt within the set.
-        prompt: what was asked.
+        prompt: what the last user turn said.
         speaker: who answered.
         generation: how.
         response: the answer without its end token.
         ended: whether the model ended it, rather than the limit on its tokens.
+        before: the turns before the last one.
     """
 
     prompt_set: str
@@ -71,10 +73,12 @@ class Answer:
     generation: Generation
     response: str = ""
     ended: bool = False
+    before: tuple[Turn, ...] = ()
 
     def as_row(self) -> dict[str, Any]:
         """As a line of the file holds it: who answered stands beside the rest."""
         row = asdict(self)
+        row["before"] = [turn.as_message() for turn in self.before]
         return {**{k: v for k, v in row.items() if k != "speaker"}, **row["speaker"]}
 
 
@@ -108,8 +112,10 @@ def generate(
     Raises:
         PactError: the tokenizer has no chat template, or the file holds answers of another run.
     """
-    asked = [Answer(s.name, s.kind, p.id, p.text, speaker, generation) for s in sets for p in s.prompts]
-    chats = as_chats(tokenizer, [a.prompt for a in asked], "ask the model", remedy="Set the model's own chat template.")
+    asked = [
+        Answer(s.name, s.kind, p.id, p.text, speaker, generation, before=p.before) for s in sets for p in s.prompts
+    ]
+    chats = _chats(tokenizer, asked)
     batches = batches_by_length([len(chat) + generation.max_new_tokens for chat in chats], TOKENS_PER_BATCH)
     order = [i for batch in batches for i in batch]
     what = f"PACT: asking {speaker.adapter or speaker.model}"
@@ -152,6 +158,26 @@ def first_speaker(path: Path) -> Speaker:
         return Speaker(row["model"], row["adapter"], row["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _other_run(path, 0, f"{type(error).__name__}: {error}") from error
+
+
+def _chats(tokenizer: Any, asked: Sequence[Answer]) -> list[list[int]]:
+    """Token ids of each conversation, up to the answer."""
+    told = [
+        [*(turn.as_message() for turn in a.before), {"role": "user", "content": a.prompt}] if a.before else a.prompt
+        for a in asked
+    ]
+    try:
+        return as_chats(tokenizer, told, "ask the model", remedy="Set the model's own chat template.")
+    except PactError:
+        raise
+    except Exception as error:  # a template may raise anything: it is the model author's program
+        roles = sorted({turn.role for a in asked for turn in a.before} | {"user"})
+        raise PactError(
+            expected=f"a chat template that takes conversations of the roles {', '.join(roles)}",
+            got=f"{type(error).__name__}: {error}",
+            consequence="The model could not be asked.",
+            remedy="Ask without `--system` and without rows that have these roles, or set another chat template.",
+        ) from error
 
 
 def _line(answer: Answer) -> bytes:

@@ -13,20 +13,18 @@ from rich.console import Console
 from pact_plugins import artefacts
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation import judges as known_judges
-from pact_plugins.evaluation import prompts
+from pact_plugins.evaluation import prompts, scorers
 from pact_plugins.evaluation.endpoint import Serving
 from pact_plugins.evaluation.engines import Generation, require_vllm, transformers_engine, vllm_engine
 from pact_plugins.evaluation.generation import Answer, Speaker, generate
-from pact_plugins.evaluation.judges import Accountable, Judge, user_function
+from pact_plugins.evaluation.judges import Accountable, Judge
 from pact_plugins.evaluation.loading import base_of, config_and_tokenizer, load_model, lora_rank, with_adapter
 from pact_plugins.evaluation.measure import (
     Agreement,
     Judged,
     Measurement,
     Run,
-    Scorer,
     agreements,
-    exact_match,
     judge_answers,
     measure,
     warnings,
@@ -74,8 +72,9 @@ def evaluate(
     judges: Sequence[str] = known_judges.DEFAULT_JUDGES,
     serving: Serving | None = None,
     generation: Generation | None = None,
-    scorer: str | None = None,
+    scorer: str = "exact",
     limit: int | None = None,
+    system: str | None = None,
     show_progress: bool = True,
 ) -> Evaluation:
     """Asks one model or two, judges the answers, and writes what was found into `folder`.
@@ -93,17 +92,18 @@ def evaluate(
         judges: as `judges.load` reads them.
         serving: where and how served judges are asked; their replies are kept in `folder`.
         generation: how to decode; greedy and 256 tokens without.
-        scorer: `module:function` of prompt, response and expected answer, for tasks; exact match without.
+        scorer: of tasks, as `scorers.load` reads it.
         limit: of each set, only a sample of so many prompts, the same ones each time.
+        system: a system prompt, for all prompts that have none of their own.
         show_progress: whether there are progress bars.
 
     Raises:
         PactError: a model, adapter, prompt set, judge or scorer cannot be used, or the folder holds another run.
     """
     # What can be wrong without a model is found before one is loaded.
-    sets = prompt_sets_of(prompt_sets, limit)
+    sets = prompt_sets_of(prompt_sets, limit, system)
     used = loaded(judges, folder, serving)
-    score = user_function(scorer, "a scorer") if scorer else exact_match
+    score = scorers.load(scorer)
     generation = generation or Generation()
     if generation.engine == "vllm":
         require_vllm()
@@ -121,7 +121,7 @@ def conclude(
     used: Sequence[Judge],
     folder: Path,
     *,
-    scorer: Scorer = exact_match,
+    scorer: scorers.Scorer = scorers.exact,
     known: Sequence[str] = (),
 ) -> Evaluation:
     """Judges answers and writes `verdicts.jsonl` and `evaluation.json`.
@@ -174,8 +174,13 @@ def try_out(used: Sequence[Judge]) -> None:
             tell(f"PACT: {judge.tried().words}", Console(stderr=True), soft_wrap=True, markup=False, highlight=False)
 
 
-def prompt_sets_of(descriptions: Sequence[str], limit: int | None) -> list[PromptSet]:
+def prompt_sets_of(descriptions: Sequence[str], limit: int | None, system: str | None = None) -> list[PromptSet]:
     """The prompt sets of an evaluation, each of at most `limit` prompts; harmful ones never without harmless ones.
+
+    Args:
+        descriptions: as `prompts.load` reads them.
+        limit: of each set, only a sample of so many prompts.
+        system: a system prompt, for all prompts that have none of their own.
 
     Raises:
         PactError: there is none, or one twice.
@@ -194,7 +199,7 @@ def prompt_sets_of(descriptions: Sequence[str], limit: int | None) -> list[Promp
             consequence="Its answers could not be counted." if twice else "Nothing could be measured.",
             remedy="Give different prompt sets.",
         )
-    return [s.sample(limit) for s in sets]
+    return [prompts.under_system(s.sample(limit), system) for s in sets]
 
 
 def _answers(

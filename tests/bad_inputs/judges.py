@@ -6,9 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pact_plugins.evaluation import judges
+from pact_plugins.evaluation import judges, scorers
 from pact_plugins.evaluation.endpoint import Serving
-from pact_plugins.evaluation.judges import user_function
 from pact_plugins.evaluation.model_judges import guard_verdict
 from tests import tiny
 from tests.bad_inputs.case import BadInput, given, written
@@ -54,7 +53,20 @@ INPUTS = [
     _load("A module that is not there", "no_such_module:judge", _A_FUNCTION.format("no_such.*", "ModuleNotFoundError")),
     _load("A function that is not there", "json:judge", _A_FUNCTION.format("json:judge", "AttributeError")),
     _load("Something else than a function", "json:__name__", _A_FUNCTION.format(".*", "__name__ is a str")),
-    BadInput("A scorer that is not there", given(user_function, "json:no", "a scorer"), r"a scorer, or .*`json:no`"),
+    BadInput("A scorer that is not there", given(scorers.load, "json:no"), r"a scorer, or .*`json:no`"),
+    BadInput("A misspelt scorer", given(scorers.load, "last_number"), r"a scorer: .*Did you mean `last-number`"),
+    BadInput("A scorer without its pattern", given(scorers.load, "regex"), r"a scorer: .*; got `regex`"),
+    BadInput("A pattern that is none", given(scorers.load, "regex:("), r"a regular expression .*, not `\(`; got"),
+    BadInput(
+        "A number that is not expected",
+        given(scorers.last_number, "?", "4", "four"),
+        r"a number in every expected answer.*; got 'four'",
+    ),
+    BadInput(
+        "A score beyond 1",
+        given(scorers.score, lambda _p, _r, _e: 7, "?", "4", "4"),
+        r"a number from 0 to 1; got 7",
+    ),
     BadInput(
         "A function that gives no verdict", _no_verdict, r"`operator:concat` to return one of .*; got 'Do it\. Sure"
     ),

@@ -17,6 +17,7 @@ from pact_plugins.evaluation import engines, generation
 from pact_plugins.evaluation.engines import Generation, transformers_engine
 from pact_plugins.evaluation.generation import Answer, Speaker, generate
 from pact_plugins.evaluation.prompts import Prompt, PromptSet
+from pact_plugins.evaluation.turns import Turn
 from tests import tiny
 
 SETS = [
@@ -77,6 +78,25 @@ def test_a_killed_run_goes_on(settings: Generation, tmp_path: Path) -> None:
         part.write_bytes(content[:cut])
         assert answers(part, settings) == expected
         assert part.read_bytes() == content
+
+
+def test_a_conversation_is_asked_as_one(tmp_path: Path) -> None:
+    """Prevents a system prompt or earlier turns that are read and not asked, or answers to them taken for others'."""
+    before = (Turn("system", "Be brief."), Turn("user", "why?"), Turn("assistant", "so"))
+    sets = [PromptSet("a", "harmful", (Prompt("1", "and now?", before=before), Prompt("2", "and now?")))]
+    found = answers(tmp_path / "a.jsonl", sets=sets)
+    model, tokenizer = tiny.llama().eval(), tiny.tokenizer()
+    chat = [*(turn.as_message() for turn in before), {"role": "user", "content": "and now?"}]
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    written = model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False)[0, len(ids) :]
+    assert found[0].response == tokenizer.decode(written, skip_special_tokens=True)
+    assert found[0].response != found[1].response
+    row = json.loads((tmp_path / "a.jsonl").read_text().splitlines()[0])
+    assert [turn["role"] for turn in row["before"]] == ["system", "user", "assistant"]
+    assert answers(tmp_path / "a.jsonl", sets=sets) == found
+    other = [PromptSet("a", "harmful", (Prompt("1", "and now?", before=before[:1]), Prompt("2", "and now?")))]
+    with pytest.raises(PactError, match="before"):
+        answers(tmp_path / "a.jsonl", sets=other)
 
 
 def test_a_finished_run_asks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
