@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pact_plugins.evaluation.layouts import Kind
 from pact_plugins.evaluation.prompts import PromptSet
 from pact_plugins.evaluation.turns import Turn
 from pact_plugins.fingerprints import digest, model_fingerprint, tokenizer_fingerprint
-from pact_plugins.forward import batches_by_length, progress
+from pact_plugins.forward import bar, batches_by_length
 from pact_plugins.own_answers import as_chats, up_to_end
 from pact_plugins.ranks import ALONE, Ranks
 
@@ -127,16 +128,20 @@ def generate(
         # The whole batch even where a part is there: its width enters into each answer's rounding.
         # One number from two: batches must not repeat each other's random numbers, nor those of the next seed.
         seed = int(digest([generation.seed, number])[:15], 16)
-        written = engine.answer([chats[i] for i in batches[number]], seed)
+        share = len(batches[number]) / generation.max_new_tokens
+        written = engine.answer(
+            [chats[i] for i in batches[number]], seed, lambda step: told(behind[number] + step * share)
+        )
         kept = [up_to_end(tokens, engine.ends) for tokens in written]
         return [(tokenizer.decode(ids, skip_special_tokens=True), bool(engine.ends & set(ids[-1:]))) for ids in kept]
 
     if ranks.is_first:
         path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") if ranks.is_first else nullcontext() as file:
+    behind = [0, *accumulate(map(len, batches))]
+    shown = bar(what, len(asked), show_progress, done=behind[len(batches) - len(to_ask)])
+    with path.open("ab") if ranks.is_first else nullcontext() as file, shown as told:
         asking = ranks.merged(to_ask, map(responses, ranks.part(to_ask)), what)
-        done = len(batches) - len(to_ask)
-        for number, found in progress(asking, what, len(batches), show_progress, done=done):
+        for number, found in asking:
             missing = [i for i in batches[number] if i not in answers]
             for i, (response, has_ended) in zip(batches[number], found, strict=True):
                 answers.setdefault(i, replace(asked[i], response=response, ended=has_ended))
@@ -144,6 +149,7 @@ def generate(
                 file.write(b"".join(_line(answers[i]) for i in missing))
                 file.flush()
                 os.fsync(file.fileno())
+            told(behind[number + 1])
     return [answers[i] for i in range(len(asked))]
 
 

@@ -97,7 +97,7 @@ def _template_without_system(folder: Path) -> Any:
 
 def _smaller_embeddings(folder: Path) -> Any:
     engine = transformers_engine(tiny.llama(vocab_size=50), tiny.tokenizer(), Generation(max_new_tokens=2))
-    return engine.answer(as_chats(tiny.tokenizer(), ["Do it."], "ask the model"), 0)
+    return engine.answer(as_chats(tiny.tokenizer(), ["Do it."], "ask the model"), 0, print)
 
 
 def _kept_and_changed(folder: Path) -> Any:
