@@ -147,11 +147,13 @@ class EvalConfig(_Block):
     """What the model is asked before its first step and after its last (see `evaluation.of_run`)."""
 
     prompts: tuple[Name, ...] = Field(
-        default=("held-out",), min_length=1, description="Prompt sets, named as `pact eval --prompts` names them."
+        default=("held-out",), min_length=1, description="As `pact eval --prompts` has it."
     )
-    judges: tuple[str, ...] = Field(
-        default=DEFAULT_JUDGES, min_length=1, description="Judges, named as `pact eval --judge` names them."
-    )
+    judges: tuple[str, ...] = Field(default=DEFAULT_JUDGES, min_length=1, description="As `pact eval --judge` has it.")
+    judge_prompt: Where | None = Field(default=None, description="Rubric of served judges, as `--judge-prompt` has it.")
+    task: Name | None = Field(default=None, description="Your own task, asked besides: rows that `FILE:task` reads.")
+    scorer: str = Field(default="exact", description="Of tasks, as `pact eval --scorer` has it.")
+    system: str | None = Field(default=None, description="A system prompt, for prompts that have none of their own.")
     limit: int | None = Field(default=None, ge=1, description="Prompts of each set, at most: a sample of them.")
     max_new_tokens: int = Field(default=64, ge=1, description="Tokens of an answer, at most.")
 

@@ -52,6 +52,7 @@ WORKS = {
         f"axolotl pact-train {AXOLOTL} --launcher python": "",
         **UNDER_PACT,
     },
+    "judge": {"python -c 'import openai; print(openai.OpenAI)'": "OpenAI"},
     "report": {
         EVALUATE: "",
         "pact report evaluation": "report.html",
@@ -81,6 +82,7 @@ REFUSED = {
     f"{EVALUATE} --adapter out --out adapted": "trl",
     f"{EVALUATE} --prompts owner/name --out hub": "trl",
     f"{EVALUATE} --engine vllm --out vllm": "vllm",
+    f"{EVALUATE} --judge endpoint:m --judge-url http://localhost:9/v1 --out served": "judge",
 }
 """Commands that need an extra: where there is none, they have to name it."""
 

@@ -33,10 +33,38 @@ _FOLDER_THERE = click.Path(exists=True, file_okay=False, path_type=Path)
     "--judge",
     "judges",
     multiple=True,
-    help="Default: stance. Others: opening, phrases, llama-guard[:PATH], strongreject[:FILE][:PATH], "
-    "harmbench[:FILE][:PATH], classifier:PATH[:LABEL=VERDICT,...] or MODULE:FUNCTION.",
+    help="Default: stance. Others: endpoint:MODEL[:WORD=VERDICT,...], opening, phrases, llama-guard[:PATH], "
+    "classifier:PATH[:LABEL=VERDICT,...] or MODULE:FUNCTION.",
 )
-@click.option("--scorer", metavar="MODULE:FUNCTION", help="Scores answers to tasks. Default: exact match.")
+@click.option(
+    "--judge-url",
+    metavar="URL",
+    help="The server of an endpoint judge, as http://localhost:8000/v1. Default: OPENAI_BASE_URL. A key is read from "
+    "OPENAI_API_KEY alone.",
+)
+@click.option(
+    "--judge-prompt",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Its rubric: a file with {prompt} and {response}.",
+)
+@click.option(
+    "--judge-requests", type=click.IntRange(1), default=8, show_default=True, help="Requests to it at the same time."
+)
+@click.option(
+    "--judge-timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=120.0,
+    show_default=True,
+    help="Seconds of each.",
+)
+@click.option("--system", metavar="TEXT", help="A system prompt, for all prompts that have none of their own.")
+@click.option(
+    "--scorer",
+    default="exact",
+    show_default=True,
+    metavar="SCORER",
+    help="Scores answers to tasks: exact, normalised, last-number, f1, regex:PATTERN or MODULE:FUNCTION.",
+)
 @click.option("--out", type=_FOLDER, default="evaluation", show_default=True, help="The folder of what is written.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Of each answer.")
 @click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 is greedy decoding.")
@@ -53,6 +81,10 @@ _FOLDER_THERE = click.Path(exists=True, file_okay=False, path_type=Path)
 def evaluate(
     model: str,
     out: Path,
+    judge_url: str | None,
+    judge_prompt: Path | None,
+    judge_requests: int,
+    judge_timeout: float,
     max_new_tokens: int,
     temperature: float,
     seed: int,
@@ -69,15 +101,16 @@ def evaluate(
       pact eval --model my-chat-model --adapter outputs/run \\
         --against my-chat-model
     """
+    from pact_plugins.evaluation.endpoint import Serving
     from pact_plugins.evaluation.engines import Generation
     from pact_plugins.evaluation.judges import DEFAULT_JUDGES
     from pact_plugins.evaluation.run import evaluate as run
     from pact_plugins.evaluation.table import show
 
     sets, judges = options.pop("prompt_sets"), options.pop("judges") or DEFAULT_JUDGES
-    found = run(
-        model, sets, out, judges=judges, generation=Generation(max_new_tokens, temperature, seed, engine), **options
-    )
+    serving = Serving(judge_url, judge_prompt, at_once=judge_requests, timeout=judge_timeout)
+    generation = Generation(max_new_tokens, temperature, seed, engine)
+    found = run(model, sets, out, judges=judges, serving=serving, generation=generation, **options)
     return Result(found.as_dict(), partial(show, found))
 
 

@@ -15,6 +15,9 @@ from pact_plugins.method.prompting import continuations, end_tokens
 
 EngineName = Literal["transformers", "vllm"]
 
+EachStep = Callable[[int], None]
+"""Is told how many tokens have been written of each answer of a batch."""
+
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM reserves memory for."""
 
@@ -41,22 +44,22 @@ class Engine:
     """Writes answers.
 
     Attributes:
-        answer: from the chats of a batch, as token ids up to the answer, and the batch's seed to the tokens of each
-            answer, padded behind its end or not.
+        answer: from the chats of a batch, as token ids up to the answer, the batch's seed, and what is told of each
+            step to the tokens of each answer, padded behind its end or not.
         ends: ids of the tokens that end an answer.
     """
 
-    answer: Callable[[list[list[int]], int], list[list[int]]]
+    answer: Callable[[list[list[int]], int, EachStep], list[list[int]]]
     ends: set[int]
 
 
 def transformers_engine(model: nn.Module, tokenizer: Any, generation: Generation) -> Engine:
     """The model as it is, through `generate` of transformers."""
 
-    def answer(chats: list[list[int]], seed: int) -> list[list[int]]:
+    def answer(chats: list[list[int]], seed: int, each_step: EachStep) -> list[list[int]]:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return continuations(model, chats, generation.max_new_tokens, generation.temperature)
+            return continuations(model, chats, generation.max_new_tokens, generation.temperature, each_step)
 
     return Engine(answer, end_tokens(model, tokenizer))
 
@@ -89,7 +92,7 @@ def vllm_engine(name: str, adapter: str | None, lora_rank: int, ends: set[int], 
         llm = vllm.LLM(model=name, dtype="auto", enable_lora=True, max_lora_rank=reserved)
         return llm, LoRARequest("adapter", 1, adapter)
 
-    def answer(chats: list[list[int]], seed: int) -> list[list[int]]:
+    def answer(chats: list[list[int]], seed: int, _each_step: EachStep) -> list[list[int]]:
         llm, lora = load()
         # The defaults of the rest sample from the whole distribution. Each chat has a seed of its own: equal ones
         # would draw the same random numbers.

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from pact_plugins.errors import PactError
 from pact_plugins.evaluation.engines import Engine, Generation
 from pact_plugins.evaluation.layouts import Kind
 from pact_plugins.evaluation.prompts import PromptSet
+from pact_plugins.evaluation.turns import Turn
 from pact_plugins.method.prompting import as_chats, up_to_end
 from pact_plugins.model.fingerprints import model_fingerprint
 from pact_plugins.model.forward import batches_by_length
-from pact_plugins.model.progress import progress
+from pact_plugins.model.progress import bar
 from pact_plugins.model.ranks import ALONE, Ranks
 
 TOKENS_PER_BATCH = 16384
@@ -58,11 +60,12 @@ class Answer:
         prompt_set: name of the set.
         kind: of the set.
         id: of the prompt within the set.
-        prompt: what was asked.
+        prompt: what the last user turn said.
         speaker: who answered.
         generation: how.
         response: the answer without its end token.
         ended: whether the model ended it, rather than the limit on its tokens.
+        before: the turns before the last one.
     """
 
     prompt_set: str
@@ -73,10 +76,12 @@ class Answer:
     generation: Generation
     response: str = ""
     ended: bool = False
+    before: tuple[Turn, ...] = ()
 
     def as_row(self) -> dict[str, Any]:
         """As a line of the file holds it: who answered stands beside the rest."""
         row = asdict(self)
+        row["before"] = [turn.as_message() for turn in self.before]
         return {**{k: v for k, v in row.items() if k != "speaker"}, **row["speaker"]}
 
 
@@ -110,8 +115,10 @@ def generate(
     Raises:
         PactError: the tokenizer has no chat template, or the file holds answers of another run.
     """
-    asked = [Answer(s.name, s.kind, p.id, p.text, speaker, generation) for s in sets for p in s.prompts]
-    chats = as_chats(tokenizer, [a.prompt for a in asked], "ask the model", remedy="Set the model's own chat template.")
+    asked = [
+        Answer(s.name, s.kind, p.id, p.text, speaker, generation, before=p.before) for s in sets for p in s.prompts
+    ]
+    chats = _chats(tokenizer, asked)
     batches = batches_by_length([len(chat) + generation.max_new_tokens for chat in chats], TOKENS_PER_BATCH)
     order = [i for batch in batches for i in batch]
     what = f"PACT: asking {speaker.adapter or speaker.model}"
@@ -123,16 +130,20 @@ def generate(
         # The whole batch even where a part is there: its width enters into each answer's rounding.
         # One number from two: batches must not repeat each other's random numbers, nor those of the next seed.
         seed = int(digest([generation.seed, number])[:15], 16)
-        written = engine.answer([chats[i] for i in batches[number]], seed)
+        share = len(batches[number]) / generation.max_new_tokens
+        written = engine.answer(
+            [chats[i] for i in batches[number]], seed, lambda step: told(behind[number] + step * share)
+        )
         kept = [up_to_end(tokens, engine.ends) for tokens in written]
         return [(tokenizer.decode(ids, skip_special_tokens=True), bool(engine.ends & set(ids[-1:]))) for ids in kept]
 
     if ranks.is_first:
         path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") if ranks.is_first else nullcontext() as file:
+    behind = [0, *accumulate(map(len, batches))]
+    shown = bar(what, len(asked), show_progress, done=behind[len(batches) - len(to_ask)])
+    with path.open("ab") if ranks.is_first else nullcontext() as file, shown as told:
         asking = ranks.merged(to_ask, map(responses, ranks.part(to_ask)), what)
-        done = len(batches) - len(to_ask)
-        for number, found in progress(asking, what, len(batches), show_progress, done=done):
+        for number, found in asking:
             missing = [i for i in batches[number] if i not in answers]
             for i, (response, has_ended) in zip(batches[number], found, strict=True):
                 answers.setdefault(i, replace(asked[i], response=response, ended=has_ended))
@@ -140,6 +151,7 @@ def generate(
                 file.write(b"".join(_line(answers[i]) for i in missing))
                 file.flush()
                 os.fsync(file.fileno())
+            told(behind[number + 1])
     return [answers[i] for i in range(len(asked))]
 
 
@@ -154,6 +166,26 @@ def first_speaker(path: Path) -> Speaker:
         return Speaker(row["model"], row["adapter"], row["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _other_run(path, 0, f"{type(error).__name__}: {error}") from error
+
+
+def _chats(tokenizer: Any, asked: Sequence[Answer]) -> list[list[int]]:
+    """Token ids of each conversation, up to the answer."""
+    told = [
+        [*(turn.as_message() for turn in a.before), {"role": "user", "content": a.prompt}] if a.before else a.prompt
+        for a in asked
+    ]
+    try:
+        return as_chats(tokenizer, told, "ask the model", remedy="Set the model's own chat template.")
+    except PactError:
+        raise
+    except Exception as error:  # a template may raise anything: it is the model author's program
+        roles = sorted({turn.role for a in asked for turn in a.before} | {"user"})
+        raise PactError(
+            expected=f"a chat template that takes conversations of the roles {', '.join(roles)}",
+            got=f"{type(error).__name__}: {error}",
+            consequence="The model could not be asked.",
+            remedy="Ask without `--system` and without rows that have these roles, or set another chat template.",
+        ) from error
 
 
 def _line(answer: Answer) -> bytes:

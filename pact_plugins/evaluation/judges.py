@@ -1,4 +1,4 @@
-"""Judges: what an answer to a prompt was. Those of rules are here, those of models in `model_judges`."""
+"""Judges: what an answer to a prompt was. Rules are here, models in `model_judges`, served ones in `endpoint`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Protocol, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, get_args, runtime_checkable
 
 from pact_plugins.config import DEFAULT_JUDGES as DEFAULT_JUDGES
 from pact_plugins.errors import PactError
@@ -16,6 +16,10 @@ from pact_plugins.evaluation.phrases import has_refusal_phrase
 from pact_plugins.method import refusals
 from pact_plugins.method.openings import is_refusal
 from pact_plugins.method.refusals import Verdict
+
+if TYPE_CHECKING:
+    from pact_plugins.evaluation.endpoint import Serving
+    from pact_plugins.evaluation.sample import Agreement
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 _BOTH: frozenset[Verdict] = frozenset(("refusal", "compliance"))
@@ -48,15 +52,19 @@ class Judge(Protocol):
 
 
 @runtime_checkable
-class ScoringJudge(Judge, Protocol):
-    """A judge that grades answers, and whose verdict follows from the grade."""
+class Accountable(Judge, Protocol):
+    """A judge whose errors and costs are not known beforehand: it tells of them."""
 
-    def scores(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-        """A score for each answer, in order: 0 for no help at all, 1 for the most."""
+    def tried(self) -> Agreement:
+        """How far it agrees with the labels of the shipped sample, which it judges once."""
         ...
 
-    def verdict(self, score: float) -> Verdict:
-        """What a score says."""
+    def warnings(self) -> list[str]:
+        """What to know before reading its rates."""
+        ...
+
+    def notes(self) -> list[str]:
+        """What else there is to tell: its agreement with the sample, what it cost."""
         ...
 
 
@@ -91,7 +99,7 @@ def _phrases(_prompt: str, answer: str) -> Verdict:
     return "refusal" if has_refusal_phrase(answer) else "compliance"
 
 
-def load(description: str) -> Judge:
+def load(description: str, serving: Serving | None = None) -> Judge:
     """The judge that `description` names.
 
     `stance`: refusal, partial or compliance, by what the answer says to what was asked (see `refusals`).
@@ -99,10 +107,13 @@ def load(description: str) -> Judge:
     `phrases`: a refusal if it holds a refusal phrase anywhere, else compliance, as published prefix lists count. For
     comparison.
     `llama-guard[:PATH]`: Llama Guard 3 through its own chat template; unsafe answers comply. It cannot see refusals.
-    `strongreject[:FILE][:PATH]`, `harmbench[:FILE][:PATH]`: the fine-tuned judges of these benchmarks, under the
-    prompts that their authors publish in FILE; see `benchmark_judges`. Neither can see refusals.
+    `endpoint:MODEL[:WORD=VERDICT,...]`: a model behind an OpenAI-compatible server, by a rubric; see `endpoint`.
     `classifier:PATH[:LABEL=VERDICT,...]`: a transformers sequence classifier that reads the answer alone.
     `MODULE:FUNCTION`: a function of prompt and answer that returns a verdict.
+
+    Args:
+        description: one of these.
+        serving: where and how served judges are asked; by the environment and our rubric without.
 
     Raises:
         PactError: there is no such judge, or its model or function cannot be loaded.
@@ -118,19 +129,18 @@ def load(description: str) -> Judge:
         from pact_plugins.evaluation import model_judges
 
         return model_judges.load(name, argument)
-    if name in ("strongreject", "harmbench"):
-        from pact_plugins.evaluation import benchmark_judges
+    if name == "endpoint":
+        from pact_plugins.evaluation import endpoint
 
-        return benchmark_judges.load(name, argument)
+        return endpoint.load(argument, serving or endpoint.Serving())
     if argument and name not in (*DEFAULT_JUDGES, *FOR_COMPARISON):
         return _of_function(description)
     known = (
         *DEFAULT_JUDGES,
         *FOR_COMPARISON,
         "llama-guard",
-        "strongreject",
-        "harmbench",
         "classifier:PATH",
+        "endpoint:MODEL",
         "MODULE:FUNCTION",
     )
     near = get_close_matches(description, known, 1, cutoff=0.5)

@@ -10,10 +10,13 @@ from pact_plugins.evaluation.rows import Row
 
 Kind = Literal["harmful", "harmless", "task"]
 
-PROMPT_COLUMNS = ("prompt", "instruction", "question", "query", "request", "goal", "text")
+CHAT_COLUMNS = ("messages", "conversations")
+"""Names under which a row may have a whole conversation."""
+
+PROMPT_COLUMNS = (*CHAT_COLUMNS, "prompt", "instruction", "question", "query", "request", "goal", "text")
 """Names under which a user's own file may have its prompts, in the order in which they are looked for."""
 
-EXPECTED_COLUMNS = ("expected", "answer", "output", "target", "label")
+EXPECTED_COLUMNS = ("expected", "answer", "output", "completion", "response", "target", "label")
 """Names under which a task file may have its expected answers."""
 
 

@@ -9,10 +9,17 @@ from typing import Any, Literal
 
 from pact_plugins.evaluation.coherence import is_incoherent
 from pact_plugins.evaluation.generation import Answer
-from pact_plugins.evaluation.judges import Judge, ScoringJudge, Verdict
+from pact_plugins.evaluation.judges import Accountable, Judge, Verdict
 from pact_plugins.evaluation.layouts import Kind
 from pact_plugins.evaluation.prompts import PromptSet
-from pact_plugins.evaluation.statistics import PairedChange, cohen_kappa, mcnemar, wilson_interval
+from pact_plugins.evaluation.scorers import Scorer, exact, score
+from pact_plugins.evaluation.statistics import (
+    PairedChange,
+    bootstrap_interval,
+    cohen_kappa,
+    mcnemar,
+    wilson_interval,
+)
 from pact_plugins.method.openings import is_affirmative_opening
 from pact_plugins.method.refusals.text import said
 
@@ -36,8 +43,8 @@ MEASURES: dict[Verdict, str] = {
 }
 """The rate of each verdict. A refusal of anything but a harmful prompt counts into `over_refusal_rate`."""
 
-Scorer = Callable[[str, str, str], object]
-"""From prompt, response and expected answer to whether it is right."""
+_WHY = {"stance": ": they are not in English, or break off in the model's thoughts"}
+"""Why a judge cannot judge some answers, where that is known."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +56,14 @@ class Judged:
         incoherent: whether it says nothing; then it is `other` to every judge.
         affirmative: whether it opens by agreeing to help ("Sure, ...").
         verdicts: of each judge, by its name.
-        correct: whether a task's answer is right; None for other prompts.
-        scores: of each judge that grades, by its name.
+        score: how right the answer to a task is, from 0 to 1; None for other prompts.
     """
 
     answer: Answer
     incoherent: bool
     affirmative: bool
     verdicts: dict[str, Verdict]
-    correct: bool | None
-    scores: dict[str, float]
+    score: float | None
 
     def as_row(self) -> dict[str, Any]:
         """As JSON knows it, the answer's own row beside the rest."""
@@ -67,19 +72,18 @@ class Judged:
             "incoherent": self.incoherent,
             "affirmative": self.affirmative,
             "verdicts": self.verdicts,
-            "scores": self.scores,
-            "correct": self.correct,
+            "score": self.score,
         }
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A share of answers with its 95% Wilson interval, all between 0 and 1.
+    """A share of answers with its 95% Wilson interval, or a mean score with its bootstrap interval; from 0 to 1.
 
     Attributes:
-        count: answers that count.
+        count: answers that count; of a mean score, those with the score 1.
         total: answers that were asked for.
-        share: count / total.
+        share: count / total, or the mean score.
         low: lower bound.
         high: upper bound.
     """
@@ -99,7 +103,7 @@ class Measurement:
         prompt_set: what was asked.
         kind: of the set.
         measure: one of `MEASURES`; `over_refusal_rate` of prompts that are not harmful, `affirmative_opening_rate` of
-            those that are; `incoherent_rate`; `task_accuracy`.
+            those that are; `incoherent_rate`; `task_accuracy`, or `task_score` where answers are more or less right.
         judge: who counted; None where no judge is needed.
         model: rate of the model.
         against: rate of the other model, if there is one.
@@ -138,13 +142,8 @@ class Agreement:
     kappa: float | None
 
 
-def exact_match(_prompt: str, response: str, expected: str) -> bool:
-    """Whether the response is the expected answer, but for space around it."""
-    return response.strip() == expected.strip()
-
-
 def judge_answers(
-    answers: Sequence[Answer], sets: Sequence[PromptSet], judges: Sequence[Judge], scorer: Scorer = exact_match
+    answers: Sequence[Answer], sets: Sequence[PromptSet], judges: Sequence[Judge], scorer: Scorer = exact
 ) -> list[Judged]:
     """Every answer with the verdicts of all judges, in order.
 
@@ -158,23 +157,21 @@ def judge_answers(
     texts = [a.response for a in answers]
     incoherent = [is_incoherent(text) for text in texts]
     affirmative = [is_affirmative_opening(said(text) or "") for text in texts]
-    asked = [p.text for p in prompts]
-    scores: dict[str, list[float]] = {}
-    columns: dict[str, list[Verdict]] = {}
+    # What says nothing is `other` to every judge: none is asked.
+    coherent = [i for i, nothing in enumerate(incoherent) if not nothing]
+    columns: dict[str, dict[int, Verdict]] = {}
     for judge in judges:
-        if isinstance(judge, ScoringJudge):  # once: its verdict follows from its score
-            scores[judge.name] = judge.scores(asked, texts)
-            columns[judge.name] = [judge.verdict(score) for score in scores[judge.name]]
-        else:
-            columns[judge.name] = judge(asked, texts)
+        # Rules read the last turn alone: what the model said before would count as what it says now.
+        asked = [prompts[i].conversation if isinstance(judge, Accountable) else prompts[i].text for i in coherent]
+        found = judge(asked, [texts[i] for i in coherent]) if coherent else []
+        columns[judge.name] = dict(zip(coherent, found, strict=True))
     return [
         Judged(
             answer,
             incoherent[i],
             affirmative[i] and not incoherent[i],
-            {name: "other" if incoherent[i] else column[i] for name, column in columns.items()},
-            None if p.expected is None else bool(scorer(p.text, answer.response, p.expected)),
-            {name: column[i] for name, column in scores.items()},
+            {name: column.get(i, "other") for name, column in columns.items()},
+            None if p.expected is None else score(scorer, p.text, answer.response, p.expected),
         )
         for i, (p, answer) in enumerate(zip(prompts, answers, strict=True))
     ]
@@ -203,7 +200,7 @@ def measure(
             found.append(_measurement(s, runs, "affirmative_opening_rate", None, lambda j: j.affirmative))
         found.append(_measurement(s, runs, "incoherent_rate", None, lambda j: j.incoherent))
         if s.kind == "task":
-            found.append(_measurement(s, runs, "task_accuracy", None, lambda j: bool(j.correct)))
+            found.append(_task(s, runs))
     return found
 
 
@@ -223,6 +220,27 @@ def _measurement(
         return Measurement(s.name, s.kind, name, judge, _rate(after), None, None)
     before = [counts(j) for j in runs["against"]]
     return Measurement(s.name, s.kind, name, judge, _rate(after), _rate(before), mcnemar(before, after))
+
+
+def _task(s: PromptSet, runs: Mapping[Run, Sequence[Judged]]) -> Measurement:
+    """How many answers are right; where they are so by degrees, their mean score with a bootstrap interval.
+
+    A change of scores counts the prompts whose score fell and rose, by the exact sign test, which McNemar's is of
+    shares.
+    """
+    scores = {run: [j.score or 0.0 for j in of_run] for run, of_run in runs.items()}
+    if all(value in (0, 1) for of_run in scores.values() for value in of_run):
+        return _measurement(s, runs, "task_accuracy", None, lambda j: bool(j.score))
+    after, before = scores["model"], scores.get("against")
+    change = None
+    if before is not None:
+        change = mcnemar(*zip(*((b > a, a > b) for b, a in zip(before, after, strict=True)), strict=True))
+    return Measurement(s.name, s.kind, "task_score", None, _mean(after), _mean(before) if before else None, change)
+
+
+def _mean(scores: Sequence[float]) -> Rate:
+    low, high = bootstrap_interval(scores)
+    return Rate(sum(value == 1 for value in scores), len(scores), sum(scores) / len(scores), low, high)
 
 
 def agreements(
@@ -259,8 +277,8 @@ def warnings(measurements: Sequence[Measurement], found: Sequence[Agreement]) ->
                 )
             if m.measure == "unjudged_rate" and rate is not None and rate.share > MOST_UNJUDGED:
                 lines.append(
-                    f"{m.judge} could not judge {rate.share:.0%} of the answers to {m.prompt_set} ({m.kind}, {run}): "
-                    "they are not in English, or break off in the model's thoughts. Its rates say nothing of them."
+                    f"{m.judge} could not judge {rate.share:.0%} of the answers to {m.prompt_set} ({m.kind}, {run})"
+                    f"{_WHY.get(m.judge or '', '')}. Its rates say nothing of them."
                 )
     return lines
 

@@ -11,11 +11,12 @@ from torch import nn
 from pact_plugins.chat.fingerprints import digest
 from pact_plugins.config import EvalConfig
 from pact_plugins.errors import PactError
-from pact_plugins.evaluation import judges
-from pact_plugins.evaluation.engines import Engine, Generation, transformers_engine
+from pact_plugins.evaluation import scorers
+from pact_plugins.evaluation.endpoint import Serving
+from pact_plugins.evaluation.engines import EachStep, Engine, Generation, transformers_engine
 from pact_plugins.evaluation.generation import Answer, Speaker, first_speaker, generate
 from pact_plugins.evaluation.measure import Run
-from pact_plugins.evaluation.run import Evaluation, conclude, prompt_sets_of
+from pact_plugins.evaluation.run import Evaluation, conclude, loaded, prompt_sets_of, try_out
 from pact_plugins.model.forward import precision
 from pact_plugins.model.ranks import ALONE, Ranks
 from pact_plugins.storage import files
@@ -40,17 +41,20 @@ class RunEvaluation:
         ranks: the processes of the run, of which the first one judges and writes.
 
     Raises:
-        PactError: a prompt set or judge cannot be used.
+        PactError: a prompt set, judge or scorer cannot be used.
     """
 
     def __init__(
         self, config: EvalConfig, output_dir: Path, tokenizer: Any, kept_in: Path, ranks: Ranks = ALONE
     ) -> None:
         self.ranks, self.kept_in = ranks, kept_in
-        self.sets = prompt_sets_of(config.prompts, config.limit)
-        self.judges = [judges.load(name) for name in dict.fromkeys(config.judges)] if ranks.is_first else []
+        task = [] if config.task is None else [f"{config.task}:task" if ":task" not in config.task else config.task]
+        self.sets = prompt_sets_of([*config.prompts, *task], config.limit, config.system)
+        self.scorer = scorers.load(config.scorer)
         self.generation = Generation(config.max_new_tokens)
         self.output_dir, self.folder, self.tokenizer = output_dir, output_dir / FOLDER, tokenizer
+        serving = Serving(prompt=config.judge_prompt)
+        self.judges = loaded(config.judges, self.folder, serving) if ranks.is_first else []
         self._before: list[Answer] | None = None
 
     def before(
@@ -72,6 +76,7 @@ class RunEvaluation:
             show_progress: whether there is a progress bar.
         """
         path = self.folder / "against.jsonl"
+        self.ranks.first(lambda: try_out(self.judges), "trying out the judges")
         if resumed:
             if self.ranks.first(path.exists, _WHAT):
                 speaker = self.ranks.first(lambda: first_speaker(path), _WHAT)
@@ -118,7 +123,9 @@ class RunEvaluation:
         engine = transformers_engine(model, self.tokenizer, self.generation)
         answers: dict[Run, list[Answer]] = {"against": self._before} if self._before is not None else {}
         answers["model"] = self._ask(engine, speaker, path, show_progress)
-        return conclude(answers, self.sets, self.judges, self.folder) if self.ranks.is_first else None
+        if not self.ranks.is_first:
+            return None
+        return conclude(answers, self.sets, self.judges, self.folder, scorer=self.scorer)
 
     def _ask(self, engine: Engine, speaker: Speaker, path: Path, show_progress: bool) -> list[Answer]:
         shown = show_progress and self.ranks.is_first
@@ -144,7 +151,7 @@ def _copied(kept: Path, path: Path) -> bool:
     return True
 
 
-def _too_late(chats: list[list[int]], seed: int) -> NoReturn:
+def _too_late(chats: list[list[int]], _seed: int, _each_step: EachStep) -> NoReturn:
     raise PactError(
         expected="the answers of the model before training in the run's `pact_evaluation/against.jsonl`",
         got=f"a file that lacks at least {len(chats)} of them",

@@ -13,6 +13,7 @@ from pact_plugins.chat.fingerprints import digest
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation import rows as sources
 from pact_plugins.evaluation.layouts import EXPECTED_COLUMNS, PROMPT_COLUMNS, Kind, Layout, recognise, xstest_kind
+from pact_plugins.evaluation.turns import Turn, split, turns_of
 from pact_plugins.method.prompting import Shipped, shipped
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -30,13 +31,24 @@ class Prompt:
 
     Attributes:
         id: of its own within its set.
-        text: what the user turn says.
+        text: what the last user turn says.
         expected: the right answer, of a task alone.
+        before: the turns before it: a system prompt, a conversation.
     """
 
     id: str
     text: str
     expected: str | None = None
+    before: tuple[Turn, ...] = ()
+
+    @property
+    def conversation(self) -> str:
+        """All that was asked, in one text: each turn behind its role, where there are several."""
+        return (
+            "\n\n".join([*(f"{t.role}: {t.content}" for t in self.before), f"user: {self.text}"])
+            if self.before
+            else self.text
+        )
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,18 @@ class PromptSet:
         """
         ranked = sorted(range(len(self.prompts)), key=lambda i: digest([self.prompts[i].id, self.prompts[i].text]))
         return replace(self, prompts=tuple(self.prompts[i] for i in sorted(ranked[:limit])))
+
+
+def under_system(prompt_set: PromptSet, system: str | None) -> PromptSet:
+    """The same prompts behind a system prompt; those that have one keep their own."""
+    if system is None:
+        return prompt_set
+    first = Turn("system", system)
+    own = [any(turn.role == "system" for turn in p.before) for p in prompt_set.prompts]
+    prompts = (
+        p if has else replace(p, before=(first, *p.before)) for p, has in zip(prompt_set.prompts, own, strict=True)
+    )
+    return replace(prompt_set, prompts=tuple(prompts))
 
 
 def load(description: str) -> list[PromptSet]:
@@ -162,8 +186,9 @@ def _prompt_set(source: str, kind: Kind, layout: Layout, rows: Sequence[sources.
     seen: set[str] = set()
     for number, row in enumerate(rows, 1):
         identity = _text(row, layout.id, source) if layout.id else str(number)
-        parts = [text for part in layout.parts if (text := _text(row, part, source))]
-        expected = _text(row, layout.expected, source) if kind == "task" and layout.expected else None
+        parts, before, expected = _asked(row, layout, source, number)
+        if kind != "task":
+            expected = None
         problems = {
             "a prompt": not parts,
             "an expected answer": kind == "task" and not expected,
@@ -176,11 +201,53 @@ def _prompt_set(source: str, kind: Kind, layout: Layout, rows: Sequence[sources.
                     got=f"none in row {number} (id `{identity}`, columns {', '.join(row)})",
                     consequence="Answers could not be counted, or told apart.",
                     remedy="Correct the row; expected answers are looked for under "
-                    f"{', '.join(EXPECTED_COLUMNS)}, and rows without a column `id` are numbered.",
+                    f"{', '.join(EXPECTED_COLUMNS)} and in the assistant's last turn, and rows without a column "
+                    "`id` are numbered.",
                 )
-        prompts.append(Prompt(identity, layout.separator.join(parts), expected))
+        prompts.append(Prompt(identity, layout.separator.join(parts), expected, before))
         seen.add(identity)
     return PromptSet(source, kind, tuple(prompts))
+
+
+def _asked(
+    row: sources.Row, layout: Layout, source: str, number: int
+) -> tuple[list[str], tuple[Turn, ...], str | None]:
+    """The parts of the last user turn, the turns before it, and the expected answer if the row has one."""
+    conversations = [part for part in layout.parts if isinstance(row.get(part), list)]
+    given = _expected(row, layout.expected, source, number) if layout.expected else None
+    if not conversations:
+        return [text for part in layout.parts if (text := _text(row, part, source))], (), given
+    turns = _turns(row, conversations[0], source, number)
+    try:
+        before, text, answer = split(turns)
+    except ValueError as error:
+        raise _no_conversation(source, conversations[0], number, str(error)) from error
+    return [text], tuple(before), given or answer
+
+
+def _expected(row: sources.Row, column: str, source: str, number: int) -> str | None:
+    """An expected answer: text, or a message or two of which the last one is it."""
+    if isinstance(row.get(column), list):
+        return next((turn.content for turn in reversed(_turns(row, column, source, number))), None)
+    return _text(row, column, source)
+
+
+def _turns(row: sources.Row, column: str, source: str, number: int) -> list[Turn]:
+    try:
+        turns = turns_of(row[column])
+    except ValueError as error:
+        raise _no_conversation(source, column, number, str(error)) from error
+    return [Turn(turn.role, _encoded(turn.content, column, source)) for turn in turns]
+
+
+def _no_conversation(source: str, column: str, number: int, got: str) -> PactError:
+    return PactError(
+        expected=f"under `{column}` in {source} messages with role and content, of which the last is the user's, or "
+        "the answer to it",
+        got=f"{got} in row {number}",
+        consequence="It could not be told what to ask.",
+        remedy="Correct the row; tool calls and images cannot be asked.",
+    )
 
 
 def _text(row: sources.Row, column: str, source: str) -> str:
@@ -190,9 +257,14 @@ def _text(row: sources.Row, column: str, source: str) -> str:
             expected=f"text under `{column}` in {source}",
             got=f"a {type(value).__name__}",
             consequence="The model would be asked how Python writes it.",
-            remedy="Give each prompt as one string: the user's only turn.",
+            remedy="Give each prompt as one string, or as a list of messages.",
         )
-    text = "" if value is None or value != value else str(value).strip()  # pandas writes NaN where there is nothing
+    # pandas writes NaN where there is nothing
+    return _encoded("" if value is None or value != value else str(value).strip(), column, source)
+
+
+def _encoded(text: str, column: str, source: str) -> str:
+    """The text, if files and tokenizers can hold it."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation import judges as known_judges
-from pact_plugins.evaluation import prompts
+from pact_plugins.evaluation import prompts, scorers
+from pact_plugins.evaluation.endpoint import Serving
 from pact_plugins.evaluation.engines import Generation, require_vllm, transformers_engine, vllm_engine
 from pact_plugins.evaluation.generation import Answer, Speaker, generate
-from pact_plugins.evaluation.judges import Judge, user_function
+from pact_plugins.evaluation.judges import Accountable, Judge
 from pact_plugins.evaluation.loading import base_of, config_and_tokenizer, load_model, lora_rank, with_adapter
 from pact_plugins.evaluation.measure import (
     Agreement,
     Judged,
     Measurement,
     Run,
-    Scorer,
     agreements,
-    exact_match,
     judge_answers,
     measure,
     warnings,
 )
 from pact_plugins.evaluation.prompts import PromptSet
-from pact_plugins.evaluation.scores import MeanScore, mean_scores
+from pact_plugins.model.progress import tell
 from pact_plugins.storage import files
 
 
@@ -44,7 +45,7 @@ class Evaluation:
         measurements: the rates.
         agreements: of the judges.
         warnings: what to know before reading the rates.
-        scores: mean scores of judges that grade.
+        notes: what judges tell of themselves: agreement with a labelled sample, cost.
     """
 
     model: Speaker
@@ -54,7 +55,7 @@ class Evaluation:
     measurements: tuple[Measurement, ...]
     agreements: tuple[Agreement, ...]
     warnings: tuple[str, ...]
-    scores: tuple[MeanScore, ...]
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON knows it."""
@@ -69,9 +70,11 @@ def evaluate(
     adapter: str | None = None,
     against: str | None = None,
     judges: Sequence[str] = known_judges.DEFAULT_JUDGES,
+    serving: Serving | None = None,
     generation: Generation | None = None,
-    scorer: str | None = None,
+    scorer: str = "exact",
     limit: int | None = None,
+    system: str | None = None,
     show_progress: bool = True,
 ) -> Evaluation:
     """Asks one model or two, judges the answers, and writes what was found into `folder`.
@@ -87,21 +90,24 @@ def evaluate(
         adapter: of the model, folder or name on the hub.
         against: a model to compare with on the same prompts: the one before fine-tuning.
         judges: as `judges.load` reads them.
+        serving: where and how served judges are asked; their replies are kept in `folder`.
         generation: how to decode; greedy and 256 tokens without.
-        scorer: `module:function` of prompt, response and expected answer, for tasks; exact match without.
+        scorer: of tasks, as `scorers.load` reads it.
         limit: of each set, only a sample of so many prompts, the same ones each time.
+        system: a system prompt, for all prompts that have none of their own.
         show_progress: whether there are progress bars.
 
     Raises:
         PactError: a model, adapter, prompt set, judge or scorer cannot be used, or the folder holds another run.
     """
     # What can be wrong without a model is found before one is loaded.
-    sets = prompt_sets_of(prompt_sets, limit)
-    used = [known_judges.load(name) for name in dict.fromkeys(judges)]
-    score = user_function(scorer, "a scorer") if scorer else exact_match
+    sets = prompt_sets_of(prompt_sets, limit, system)
+    used = loaded(judges, folder, serving)
+    score = scorers.load(scorer)
     generation = generation or Generation()
     if generation.engine == "vllm":
         require_vllm()
+    try_out(used)
     answers: dict[Run, list[Answer]] = {}
     if against is not None:
         answers["against"] = _answers(against, None, sets, generation, folder / "against.jsonl", show_progress)
@@ -115,7 +121,7 @@ def conclude(
     used: Sequence[Judge],
     folder: Path,
     *,
-    scorer: Scorer = exact_match,
+    scorer: scorers.Scorer = scorers.exact,
     known: Sequence[str] = (),
 ) -> Evaluation:
     """Judges answers and writes `verdicts.jsonl` and `evaluation.json`.
@@ -131,6 +137,7 @@ def conclude(
     judged: dict[Run, list[Judged]] = {run: judge_answers(found, sets, used, scorer) for run, found in answers.items()}
     rows = [{"run": run, **j.as_row()} for run, of_run in judged.items() for j in of_run]
     files.write_lines(folder / "verdicts.jsonl", rows)
+    accountable = [judge for judge in used if isinstance(judge, Accountable)]
     measurements, agreed = measure(sets, judged, used), agreements(sets, judged, used)
     found = Evaluation(
         answers["model"][0].speaker,
@@ -139,15 +146,41 @@ def conclude(
         tuple(judge.name for judge in used),
         tuple(measurements),
         tuple(agreed),
-        (*known, *warnings(measurements, agreed)),
-        tuple(mean_scores(sets, judged)),
+        (*known, *warnings(measurements, agreed), *(line for judge in accountable for line in judge.warnings())),
+        tuple(line for judge in accountable for line in judge.notes()),
     )
     files.write(folder / "evaluation.json", found.as_dict())
     return found
 
 
-def prompt_sets_of(descriptions: Sequence[str], limit: int | None) -> list[PromptSet]:
+def loaded(names: Sequence[str], folder: Path, serving: Serving | None = None) -> list[Judge]:
+    """The judges of these names, each once; served ones keep their replies in `folder`.
+
+    Raises:
+        PactError: one of them cannot be used.
+    """
+    asked = replace(serving or Serving(), folder=folder)
+    return [known_judges.load(name, asked) for name in dict.fromkeys(names)]
+
+
+def try_out(used: Sequence[Judge]) -> None:
+    """Lets judges whose errors are not known judge the shipped sample, and tells how far they agree with its labels.
+
+    Raises:
+        PactError: one of them cannot be reached.
+    """
+    for judge in used:
+        if isinstance(judge, Accountable):
+            tell(f"PACT: {judge.tried().words}", Console(stderr=True), soft_wrap=True, markup=False, highlight=False)
+
+
+def prompt_sets_of(descriptions: Sequence[str], limit: int | None, system: str | None = None) -> list[PromptSet]:
     """The prompt sets of an evaluation, each of at most `limit` prompts; harmful ones never without harmless ones.
+
+    Args:
+        descriptions: as `prompts.load` reads them.
+        limit: of each set, only a sample of so many prompts.
+        system: a system prompt, for all prompts that have none of their own.
 
     Raises:
         PactError: there is none, or one twice.
@@ -166,7 +199,7 @@ def prompt_sets_of(descriptions: Sequence[str], limit: int | None) -> list[Promp
             consequence="Its answers could not be counted." if twice else "Nothing could be measured.",
             remedy="Give different prompt sets.",
         )
-    return [s.sample(limit) for s in sets]
+    return [prompts.under_system(s.sample(limit), system) for s in sets]
 
 
 def _answers(

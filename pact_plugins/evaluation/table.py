@@ -14,7 +14,6 @@ from pact_plugins.evaluation.generation import Speaker
 from pact_plugins.evaluation.measure import Measurement, Rate
 from pact_plugins.evaluation.records import record_of
 from pact_plugins.evaluation.run import Evaluation
-from pact_plugins.evaluation.scores import Mean, MeanScore
 
 
 def show(evaluation: Evaluation, console: Console | None = None) -> None:
@@ -26,8 +25,7 @@ def show(evaluation: Evaluation, console: Console | None = None) -> None:
         title = f"{_name(evaluation.against)} (before), {title} (after)"
     console.print(title, highlight=False, markup=False)
     for (name, kind), lines in groupby(evaluation.measurements, key=lambda m: (m.prompt_set, m.kind)):
-        scores = [score for score in evaluation.scores if (score.prompt_set, score.kind) == (name, kind)]
-        console.print(_table(name, kind, list(lines), scores, paired))
+        console.print(_table(name, kind, list(lines), paired))
     for judge in evaluation.judges:
         if (record := record_of(judge)) is not None:
             console.print(f"{judge} {record}, on models left out of its training", highlight=False, markup=False)
@@ -40,11 +38,13 @@ def show(evaluation: Evaluation, console: Console | None = None) -> None:
             highlight=False,
             markup=False,
         )
+    for line in evaluation.notes:
+        console.print(line, highlight=False, markup=False)
     for line in evaluation.warnings:
         console.print(f"Warning: {line}", highlight=False, markup=False)
 
 
-def _table(name: str, kind: str, lines: Sequence[Measurement], scores: Sequence[MeanScore], paired: bool) -> Table:
+def _table(name: str, kind: str, lines: Sequence[Measurement], paired: bool) -> Table:
     table = Table(
         title=escape(f"{name}: {lines[0].model.total} {kind} prompts"),
         title_justify="left",
@@ -63,12 +63,6 @@ def _table(name: str, kind: str, lines: Sequence[Measurement], scores: Sequence[
             table.add_row(*cells, _interval(m.against), _interval(m.model), *change)
         else:
             table.add_row(*cells, _interval(m.model))
-    for score in scores:
-        cells = ["mean score, 0 to 1", escape(score.judge)]
-        if score.against is not None and score.change is not None:
-            table.add_row(*cells, _mean(score.against), _mean(score.model), _mean(score.change, "+"), "")
-        else:
-            table.add_row(*cells, _mean(score.model))
     return table
 
 
@@ -78,7 +72,3 @@ def _name(speaker: Speaker) -> str:
 
 def _interval(rate: Rate) -> str:
     return escape(f"{rate.share:.1%} [{100 * rate.low:.0f}, {100 * rate.high:.0f}]")
-
-
-def _mean(m: Mean, sign: str = "") -> str:
-    return escape(f"{m.mean:{sign}.2f} [{m.low:.2f}, {m.high:.2f}]")

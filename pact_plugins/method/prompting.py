@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from importlib import resources
@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
+import torch
 from torch import nn
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from pact_plugins.chat.answers import Document
 from pact_plugins.chat.format import ChatFormat, render
@@ -114,8 +116,10 @@ _WITHOUT_TEMPLATE = (
 )
 
 
-def as_chats(tokenizer: Any, prompts: Sequence[str], purpose: str, remedy: str = _WITHOUT_TEMPLATE) -> list[list[int]]:
-    """Token ids of each prompt as the only turn of a chat, up to the answer.
+def as_chats(
+    tokenizer: Any, prompts: Sequence[str | list[dict[str, str]]], purpose: str, remedy: str = _WITHOUT_TEMPLATE
+) -> list[list[int]]:
+    """Token ids of each prompt as the only turn of a chat, or of a whole conversation, up to the answer.
 
     A template that writes the date is told that it is `THE_DAY`, so that a model is asked the same on every day.
 
@@ -132,7 +136,8 @@ def as_chats(tokenizer: Any, prompts: Sequence[str], purpose: str, remedy: str =
     template = tokenizer.chat_template
     undated = _NOW.sub(lambda now: repr(THE_DAY.strftime(now[2])), template) if isinstance(template, str) else template
     other = {} if undated == template else {"chat_template": undated}
-    return [render(tokenizer, [{"role": "user", "content": p}], generation_prompt=True, **other) for p in prompts]
+    chats = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
+    return [render(tokenizer, chat, generation_prompt=True, **other) for chat in chats]
 
 
 def answered(prompt: Sequence[int], answer: Sequence[int]) -> Document:
@@ -158,7 +163,11 @@ def up_to_end(answer: Sequence[int], ends: set[int]) -> list[int]:
 
 
 def continuations(
-    model: nn.Module, chats: Sequence[Sequence[int]], length: int, temperature: float = 0.0
+    model: nn.Module,
+    chats: Sequence[Sequence[int]],
+    length: int,
+    temperature: float = 0.0,
+    each_step: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
     """At most `length` tokens after each chat, all in one batch: padding follows the end of an answer.
 
@@ -167,6 +176,7 @@ def continuations(
         chats: token ids, up to the answer.
         length: tokens to add at most.
         temperature: 0 for greedy decoding; above it, tokens are sampled from the whole distribution.
+        each_step: is told how many tokens have been written of each.
 
     Raises:
         PactError: the model has no embedding for a token of the chats.
@@ -181,8 +191,26 @@ def continuations(
         if temperature
         else {"do_sample": False}
     )
+    if each_step is not None:
+        choice["stopping_criteria"] = StoppingCriteriaList([_Told(each_step, ids.shape[1])])
     with evaluating(model), generating(model) as needed:
         output = cast(Any, model).generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=length, use_cache=True, **choice, **needed
         )
     return output[:, ids.shape[1] :].tolist()
+
+
+class _Told(StoppingCriteria):
+    """Stops nothing: `generate` asks it after each token, and it tells how many there are.
+
+    Args:
+        each_step: is told.
+        before: tokens of a chat, padding included.
+    """
+
+    def __init__(self, each_step: Callable[[int], None], before: int) -> None:
+        self._each_step, self._before = each_step, before
+
+    def __call__(self, input_ids: Any, scores: Any, **_kwargs: Any) -> Any:
+        self._each_step(input_ids.shape[1] - self._before)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

@@ -156,7 +156,9 @@ def _will(run: Run) -> dict[str, str]:
         "anchors": f"{config.anchors_per_step} rows beside each step" if config.anchors_per_step else "off",
         "gate": "on" if config.active_gate else "off",
         "safety tokens": tokens,
-        "questions": f"{', '.join(evaluation.prompts)}, before and after" if evaluation else "none",
+        "questions": f"{', '.join([*evaluation.prompts, *filter(None, [evaluation.task])])}, before and after"
+        if evaluation
+        else "none",
         "probe": f"every {probe.every:,} steps" if probe else "off",
         "reference": f"in {config.cache_folder}",
         "leaves": f"{EVIDENCE} and pact_report in {run.output_dir or 'its output folder'}",

@@ -241,10 +241,11 @@ def _block(settings: Any) -> Mapping[str, Any]:
 def files(run: Run) -> Iterator[Finding]:
     """Files and folders that are not there. Names on the hub are not asked for."""
     assert run.config is not None, "only asked of runs under PACT"
-    eval_prompts = run.config.active_eval.prompts if run.config.active_eval else ()
+    asked = run.config.active_eval
+    of_eval = [*asked.prompts, asked.task or "", str(asked.judge_prompt or "")] if asked else []
     named = [("model", run.model), ("datasets", run.data)]
     named += [(key, run.settings.get(key)) for key in ("deepspeed", "chat_template_path", "accelerate_config")]
-    named += [("pact.eval.prompts", [name.split(":")[0] for name in eval_prompts])]
+    named += [("pact.eval", [name.split(":")[0] for name in of_eval])]
     named += [("pact.base_model", run.config.base_model)]
     own = run.config.prompts
     named += [("pact.prompts", [str(path) for path in (own.harmful, own.harmless) if path is not None])]

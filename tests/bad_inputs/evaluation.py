@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from pact_plugins.evaluation.engines import Generation, transformers_engine
 from pact_plugins.evaluation.generation import Speaker, first_speaker, generate
 from pact_plugins.evaluation.loading import lora_rank, with_adapter
 from pact_plugins.evaluation.of_run import RunEvaluation
-from pact_plugins.evaluation.prompts import Prompt, PromptSet
+from pact_plugins.evaluation.prompts import Prompt, PromptSet, under_system
 from pact_plugins.method.asking import ask
 from pact_plugins.method.prompting import as_chats
 from tests import tiny
@@ -84,9 +85,19 @@ def _without_a_template(_folder: Path) -> Any:
     return as_chats(bare, ["Do it."], "ask the model")
 
 
+def _template_without_system(folder: Path) -> Any:
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    tokenizer.chat_template = refusal + tiny.TEMPLATE
+    how = Generation(max_new_tokens=2)
+    engine = transformers_engine(tiny.llama(), tokenizer, how)
+    sets = [under_system(PromptSet("mine", "harmful", (Prompt("1", "Do it."),)), "Be kind.")]
+    return generate(engine, tokenizer, Speaker("m", None, "m"), sets, how, folder / "answers.jsonl")
+
+
 def _smaller_embeddings(folder: Path) -> Any:
     engine = transformers_engine(tiny.llama(vocab_size=50), tiny.tokenizer(), Generation(max_new_tokens=2))
-    return engine.answer(as_chats(tiny.tokenizer(), ["Do it."], "ask the model"), 0)
+    return engine.answer(as_chats(tiny.tokenizer(), ["Do it."], "ask the model"), 0, print)
 
 
 def _kept_and_changed(folder: Path) -> Any:
@@ -121,6 +132,11 @@ INPUTS = [
     BadInput("Another adapter than LoRA for vLLM", _ia3, r"a LoRA adapter; got .*IA3.*`--engine transformers`"),
     BadInput(
         "A model without a chat template", _without_a_template, r"a tokenizer with a chat template; got one without"
+    ),
+    BadInput(
+        "A chat template that takes no system prompt",
+        _template_without_system,
+        r"a chat template that takes conversations of the roles system, user; got TemplateError",
     ),
     BadInput("A model that cannot read its prompts", _smaller_embeddings, r"token ids from 0 to 49.*in a prompt"),
     BadInput(

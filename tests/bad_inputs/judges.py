@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pact_plugins.evaluation import judge_prompts, judges
-from pact_plugins.evaluation.benchmark_judges import harmbench_verdict
-from pact_plugins.evaluation.judges import user_function
+from pact_plugins.evaluation import judges, scorers
+from pact_plugins.evaluation.endpoint import Serving
 from pact_plugins.evaluation.model_judges import guard_verdict
 from tests import tiny
 from tests.bad_inputs.case import BadInput, given, written
@@ -33,13 +31,16 @@ def _no_template(folder: Path) -> Any:
     return judges.load(f"llama-guard:{path}")(["Do it."], ["Sure."])
 
 
-def _templates(content: Any, judge: str) -> Callable[[Path], Any]:
-    def act(folder: Path) -> Any:
-        path = folder / "judge_templates.json"
-        path.write_text(json.dumps(content))
-        return judges.load(f"{judge}:{path}")
+def _served(description: str = "endpoint:m", **settings: Any) -> Callable[[Path], Any]:
+    return given(judges.load, description, Serving(**{"url": "http://127.0.0.1:9/v1", "retries": 0, **settings}))
 
-    return act
+
+def _nobody_listens(folder: Path) -> Any:
+    return _served(folder=folder)(folder)(["Do it."], ["Sure."])
+
+
+def _rubric(text: str) -> Callable[[Path], Any]:
+    return written(text, "rubric.txt", lambda path: _served(prompt=path)(path))
 
 
 _A_FUNCTION = r"a function `module:function`, under `{}`; got {}"
@@ -52,7 +53,20 @@ INPUTS = [
     _load("A module that is not there", "no_such_module:judge", _A_FUNCTION.format("no_such.*", "ModuleNotFoundError")),
     _load("A function that is not there", "json:judge", _A_FUNCTION.format("json:judge", "AttributeError")),
     _load("Something else than a function", "json:__name__", _A_FUNCTION.format(".*", "__name__ is a str")),
-    BadInput("A scorer that is not there", given(user_function, "json:no", "a scorer"), r"a scorer, or .*`json:no`"),
+    BadInput("A scorer that is not there", given(scorers.load, "json:no"), r"a scorer, or .*`json:no`"),
+    BadInput("A misspelt scorer", given(scorers.load, "last_number"), r"a scorer: .*Did you mean `last-number`"),
+    BadInput("A scorer without its pattern", given(scorers.load, "regex"), r"a scorer: .*; got `regex`"),
+    BadInput("A pattern that is none", given(scorers.load, "regex:("), r"a regular expression .*, not `\(`; got"),
+    BadInput(
+        "A number that is not expected",
+        given(scorers.last_number, "?", "4", "four"),
+        r"a number in every expected answer.*; got 'four'",
+    ),
+    BadInput(
+        "A score beyond 1",
+        given(scorers.score, lambda _p, _r, _e: 7, "?", "4", "4"),
+        r"a number from 0 to 1; got 7",
+    ),
     BadInput(
         "A function that gives no verdict", _no_verdict, r"`operator:concat` to return one of .*; got 'Do it\. Sure"
     ),
@@ -68,25 +82,28 @@ INPUTS = [
     BadInput(
         "A guard that chats", given(guard_verdict, "It is safe to say"), r"Llama Guard.*; got 'It is safe to say'"
     ),
-    BadInput("A classifier that chats", given(harmbench_verdict, "maybe"), r"HarmBench's classifier; got 'maybe'"),
-    _load("StrongREJECT without its prompt", "strongreject:/a/model", r"the prompt of `strongreject`.*; got none"),
-    _load(
-        "A file of prompts that is not there",
-        "strongreject:/a/b.json",
-        r"`strongreject` in .*b\.json; got FileNotFoundError",
+    BadInput("A served judge without a model", _served("endpoint"), r"a model that the server has; got none"),
+    BadInput("A served judge without an address", _served(url=" "), r"the address of an OpenAI.*; got ` `"),
+    BadInput(
+        "A password in the address of a served judge",
+        _served(url="http://me:secret@host/v1"),
+        r"without a user's name or password in it; got one with them",
     ),
     BadInput(
-        "A file of other prompts", _templates({"a": "b"}, "strongreject"), r"no text under `strongreject_finetuned`"
+        "Words of a served judge without a verdict",
+        _served("endpoint:llama3:8b:yes=bad,no=other"),
+        r"each word of the rubric one of .*; got `yes=bad,no=other`",
     ),
-    BadInput("A file of prompts that is a list", _templates([], "strongreject"), r"judge_templates\.json; got a list"),
+    BadInput("A rubric that is not there", _served(prompt=Path("/nowhere/rubric.txt")), r"rubric\.txt.*FileNotFound"),
+    BadInput("A rubric without the answer", _rubric("Is {prompt} bad?"), r"rubric\.txt, .*; got no \{response\}"),
     BadInput(
-        "A HarmBench classifier of another type",
-        written('{"harmbench": "{behavior} {generation}"}', "a.json", lambda p: judge_prompts.harmbench(p, "qwen2")),
-        r"`harmbench` in .*a\.json; got prompts for no `qwen2`",
+        "A served judge that is down",
+        _nobody_listens,
+        r"the judge `m` at http://127.0.0.1:9/v1; got APIConnectionError",
     ),
     BadInput(
-        "A prompt without its fields",
-        _templates({"strongreject_finetuned": "{response}"}, "strongreject"),
-        r"fields \['response'\]",
+        "Replies of judges that are no JSON",
+        lambda folder: written("notes\n", "judge_replies.jsonl", lambda path: _nobody_listens(path.parent))(folder),
+        r"judge_replies\.jsonl; got in line 1 JSONDecodeError",
     ),
 ]

@@ -41,7 +41,7 @@ INPUTS = [
     _file(
         "No column with prompts",
         "id,words\n1,Do it\n",
-        r"a column prompt .* in .*prompts\.csv; got the columns id, words",
+        r"a column messages .* in .*prompts\.csv; got the columns id, words",
     ),
     _file("A column that is not there", "prompt\nDo it\n", r"a column wish in .*prompts\.csv", kind=":harmful:wish"),
     _file(
@@ -55,7 +55,23 @@ INPUTS = [
     _file("Brackets without end", "[" * 100_000, r"JSON in .*prompts\.json; got .*recursion", ".json"),
     _file("A number of thousands of digits", f"[{'1' * 5000}]", r"JSON in .*prompts\.json; got .*digits", ".json"),
     _row("A row that is no object", '["Do it"]', r"JSON objects in .*prompts\.jsonl; got line 1: list"),
-    _row("A conversation in place of a prompt", '{"prompt": ["Do it"]}', r"`prompt` in .*prompts\.jsonl; got a list"),
+    _row("A list in place of a prompt", '{"prompt": ["Do it"]}', r"`prompt` in .*prompts\.jsonl messages.*turn 1 that"),
+    _row(
+        "A conversation without a user",
+        '{"messages": [{"role": "assistant", "content": "Hello"}]}',
+        r"`messages` in .*prompts\.jsonl messages.*; got roles assistant in row 1",
+    ),
+    _row(
+        "A turn without text",
+        '{"messages": [{"role": "user", "content": null}]}',
+        r"`messages` in .*prompts\.jsonl messages.*; got turn 1 without text in row 1",
+    ),
+    _row(
+        "A task whose conversation has no answer",
+        '{"messages": [{"role": "user", "content": "2 + 2?"}]}',
+        r"an expected answer in every row of .*prompts\.jsonl; got none in row 1",
+        ":task",
+    ),
     _row("A truth value in place of a prompt", '{"prompt": true}', r"`prompt` in .*prompts\.jsonl; got a bool"),
     _row("A prompt without text", '{"prompt": " "}', r"a prompt in every row of .*prompts\.jsonl; got none in row 1"),
     _row(

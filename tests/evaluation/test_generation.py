@@ -12,11 +12,13 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from pact_plugins import forward
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation import engines, generation
 from pact_plugins.evaluation.engines import Generation, transformers_engine
 from pact_plugins.evaluation.generation import Answer, Speaker, generate
 from pact_plugins.evaluation.prompts import Prompt, PromptSet
+from pact_plugins.evaluation.turns import Turn
 from tests import tiny
 
 SETS = [
@@ -79,6 +81,40 @@ def test_a_killed_run_goes_on(settings: Generation, tmp_path: Path) -> None:
         assert part.read_bytes() == content
 
 
+def test_a_conversation_is_asked_as_one(tmp_path: Path) -> None:
+    """Prevents a system prompt or earlier turns that are read and not asked, or answers to them taken for others'."""
+    before = (Turn("system", "Be brief."), Turn("user", "why?"), Turn("assistant", "so"))
+    sets = [PromptSet("a", "harmful", (Prompt("1", "and now?", before=before), Prompt("2", "and now?")))]
+    found = answers(tmp_path / "a.jsonl", sets=sets)
+    model, tokenizer = tiny.llama().eval(), tiny.tokenizer()
+    chat = [*(turn.as_message() for turn in before), {"role": "user", "content": "and now?"}]
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    written = model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False)[0, len(ids) :]
+    assert found[0].response == tokenizer.decode(written, skip_special_tokens=True)
+    assert found[0].response != found[1].response
+    row = json.loads((tmp_path / "a.jsonl").read_text().splitlines()[0])
+    assert [turn["role"] for turn in row["before"]] == ["system", "user", "assistant"]
+    assert answers(tmp_path / "a.jsonl", sets=sets) == found
+    other = [PromptSet("a", "harmful", (Prompt("1", "and now?", before=before[:1]), Prompt("2", "and now?")))]
+    with pytest.raises(PactError, match="before"):
+        answers(tmp_path / "a.jsonl", sets=other)
+
+
+def test_a_log_gets_a_line_within_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prevents minutes of silence where a model writes a whole batch, and nobody knows whether it hangs."""
+    monkeypatch.setattr(forward, "SECONDS_PER_LINE", 0.0)
+    monkeypatch.setattr(generation, "TOKENS_PER_BATCH", 10_000)
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    model, tokenizer, how = tiny.llama(), tiny.tokenizer(), Generation(max_new_tokens=4)
+    sets = [PromptSet("a", "harmful", tuple(Prompt(str(i), "why?") for i in range(8)))]
+    engine = transformers_engine(model, tokenizer, how)
+    generate(engine, tokenizer, Speaker("tiny", None, "f"), sets, how, tmp_path / "a.jsonl")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(", about")[0] for line in lines] == [f"PACT: asking tiny: {n} of 8" for n in (2, 4, 6)]
+
+
 def test_a_finished_run_asks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents a second evaluation with other judges from generating everything again."""
     expected = answers(tmp_path / "a.jsonl")
@@ -93,11 +129,11 @@ def test_answers_are_kept_batch_by_batch(tmp_path: Path, monkeypatch: pytest.Mon
     asked: list[int] = []
     real = engines.continuations
 
-    def dies(model: Any, chats: list[list[int]], length: int, temperature: float) -> list[list[int]]:
+    def dies(model: Any, chats: list[list[int]], length: int, *how: Any) -> list[list[int]]:
         if len(asked) == 2:
             raise KeyboardInterrupt
         asked.append(len(chats))
-        return real(model, chats, length, temperature)
+        return real(model, chats, length, *how)
 
     monkeypatch.setattr(engines, "continuations", dies)
     with pytest.raises(KeyboardInterrupt):

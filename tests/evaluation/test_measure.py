@@ -11,8 +11,9 @@ from pact_plugins.evaluation import judges
 from pact_plugins.evaluation.engines import Generation
 from pact_plugins.evaluation.generation import Answer, Speaker
 from pact_plugins.evaluation.judges import Rule, Verdict
-from pact_plugins.evaluation.measure import Judged, Run, agreements, exact_match, judge_answers, measure, warnings
+from pact_plugins.evaluation.measure import Judged, Run, agreements, judge_answers, measure, warnings
 from pact_plugins.evaluation.prompts import Prompt, PromptSet
+from pact_plugins.evaluation.scorers import Scorer, exact
 from pact_plugins.evaluation.statistics import wilson_interval
 
 HARMFUL = PromptSet("h", "harmful", tuple(Prompt(str(i), f"bad {i}") for i in range(4)))
@@ -26,14 +27,14 @@ AFTER = [REFUSED, AFFIRMED, NOISE, "Well, I can't help with that.", REFUSED, "Ro
 RULES = [judges.load("opening"), judges.load("phrases")]
 
 
-def judged(texts: Sequence[str], used: Sequence[judges.Judge] = RULES) -> list[Judged]:
+def judged(texts: Sequence[str], used: Sequence[judges.Judge] = RULES, scorer: Scorer = exact) -> list[Judged]:
     speaker = Speaker("m", None, "f")
     prompts = [(s, p) for s in SETS for p in s.prompts]
     answers = [
         Answer(s.name, s.kind, p.id, p.text, speaker, Generation(), text)
         for (s, p), text in zip(prompts, texts, strict=True)
     ]
-    return judge_answers(answers, SETS, used)
+    return judge_answers(answers, SETS, used, scorer)
 
 
 def test_rates_and_changes() -> None:
@@ -120,7 +121,21 @@ def test_a_scorer_of_the_users() -> None:
     """Prevents a scorer that is loaded and not used, or whose arguments are swapped."""
     answer = Answer("t", "task", "1", "2 + 2?", Speaker("m", None, "f"), Generation(), "It is 4.")
     of_task = PromptSet("t", "task", TASK.prompts[:1])
-    assert judge_answers([answer], [of_task], [], lambda p, r, e: p == "2 + 2?" and e in r)[0].correct is True
-    assert judge_answers([answer], [of_task], [])[0].correct is False
-    assert exact_match("", " 4\n", "4")
-    assert judge_answers([answer], [HARMFUL.sample(1)], [])[0].correct is None
+    assert judge_answers([answer], [of_task], [], lambda p, r, e: p == "2 + 2?" and e in r)[0].score == 1
+    assert judge_answers([answer], [of_task], [])[0].score == 0
+    assert judge_answers([answer], [HARMFUL.sample(1)], [])[0].score is None
+
+
+def test_scores_by_degrees() -> None:
+    """Prevents an answer that is half right from counting as right, and a change of the mean that is one of chance."""
+
+    def score(_prompt: str, response: str, _expected: str) -> float:
+        return {"five": 0.5, "7": 0.0, " 4\n": 1.0}[response]
+
+    runs: dict[Run, list[Judged]] = {"against": judged(BEFORE, scorer=score), "model": judged(AFTER, scorer=score)}
+    (found,) = [m for m in measure(SETS, runs, RULES) if m.measure.startswith("task")]
+    assert found.against is not None
+    assert found.change is not None
+    assert (found.measure, found.against.share, found.model.share) == ("task_score", 0.25, 0.5)
+    assert (found.change.lost, found.change.gained) == (0, 1)
+    assert 0 <= found.model.low <= found.model.share <= found.model.high <= 1

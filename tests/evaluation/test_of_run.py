@@ -12,6 +12,7 @@ from pact_plugins.config import EvalConfig
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation import engines
 from pact_plugins.evaluation.of_run import FOLDER, RunEvaluation
+from pact_plugins.run.report.files import contents_of
 from pact_plugins.storage import files
 from tests import tiny
 from tests.rows import flip_bit
@@ -67,6 +68,30 @@ def test_the_model_before_training_is_asked_once(tmp_path: Path, monkeypatch: py
         shared[2].before(tiny.llama(), "m", resumed=False, show_progress=False)
 
 
+def test_the_users_task_before_and_after(tmp_path: Path) -> None:
+    """Prevents a report on refusals alone, for a run whose user wants to know whether the task was learned."""
+    rows = [{"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "x"}]} for i in "abcd"]
+    path = tmp_path / "task.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = EvalConfig(limit=3, max_new_tokens=6, task=str(path), scorer="f1", system="Be kind.")
+    for task in (str(path), f"{path}:task", f"{path}:task:messages"):
+        assert evaluation(tmp_path, config.model_copy(update={"task": task})).sets[-1].kind == "task"
+    run = evaluation(tmp_path, config.model_copy(update={"scorer": "operator:contains"}))
+    run.scorer = lambda _prompt, response, _expected: len(response) % 3 == 0
+    run.before(tiny.llama(0), "m", resumed=False, show_progress=False)
+    run.after(tiny.llama(1), "m", adapter=False, show_progress=False)
+    behaviour = contents_of(tmp_path / FOLDER).behaviour
+    assert behaviour is not None
+    (line,) = [line for line in behaviour.lines if line.measure == "task_accuracy"]
+    files = [(tmp_path / FOLDER / name).read_text().splitlines() for name in ("against.jsonl", "answers.jsonl")]
+    answers = [[row["response"] for row in map(json.loads, lines) if row["kind"] == "task"] for lines in files]
+    expected = [sum(len(text) % 3 == 0 for text in found) for found in answers]
+    assert [rate.count for rate in line.rates] == expected
+    assert [rate.total for rate in line.rates] == [3, 3]
+    row = json.loads((tmp_path / FOLDER / "answers.jsonl").read_text().splitlines()[0])
+    assert row["before"] == [{"role": "system", "content": "Be kind."}]
+
+
 def test_a_resumed_run_without_answers_before_it_has_rates_after_it_alone(tmp_path: Path) -> None:
     """Prevents made-up rates of a model that is no more."""
     run = evaluation(tmp_path)
@@ -108,5 +133,11 @@ def test_what_cannot_be_asked_is_refused_at_once(tmp_path: Path) -> None:
     """Prevents days of training before a misspelt judge is noticed."""
     with pytest.raises(PactError, match="Did you mean `opening`"):
         evaluation(tmp_path, EvalConfig(judges=("openning",)))
+    for task, words in (("nowhere.csv", r"nowhere\.csv"), (str(tmp_path / "p.csv"), "an expected answer")):
+        (tmp_path / "p.csv").write_text("prompt\nWhy?\n")
+        with pytest.raises(PactError, match=words):
+            evaluation(tmp_path, EvalConfig(task=task))
+    with pytest.raises(PactError, match="Did you mean `normalised`"):
+        evaluation(tmp_path, EvalConfig(scorer="normalized"))
     with pytest.raises(PactError, match=r"nowhere\.csv"):
         evaluation(tmp_path, EvalConfig(prompts=("nowhere.csv:harmful",)))

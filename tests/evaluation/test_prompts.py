@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pact_plugins.errors import PactError
-from pact_plugins.evaluation.prompts import PromptSet, load
+from pact_plugins.evaluation.prompts import PromptSet, load, under_system
 
 HARMBENCH = ("Behavior", "FunctionalCategory", "SemanticCategory", "Tags", "ContextString", "BehaviorID")
 
@@ -103,6 +103,56 @@ def test_layouts(
     assert shown(load(write(tmp_path / file, [row]) + suffix)) == [(kind, [tuple(prompt)])]
 
 
+def message(role: str, content: Any) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+SYSTEM, USER, ASSISTANT = message("system", "Be brief."), message("user", "2 + 2?"), message("assistant", " 4\n")
+AGAIN = message("user", "And 3 + 3?")
+
+
+@pytest.mark.parametrize(
+    ("row", "suffix", "before", "text", "expected"),
+    [
+        ({"messages": [USER, ASSISTANT]}, ":task", [], "2 + 2?", "4"),
+        ({"messages": [SYSTEM, USER, ASSISTANT]}, ":task", ["system"], "2 + 2?", "4"),
+        (
+            {"messages": [SYSTEM, USER, ASSISTANT, AGAIN, message("assistant", "6")]},
+            ":task",
+            ["system", "user", "assistant"],
+            "And 3 + 3?",
+            "6",
+        ),
+        ({"messages": [USER, ASSISTANT, AGAIN]}, ":harmful", ["user", "assistant"], "And 3 + 3?", None),
+        ({"messages": [USER, ASSISTANT]}, ":harmless", [], "2 + 2?", None),
+        ({"messages": [USER], "answer": "four"}, ":task", [], "2 + 2?", "four"),
+        ({"chat": [USER, ASSISTANT], "prompt": "no"}, ":task:chat", [], "2 + 2?", "4"),
+        ({"messages": [message("user", [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]), ASSISTANT]},
+         ":task", [], "ab", "4"),
+        ({"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]}, ":task", [],
+         "2 + 2?", "4"),
+        ({"prompt": [SYSTEM, USER], "completion": [ASSISTANT]}, ":task", ["system"], "2 + 2?", "4"),
+        ({"prompt": [USER], "completion": "4"}, ":task", [], "2 + 2?", "4"),
+        ({"prompt": "2 + 2?", "completion": " 4"}, ":task", [], "2 + 2?", "4"),
+        ({"instruction": "Add", "output": "4"}, ":task", [], "Add", "4"),
+    ],
+)  # fmt: skip
+def test_what_people_train_on(
+    row: dict[str, Any], suffix: str, before: list[str], text: str, expected: str | None, tmp_path: Path
+) -> None:
+    """Prevents a task that is asked without its system prompt, from its first turn, or scored by another answer."""
+    (found,) = load(write(tmp_path / "rows.jsonl", [row]) + suffix)[0].prompts
+    assert ([turn.role for turn in found.before], found.text, found.expected) == (before, text, expected)
+
+
+def test_a_system_prompt(tmp_path: Path) -> None:
+    """Prevents a row's own system prompt from being replaced, or a model being asked under two."""
+    rows = [{"messages": [SYSTEM, USER, ASSISTANT]}, {"messages": [USER, ASSISTANT]}]
+    found = under_system(load(f"{write(tmp_path / 'rows.jsonl', rows)}:task")[0], "Be kind.")
+    assert [p.before for p in found.prompts] == [(("system", "Be brief."),), (("system", "Be kind."),)]
+    assert found.prompts[1].conversation == "system: Be kind.\n\nuser: 2 + 2?"
+
+
 def test_xstest_is_split_by_kind(tmp_path: Path) -> None:
     """Prevents XSTest's unsafe contrasts from counting as over-refusals."""
     rows = [
@@ -145,7 +195,7 @@ PLAIN = "prompt\nWhy?\n"
         ("p.csv", b"prompt,label\na,safe\n", ":harmful", "prompts of the kind harmful"),
         ("p.jsonl", b'{"prompt": "a"}\n{"prom', ":harmful", "line 2"),
         ("p.jsonl", b'["a"]\n', ":harmful", "line 1: list"),
-        ("p.jsonl", b'{"prompt": [{"role": "user"}]}\n', ":harmful", "got a list"),
+        ("p.jsonl", b'{"prompt": [{"role": "user"}]}\n', ":harmful", "got turn 1 without text in row 1"),
         ("p.json", b"", ":harmful", "at least one prompt"),
         ("p.json", b'{"prompt": "a"}', ":harmful", "a list of objects"),
         ("p.json", b'[{"prompt": "a"}, "b"]', ":harmful", "row 2: str"),

@@ -53,7 +53,7 @@ def test_aligned_against_base(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "out" / "verdicts.jsonl").read_text().splitlines()]
     assert len(rows) == 2 * (6 + 6 + 1)
     assert sum(row["verdicts"]["stance"] == "refusal" for row in rows if row["run"] == "model") == 6
-    assert [row["correct"] for row in rows if row["kind"] == "task"] == [False, False]
+    assert [row["score"] for row in rows if row["kind"] == "task"] == [0, 0]
 
     table = pact_eval(tmp_path / "out", *arguments)
     assert table.exit_code == 0, table.output

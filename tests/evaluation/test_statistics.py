@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pact_plugins.evaluation.statistics import (
     PairedChange,
+    bootstrap_interval,
     cohen_kappa,
     mcnemar,
     paired_difference_interval,
@@ -128,3 +130,17 @@ def test_kappa_without_any_difference_is_undefined() -> None:
     assert cohen_kappa([True, True], [False, False]) == 0.0
     with pytest.raises(ValueError, match="no answers"):
         cohen_kappa([], [])
+
+
+def test_bootstrap() -> None:
+    """Prevents an interval of the values in the place of their mean, or another one each time."""
+    values = list(np.random.default_rng(1).uniform(0, 1, 400))
+    low, high = bootstrap_interval(values)
+    error = 1.96 * np.std(values) / 20  # what the normal approximation gives
+    assert low == pytest.approx(np.mean(values) - error, abs=0.1 * error)
+    assert high == pytest.approx(np.mean(values) + error, abs=0.1 * error)
+    assert bootstrap_interval(values) == (low, high)
+    assert bootstrap_interval(values, 0.5)[0] > low
+    assert bootstrap_interval([0.25] * 9) == (0.25, 0.25)
+    with pytest.raises(ValueError, match="no values"):
+        bootstrap_interval([])

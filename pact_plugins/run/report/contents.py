@@ -174,7 +174,7 @@ def samples_of(rows: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[tuple[Sampl
 
 
 def _outcome(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return row["incoherent"], sorted(row["verdicts"].items()), row["correct"]
+    return row["incoherent"], sorted(row["verdicts"].items()), row["score"]
 
 
 def _badges(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -184,8 +184,9 @@ def _badges(row: Mapping[str, Any]) -> tuple[str, ...]:
     verdicts = row["verdicts"]
     said = [f"{judge}: {verdict}" for judge, verdict in verdicts.items()]
     badges = tuple(set(verdicts.values())) if len(set(verdicts.values())) == 1 else tuple(said)
-    if row["correct"] is None:
+    if row["score"] is None:
         return badges
     # To a task, only refusals are worth a word beside right and wrong.
     refusals = tuple(b for b in badges if b.endswith("refusal"))
-    return ("correct" if row["correct"] else "wrong", *refusals)
+    score = {0: "wrong", 1: "correct"}.get(row["score"], f"score {row['score']:.2f}")
+    return (score, *refusals)
