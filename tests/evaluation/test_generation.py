@@ -12,13 +12,13 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from pact_plugins import forward
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation import engines, generation
 from pact_plugins.evaluation.engines import Generation, transformers_engine
 from pact_plugins.evaluation.generation import Answer, Speaker, generate
 from pact_plugins.evaluation.prompts import Prompt, PromptSet
 from pact_plugins.evaluation.turns import Turn
+from pact_plugins.model import forward
 from tests import tiny
 
 SETS = [
