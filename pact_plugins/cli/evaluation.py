@@ -101,9 +101,8 @@ def evaluate(
       pact eval --model my-chat-model --adapter outputs/run \\
         --against my-chat-model
     """
-    from pact_plugins.evaluation.endpoint import Serving
     from pact_plugins.evaluation.engines import Generation
-    from pact_plugins.evaluation.judges import DEFAULT_JUDGES
+    from pact_plugins.evaluation.judges import DEFAULT_JUDGES, Serving
     from pact_plugins.evaluation.run import evaluate as run
     from pact_plugins.evaluation.table import show
 
