@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ class Targets:
         answer_only: [N, S] the same without the prompt; None where the gate is off.
         position: [N] index of each answer token in its answer, below 0 before the answer's own words.
         damped: number M of the tokens whose cross-entropy is left out (`request.labelled`).
+        contradicted: [N] where the divergence yields to the row (`loss.yielding`); None where it never does.
         documents: number of documents looked up.
         supervised: number of tokens that the batch's cross-entropy is the mean of.
     """
@@ -44,6 +45,7 @@ class Targets:
     answer_only: Tensor | None
     position: Tensor
     damped: int
+    contradicted: Tensor | None
     documents: int
     supervised: int
 
@@ -55,18 +57,20 @@ class Terms:
     Attributes:
         kl: scalar, sum of the divergences, with gradient.
         damped: scalar, sum of the cross-entropy that is left out, with gradient; to be subtracted.
+        replayed: scalar, sum of the anchors' cross-entropy, with gradient; zero of a batch of rows.
         count: number of answer tokens N.
         statistics: detached sums over the answer tokens, to be divided by `count`.
     """
 
     kl: Tensor
     damped: Tensor
+    replayed: Tensor
     count: int
     statistics: dict[str, Tensor]
 
     def total(self, weight: float) -> Tensor:
-        """weight * kl - damped: to be divided by what the host divides its cross-entropy by."""
-        return weight * self.kl - self.damped
+        """weight * kl - damped + replayed: to be divided by what the host divides its cross-entropy by."""
+        return weight * self.kl - self.damped + self.replayed
 
 
 class PactObjective:
@@ -105,21 +109,33 @@ class PactObjective:
         self._positive = torch.tensor(tokens.positive)
         self._positive_ids = np.asarray([tokens.ids[i] for i in tokens.positive])
 
-    def targets(self, inputs: Mapping[str, Any], *, device: torch.device | None = None, damps: bool = True) -> Targets:
+    def targets(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        device: torch.device | None = None,
+        cross_entropy: Literal["damped", "all", "none"] = "damped",
+    ) -> Targets:
         """Splits a batch, looks its reference up, and moves the result to `device`.
 
         Args:
             inputs: `input_ids` and `labels` [B, L], and where present `position_ids` and `attention_mask`.
             device: where the forward pass will run; the batch's own device if None.
-            damps: False leaves conflicts alone, for rows that have no cross-entropy.
+            cross_entropy: of which answer tokens it is wanted: of those whose row is in conflict with the reference; of
+                all, for anchors, whose cross-entropy no host computes; or of none. Only the first settles conflicts.
         """
         device = device or cast(Tensor, inputs["input_ids"]).device
         inputs = on_host(inputs)
         tokens = AnswerTokens.of(split_documents(inputs), self.chat)
         reference = self.cache.look_up(tokens)
         labels = inputs["labels"]
-        damps = damps and self.config.damps
-        labelled = self._damped(tokens, reference) if damps else _NOTHING_DAMPED
+        damps = self.config.damps and cross_entropy == "damped"
+        damped = self._damped(tokens, reference) if damps else _NOTHING_DAMPED
+        labelled = np.arange(len(tokens)) if cross_entropy == "all" else damped
+        contradicted = None
+        if damps and self.config.objective == "confidence":
+            contradicted = ~np.isin(tokens.label, self._positive_ids)
+            contradicted[damped] = False
         request = Request(
             flat=to_device(tokens.flat(labels.shape[1]), device),
             label=to_device(tokens.label, device),
@@ -136,7 +152,8 @@ class PactObjective:
             full=to_device(reference.full, device).float(),
             answer_only=answer_only,
             position=to_device(tokens.position, device),
-            damped=len(labelled),
+            damped=len(damped),
+            contradicted=None if contradicted is None else to_device(contradicted, device),
             documents=len(tokens.documents),
             supervised=max(int((labels[:, 1:] != IGNORE_INDEX).sum()), 1),
         )
@@ -153,6 +170,8 @@ class PactObjective:
         normalised = capture.log_normaliser is not None
         student = log_probabilities(capture) if normalised else capture.logits
         kl, gate = self.divergence(student, targets)
+        if targets.contradicted is not None:
+            kl = loss.yielding(kl, self.held_mass(targets.full), targets.contradicted)
         damped = kl.new_zeros(())
         if capture.cross_entropy is not None:
             damped = capture.cross_entropy.sum()
@@ -166,7 +185,7 @@ class PactObjective:
                 statistics["gate"] = gate.sum()
             if normalised:
                 statistics["safety_mass"] = self.held_mass(student).sum()
-        return Terms(kl.sum(), damped, len(kl), statistics)
+        return Terms(kl.sum(), damped, kl.new_zeros(()), len(kl), statistics)
 
     def divergence(self, student: Tensor, targets: Targets) -> tuple[Tensor, Tensor | None]:
         """[N] divergence of each answer token, and [N] the gate where it is on.
@@ -196,13 +215,17 @@ class PactObjective:
         return values[:, self._positive].exp().sum(-1)
 
     def anchor_terms(self, anchors: Anchors, turn: int, device: torch.device) -> Terms:
-        """The objective on the anchors of this turn, from a forward pass of the decoder alone."""
+        """The objective on the anchors of this turn and their cross-entropy, from a forward pass of the decoder alone.
+
+        The divergence says how probable it should be to decline, and nothing of what else to say; the cross-entropy of
+        the reference's own answers does.
+        """
         inputs = anchors.batch(turn)
-        targets = self.targets(inputs, device=device, damps=False)
+        targets = self.targets(inputs, device=device, cross_entropy="all")
         with self.watch(targets) as captured:
             connection = self.head.decode(**decoder_inputs(inputs, device))
         terms = self.terms(captured, targets)
-        return replace(terms, kl=terms.kl + connection)
+        return replace(terms, kl=terms.kl + connection, damped=torch.zeros_like(terms.damped), replayed=terms.damped)
 
     def conflicts(self, tokens: AnswerTokens, reference: Reference) -> npt.NDArray[np.float32]:
         """[N] conflict of each answer token with its reference (`loss.conflict`), computed on the host."""

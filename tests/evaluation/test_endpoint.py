@@ -278,7 +278,8 @@ def test_interrupted_while_the_server_is_slow(tmp_path: Path) -> None:
         return well(request, number)
 
     code = (
-        "import sys\nfrom pact_plugins.evaluation.endpoint import load\nfrom pact_plugins.evaluation.judges import Serving\n"
+        "import sys\nfrom pact_plugins.evaluation.endpoint import load\n"
+        "from pact_plugins.evaluation.judges import Serving\n"
         "from pathlib import Path\n"
         "load('m', Serving(sys.argv[1], folder=Path(sys.argv[2]), at_once=1)).tried()"
     )
