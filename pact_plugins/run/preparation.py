@@ -23,7 +23,7 @@ from pact_plugins.chat.template import writes_date
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.method import harm_probe
-from pact_plugins.method.anchors import Anchors
+from pact_plugins.method.anchors import Anchors, worth_keeping
 from pact_plugins.method.damping import Damping, damping
 from pact_plugins.method.finder import Finder
 from pact_plugins.method.objective import PactObjective
@@ -146,9 +146,10 @@ def prepare(
                 probe=partial(harm_probe.learn, head, tokenizer, known, answered, chat, **told) if known else None,
                 **told,
             )
-    anchors = Anchors.of(anchor_rows, chat, config.anchors_per_step) if anchor_rows else None
+    plain = partial(tokenizer.decode, skip_special_tokens=True)
+    anchors = Anchors.of(worth_keeping(anchor_rows, plain), chat, config.anchors_per_step) if anchor_rows else None
     objective = PactObjective(config, tokens, chat, head, cache, anchors)
-    damped = damping(objective, answered, partial(tokenizer.decode, skip_special_tokens=True))
+    damped = damping(objective, answered, plain)
     if damped is not None:
         damped.warn()
     sample = [answered[i] for i in stratified([len(d.input_ids) for d in answered], SAMPLE)]
