@@ -1,9 +1,8 @@
 """Anchors: prompts with the reference's own answers that ride along with every training step.
 
 Harmless training rows show the student no request to refuse, and harmful ones show only how an affirmative answer goes
-on. Anchors keep the whole refusal in view, and harmless ones beside them its limits. Both enter the divergence, which
-says how probable it is to decline, and cross-entropy, which keeps what is said otherwise: rehearsal of the model's own
-answers (Robins, "Catastrophic Forgetting, Rehearsal and Pseudorehearsal", 1995).
+on. Anchors keep the whole refusal in view, and harmless ones beside them its limits: both enter the divergence alone,
+never cross-entropy.
 """
 
 from __future__ import annotations

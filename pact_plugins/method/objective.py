@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -57,20 +57,18 @@ class Terms:
     Attributes:
         kl: scalar, sum of the divergences, with gradient.
         damped: scalar, sum of the cross-entropy that is left out, with gradient; to be subtracted.
-        replayed: scalar, sum of the anchors' cross-entropy, with gradient; zero of a batch of rows.
         count: number of answer tokens N.
         statistics: detached sums over the answer tokens, to be divided by `count`.
     """
 
     kl: Tensor
     damped: Tensor
-    replayed: Tensor
     count: int
     statistics: dict[str, Tensor]
 
     def total(self, weight: float) -> Tensor:
-        """weight * kl - damped + replayed: to be divided by what the host divides its cross-entropy by."""
-        return weight * self.kl - self.damped + self.replayed
+        """weight * kl - damped: to be divided by what the host divides its cross-entropy by."""
+        return weight * self.kl - self.damped
 
 
 class PactObjective:
@@ -109,29 +107,21 @@ class PactObjective:
         self._positive = torch.tensor(tokens.positive)
         self._positive_ids = np.asarray([tokens.ids[i] for i in tokens.positive])
 
-    def targets(
-        self,
-        inputs: Mapping[str, Any],
-        *,
-        device: torch.device | None = None,
-        cross_entropy: Literal["damped", "all", "none"] = "damped",
-    ) -> Targets:
+    def targets(self, inputs: Mapping[str, Any], *, device: torch.device | None = None, damps: bool = True) -> Targets:
         """Splits a batch, looks its reference up, and moves the result to `device`.
 
         Args:
             inputs: `input_ids` and `labels` [B, L], and where present `position_ids` and `attention_mask`.
             device: where the forward pass will run; the batch's own device if None.
-            cross_entropy: of which answer tokens it is wanted: of those whose row is in conflict with the reference; of
-                all, for anchors, whose cross-entropy no host computes; or of none. Only the first settles conflicts.
+            damps: False leaves conflicts alone, for rows that have no cross-entropy.
         """
         device = device or cast(Tensor, inputs["input_ids"]).device
         inputs = on_host(inputs)
         tokens = AnswerTokens.of(split_documents(inputs), self.chat)
         reference = self.cache.look_up(tokens)
         labels = inputs["labels"]
-        damps = self.config.damps and cross_entropy == "damped"
+        damps = damps and self.config.damps
         damped = self._damped(tokens, reference) if damps else _NOTHING_DAMPED
-        labelled = np.arange(len(tokens)) if cross_entropy == "all" else damped
         contradicted = None
         if damps and self.config.objective == "confidence":
             contradicted = ~np.isin(tokens.label, self._positive_ids)
@@ -140,7 +130,7 @@ class PactObjective:
             flat=to_device(tokens.flat(labels.shape[1]), device),
             label=to_device(tokens.label, device),
             normalise=self.config.objective == "confidence",
-            labelled=to_device(labelled, device) if len(labelled) else None,
+            labelled=to_device(damped, device) if len(damped) else None,
         )
         answer_only = None
         if self._gate is not None and reference.answer_only is not None:
@@ -185,7 +175,7 @@ class PactObjective:
                 statistics["gate"] = gate.sum()
             if normalised:
                 statistics["safety_mass"] = self.held_mass(student).sum()
-        return Terms(kl.sum(), damped, kl.new_zeros(()), len(kl), statistics)
+        return Terms(kl.sum(), damped, len(kl), statistics)
 
     def divergence(self, student: Tensor, targets: Targets) -> tuple[Tensor, Tensor | None]:
         """[N] divergence of each answer token, and [N] the gate where it is on.
@@ -215,17 +205,13 @@ class PactObjective:
         return values[:, self._positive].exp().sum(-1)
 
     def anchor_terms(self, anchors: Anchors, turn: int, device: torch.device) -> Terms:
-        """The objective on the anchors of this turn and their cross-entropy, from a forward pass of the decoder alone.
-
-        The divergence says how probable it should be to decline, and nothing of what else to say; the cross-entropy of
-        the reference's own answers does.
-        """
+        """The objective on the anchors of this turn, from a forward pass of the decoder alone."""
         inputs = anchors.batch(turn)
-        targets = self.targets(inputs, device=device, cross_entropy="all")
+        targets = self.targets(inputs, device=device, damps=False)
         with self.watch(targets) as captured:
             connection = self.head.decode(**decoder_inputs(inputs, device))
         terms = self.terms(captured, targets)
-        return replace(terms, kl=terms.kl + connection, damped=torch.zeros_like(terms.damped), replayed=terms.damped)
+        return replace(terms, kl=terms.kl + connection)
 
     def conflicts(self, tokens: AnswerTokens, reference: Reference) -> npt.NDArray[np.float32]:
         """[N] conflict of each answer token with its reference (`loss.conflict`), computed on the host."""

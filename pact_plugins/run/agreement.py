@@ -115,7 +115,7 @@ def _differences(
     tokens: AnswerTokens,
 ) -> tuple[npt.NDArray[np.float64], float]:
     """[D] difference of each document of a batch, and the largest that is rounding."""
-    targets = objective.targets(inputs, cross_entropy="none")
+    targets = objective.targets(inputs, damps=False)
     request = replace(targets.request, normalise=True)
     with trainer.accelerator.autocast():  # which hosts leave to the model's own forward pass
         tolerance = TOLERANCE if _computes_in(model) in (torch.float32, torch.float64) else HALF_TOLERANCE

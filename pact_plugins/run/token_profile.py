@@ -59,7 +59,7 @@ def measure_profile(objective: PactObjective, documents: Sequence[Document]) -> 
     with evaluating(objective.head.model):
         for batch in batches_by_length([len(d.input_ids) for d in documents]):
             inputs = collate([documents[i] for i in batch])
-            targets = objective.targets(inputs, device=device, cross_entropy="none")
+            targets = objective.targets(inputs, device=device, damps=False)
             with objective.head.watch(replace(targets.request, normalise=True)) as captures:
                 objective.head.decode(**decoder_inputs(inputs, device))
             student = log_probabilities(SubsetHead.one(captures))
