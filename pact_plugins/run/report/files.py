@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,18 +16,20 @@ from pact_plugins.evaluation.statistics import PairedChange
 from pact_plugins.run import token_profile
 from pact_plugins.run.evidence import EVIDENCE, HISTORY, Evidence
 from pact_plugins.run.report.contents import Behaviour, Contents, Training, agreement_words, lines_of, samples_of
+from pact_plugins.run.verification import Verification, verify
 from pact_plugins.storage import files
 
 RESULT, VERDICTS = "evaluation.json", "verdicts.jsonl"
 T = TypeVar("T")
 
 
-def contents_of(folder: Path, evaluation: Path | None = None) -> Contents:
+def contents_of(folder: Path, evaluation: Path | None = None, *, saved: bool = True) -> Contents:
     """What the report of `folder` shows.
 
     Args:
         folder: the output folder of a run, or the folder of an evaluation alone.
         evaluation: folder of the run's evaluation; `folder/pact_evaluation` if there is one there, without.
+        saved: whether the weights of the run lie in its folder by now.
 
     Raises:
         PactError: there is neither a run nor an evaluation, or a file is damaged.
@@ -38,13 +41,11 @@ def contents_of(folder: Path, evaluation: Path | None = None) -> Contents:
         raise _nothing(f"an evaluation ({RESULT}, written by `pact eval`)", evaluation)
     if not is_run and evaluation is None:
         raise _nothing(f"a run under PACT ({EVIDENCE}), or an evaluation ({RESULT})", folder)
-    training = _sound(lambda: training_of(folder), folder) if is_run else None
+    training = _sound(lambda: training_of(folder, saved=saved), folder) if is_run else None
     behaviour = _sound(lambda: _behaviour(evaluation), evaluation) if evaluation is not None else None
     notes: list[str] = []
-    if training and not training.log:
-        notes.append("Training has not ended, or not under PACT: nothing of its course is recorded yet.")
     if training and behaviour and folder.resolve() not in {Path(who).resolve() for who in _who(behaviour.speakers[-1])}:
-        notes.append(f"The behaviour was measured on {behaviour.speakers[-1]}; the run wrote to {folder}. Same model?")
+        notes.append(f"The answers are those of {behaviour.speakers[-1]}; the run is {folder}. Same model?")
     return Contents(
         title=f"Did it hold? “{folder.resolve().name}”",
         trainings=(training,) if training else (),
@@ -54,8 +55,13 @@ def contents_of(folder: Path, evaluation: Path | None = None) -> Contents:
     )
 
 
-def training_of(folder: Path, name: str = "run") -> Training:
+def training_of(folder: Path, name: str = "run", *, saved: bool = True) -> Training:
     """What a run left in its output folder.
+
+    Args:
+        folder: of the run.
+        name: of the run in the report.
+        saved: whether its weights lie there by now, to be compared with its evidence.
 
     Raises:
         OSError, ValueError, KeyError, TypeError, PactError: a file is missing or damaged.
@@ -64,7 +70,17 @@ def training_of(folder: Path, name: str = "run") -> Training:
     log = files.read(folder / HISTORY)["log"] if (folder / HISTORY).exists() else []
     stored = files.read(folder / token_profile.FILE) if (folder / token_profile.FILE).exists() else {}
     profiles = {name: token_profile.as_profile(content) for name, content in stored.items()}
-    return Training(name, log, {**evidence.about, "fingerprints": evidence.identity}, evidence.tokens, profiles)
+    about = {**evidence.about, "fingerprints": evidence.identity}
+    found = verify(folder, weights=saved)
+    return Training(name, log, about, evidence.tokens, profiles, found.holds, _proof(found))
+
+
+def _proof(found: Verification) -> str:
+    if not found.holds or found.evidence is None:
+        return f"not under PACT: {'; '.join(found.faults)}"
+    last = found.evidence.parts[-1]
+    words = f"under PACT, steps 1 to {last.last_step:,} of {last.planned_steps:,}"
+    return f"{words}, these weights" if found.weights else f"{words} (of the saved weights, ask `pact verify`)"
 
 
 def _behaviour(folder: Path) -> Behaviour:
@@ -124,11 +140,13 @@ def _who(speaker: str) -> list[str]:
 
 
 def _command(folder: Path, training: Training) -> str:
-    """What measures the behaviour of a run."""
+    """What measures the behaviour of a run, from its folder."""
     about = cast(dict[str, Any], training.about.get("training", {}))
     model = str(about.get("model") or "MODEL")
-    who = ["--model", model, "--adapter", str(folder)] if about.get("adapter") else ["--model", str(folder)]
-    return shlex.join(["pact", "eval", *who, "--against", model, "--out", str(folder / EVALUATION)])
+    if Path(model).exists():
+        model = os.path.relpath(model, folder)
+    who = ["--model", model, "--adapter", "."] if about.get("adapter") else ["--model", "."]
+    return shlex.join(["pact", "eval", *who, "--against", model, "--out", EVALUATION])
 
 
 def _sound(read: Callable[[], T], folder: Path) -> T:
