@@ -228,6 +228,17 @@ def views(config: PactConfig) -> list[str]:
     return ["full", *(["answer_only"] if config.active_gate else []), *(["harm"] if config.damps else [])]
 
 
+def _damped(damping: Damping | None) -> dict[str, Any]:
+    if damping is None:
+        return {"damped_share": 0.0}
+    return {
+        "damped_share": damping.share,
+        "damped_answers": damping.damped,
+        "looked_at_answers": damping.answers,
+        "strongest_damped_rows": [row for row, *_ in damping.strongest],
+    }
+
+
 def evidence_of(preparation: Preparation, **about: Any) -> Evidence:
     """The evidence of a run that is about to begin or to go on: what it is held to, and what to tell people `about` it.
 
@@ -240,7 +251,7 @@ def evidence_of(preparation: Preparation, **about: Any) -> Evidence:
         "data": {
             **asdict(preparation.data),
             "coverage": preparation.coverage.as_dict(),
-            "damped_share": preparation.damping.share if preparation.damping else 0.0,
+            **_damped(preparation.damping),
             "anchors": len(objective.anchors.documents) if objective.anchors else 0,
         },
         "reference": {
