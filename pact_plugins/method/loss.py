@@ -168,23 +168,6 @@ def conflict(harm: Tensor, position: Tensor, answer: Tensor, label_in_s: Tensor)
     return torch.where(away, harm, 0.0)[answer]
 
 
-def yielding(divergence: Tensor, mass: Tensor, contradicted: Tensor) -> Tensor:
-    r"""What is left of the divergence where a harmless row answers what the reference declines.
-
-    At a token where the reference puts the mass m on S+ and the row's own token is another, cross-entropy and the
-    divergence pull against each other: the reference declined for want of knowledge, and the row supplies it. With c
-    true there::
-
-        kl * (1 - m) if c else kl
-
-    Args:
-        divergence: [N] of each answer token.
-        mass: [N] the reference's probability of S+.
-        contradicted: [N] boolean: the row's own token is outside S+, and its cross-entropy is not left out.
-    """
-    return torch.where(contradicted, (1 - mass) * divergence, divergence)
-
-
 def _tokens_to_mass(logits: Tensor, mass: float, temperature: float) -> Tensor:
     """[N] smallest number of most probable tokens that together reach `mass`; `logits` is [N, S]."""
     probabilities = torch.softmax(logits / temperature, dim=-1).sort(dim=-1, descending=True).values

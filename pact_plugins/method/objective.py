@@ -35,7 +35,6 @@ class Targets:
         answer_only: [N, S] the same without the prompt; None where the gate is off.
         position: [N] index of each answer token in its answer, below 0 before the answer's own words.
         damped: number M of the tokens whose cross-entropy is left out (`request.labelled`).
-        contradicted: [N] where the divergence yields to the row (`loss.yielding`); None where it never does.
         documents: number of documents looked up.
         supervised: number of tokens that the batch's cross-entropy is the mean of.
     """
@@ -45,7 +44,6 @@ class Targets:
     answer_only: Tensor | None
     position: Tensor
     damped: int
-    contradicted: Tensor | None
     documents: int
     supervised: int
 
@@ -122,10 +120,6 @@ class PactObjective:
         labels = inputs["labels"]
         damps = damps and self.config.damps
         damped = self._damped(tokens, reference) if damps else _NOTHING_DAMPED
-        contradicted = None
-        if damps and self.config.objective == "confidence":
-            contradicted = ~np.isin(tokens.label, self._positive_ids)
-            contradicted[damped] = False
         request = Request(
             flat=to_device(tokens.flat(labels.shape[1]), device),
             label=to_device(tokens.label, device),
@@ -143,7 +137,6 @@ class PactObjective:
             answer_only=answer_only,
             position=to_device(tokens.position, device),
             damped=len(damped),
-            contradicted=None if contradicted is None else to_device(contradicted, device),
             documents=len(tokens.documents),
             supervised=max(int((labels[:, 1:] != IGNORE_INDEX).sum()), 1),
         )
@@ -160,8 +153,6 @@ class PactObjective:
         normalised = capture.log_normaliser is not None
         student = log_probabilities(capture) if normalised else capture.logits
         kl, gate = self.divergence(student, targets)
-        if targets.contradicted is not None:
-            kl = loss.yielding(kl, self.held_mass(targets.full), targets.contradicted)
         damped = kl.new_zeros(())
         if capture.cross_entropy is not None:
             damped = capture.cross_entropy.sum()

@@ -177,10 +177,3 @@ def test_misaligned_shapes_are_refused() -> None:
         loss.confidence(torch.zeros(3, 2), torch.zeros(3, 2), None, None, torch.arange(0))
     with pytest.raises(ValueError, match="weights"):
         loss.paper(torch.zeros(3, 2), torch.zeros(3, 2), None, None, torch.ones(1))
-
-
-def test_the_divergence_yields_to_rows_that_know_better() -> None:
-    """Prevents: a task that the reference declines being held back, and refusals elsewhere being let go."""
-    divergence, mass = torch.tensor([2.0, 2.0, 2.0]), torch.tensor([0.9, 0.0, 0.9])
-    left = loss.yielding(divergence, mass, torch.tensor([True, True, False]))
-    torch.testing.assert_close(left, torch.tensor([0.2, 2.0, 2.0]))
