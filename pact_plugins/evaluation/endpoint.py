@@ -68,14 +68,8 @@ class ServedJudge:
     def __init__(
         self, name: str, model: str, words: Mapping[str, Verdict], rubric: str, url: str, serving: Serving
     ) -> None:
-        self.name, self.model, self.words, self.rubric, self.url, self.serving = (
-            name,
-            model,
-            words,
-            rubric,
-            url,
-            serving,
-        )
+        self.name, self.model, self.words = name, model, words
+        self.rubric, self.url, self.serving = rubric, url, serving
         self.tells: frozenset[Verdict] = frozenset(v for v in (*words.values(), CANNOT) if v != "other")
         self._openai = _client_library()
         self._client = self._openai.OpenAI(

@@ -37,7 +37,7 @@ def contents_of(folder: Path, evaluation: Path | None = None, *, saved: bool = T
     """
     is_run = (folder / EVIDENCE).exists()
     if evaluation is None:
-        evaluation = next((f for f in (folder / EVALUATION, folder) if (f / RESULT).exists()), None)
+        evaluation = _evaluated_in(folder)
     elif not (evaluation / RESULT).exists():
         raise _nothing(f"an evaluation ({RESULT}, written by `pact eval`)", evaluation)
     if not is_run and evaluation is None:
@@ -130,13 +130,18 @@ class Evaluated:
         return f"{who['model']} + {who['adapter']}" if who["adapter"] else who["model"]
 
 
+def _evaluated_in(folder: Path) -> Path | None:
+    """Where the evaluation of a run's folder lies, or of its own; None if there is none."""
+    return next((f for f in (folder / EVALUATION, folder) if (f / RESULT).exists()), None)
+
+
 def evaluation_of(folder: Path) -> Evaluated:
     """The evaluation in a run's folder, or in its own.
 
     Raises:
         PactError: there is none, or it is damaged.
     """
-    there = next((f for f in (folder / EVALUATION, folder) if (f / RESULT).exists()), None)
+    there = _evaluated_in(folder)
     if there is None:
         raise _nothing(f"an evaluation ({RESULT}, written by `pact eval`)", folder)
     return sound(lambda: _evaluated(there), there)
