@@ -27,6 +27,12 @@ FOLDER = "pact_evaluation"
 _WHAT = "asking the model"
 
 
+def descriptions(config: EvalConfig) -> list[str]:
+    """What is asked, as `prompts.load` reads it."""
+    task = [] if config.task is None else [f"{config.task}:task" if ":task" not in config.task else config.task]
+    return [*config.prompts, *task]
+
+
 class RunEvaluation:
     """Asks the model of one run twice; each process of the run asks it a part of the prompts.
 
@@ -48,8 +54,7 @@ class RunEvaluation:
         self, config: EvalConfig, output_dir: Path, tokenizer: Any, kept_in: Path, ranks: Ranks = ALONE
     ) -> None:
         self.ranks, self.kept_in = ranks, kept_in
-        task = [] if config.task is None else [f"{config.task}:task" if ":task" not in config.task else config.task]
-        self.sets = prompt_sets_of([*config.prompts, *task], config.limit, config.system)
+        self.sets = prompt_sets_of(descriptions(config), config.limit, config.system)
         self.scorer = scorers.load(config.scorer)
         self.generation = Generation(config.max_new_tokens)
         self.output_dir, self.folder, self.tokenizer = output_dir, output_dir / FOLDER, tokenizer
