@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -108,6 +109,7 @@ class RunEvaluation:
         *,
         adapter: bool,
         fingerprint: str | None = None,
+        weights: Sequence[str] = (),
         show_progress: bool = True,
     ) -> Evaluation | None:
         """Asks the trained model; the first process writes what has changed, and is given it.
@@ -117,6 +119,7 @@ class RunEvaluation:
             name: of the model before, for people.
             adapter: whether an adapter was trained, rather than the model itself.
             fingerprint: of the trained weights, if it is known.
+            weights: theirs in each precision, for the evaluation to keep.
             show_progress: whether there is a progress bar.
         """
         place = str(self.output_dir)
@@ -130,7 +133,7 @@ class RunEvaluation:
         answers["model"] = self._ask(engine, speaker, path, show_progress)
         if not self.ranks.is_first:
             return None
-        return conclude(answers, self.sets, self.judges, self.folder, scorer=self.scorer)
+        return conclude(answers, self.sets, self.judges, self.folder, scorer=self.scorer, weights=weights)
 
     def _ask(self, engine: Engine, speaker: Speaker, path: Path, show_progress: bool) -> list[Answer]:
         shown = show_progress and self.ranks.is_first

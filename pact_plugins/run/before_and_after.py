@@ -9,7 +9,7 @@ from typing import Any
 from pact_plugins.config import PactConfig
 from pact_plugins.evaluation.of_run import RunEvaluation
 from pact_plugins.model.ranks import Ranks
-from pact_plugins.run.evidence import Evidence
+from pact_plugins.run.evidence import FINAL, Evidence
 from pact_plugins.run.preparation import Preparation
 from pact_plugins.run.report.write import make_report
 from pact_plugins.run.token_profile import measure_profile, save_profiles
@@ -62,13 +62,13 @@ class Reporting:
         with self.trainer.accelerator.autocast():
             self.evaluation.before(self._model, name, resumed=resumed, fingerprint=known)
 
-    def end(self, trained_model: str | None) -> Path | None:
+    def end(self, evidence: Evidence) -> Path | None:
         """Keeps what was logged, looks at the trained model, lets it answer as well, and writes the report.
 
         The first process is given the report's folder.
 
         Args:
-            trained_model: fingerprint of the model as it is now.
+            evidence: of the run, with the fingerprints of the model as it is now.
         """
         trainer, objective = self.trainer, self.preparation.objective
         if self.ranks.is_first:
@@ -83,6 +83,10 @@ class Reporting:
             if self.evaluation is not None:
                 about = about_training(trainer)
                 self.evaluation.after(
-                    self._model, str(about["model"]), adapter=about["adapter"], fingerprint=trained_model
+                    self._model,
+                    str(about["model"]),
+                    adapter=about["adapter"],
+                    fingerprint=evidence.trained_model,
+                    weights=evidence.weights.get(FINAL, ()),
                 )
         return make_report(self._folder, saved=False) if self.ranks.is_first else None

@@ -17,6 +17,7 @@ from pact_plugins.method.anchors import Anchors
 from pact_plugins.method.objective import PactObjective, Targets
 from pact_plugins.model.ranks import ALONE, Ranks
 from pact_plugins.run.agreement import check_agreement
+from pact_plugins.run.as_loaded import check_as_loaded
 from pact_plugins.run.before_and_after import Reporting, evaluation_of
 from pact_plugins.run.cost import ModelSize, Overhead
 from pact_plugins.run.evidence import StartedFrom
@@ -115,6 +116,7 @@ class Binding:
             started = time.perf_counter()
             if not resumed:
                 check_untrained(self._model)
+                check_as_loaded(trainer, self._model)
             # First, since the reference may take long: a misspelt judge is noticed at once.
             evaluation = evaluation_of(trainer, self.config, self.ranks)
             self.preparation = prepare(
@@ -183,7 +185,7 @@ class Binding:
         """Writes the report of a run that has ended, and gives its folder to the first process."""
         assert self._reporting is not None, "training has begun"
         with self.ranks.together("the report of the run"):
-            return self._reporting.end(self._recorder.evidence.trained_model)
+            return self._reporting.end(self._recorder.evidence)
 
     def _check_attached(self) -> None:
         if getattr(self.trainer, _ATTRIBUTE, None) is not self:

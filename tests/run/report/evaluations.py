@@ -26,7 +26,7 @@ def write(
     after: Sequence[Sequence[str]],
     used: Sequence[str] = judges.DEFAULT_JUDGES,
 ) -> Path:
-    """What `pact eval` leaves of these answers to harmful prompts, to harmless ones and of a task, if there are some."""
+    """What `pact eval` leaves of these answers: to harmful prompts, to harmless ones, and to a task if there is one."""
     sets = [prompts(kind, len(answers)) for kind, answers in zip(KINDS, after, strict=False)]
     loaded = [judges.load(name) for name in used]
     answers_of = {}
