@@ -12,7 +12,7 @@ from pact_plugins.model.ranks import Ranks
 from pact_plugins.run.evidence import Evidence
 from pact_plugins.run.preparation import Preparation
 from pact_plugins.run.report.write import make_report
-from pact_plugins.run.token_profile import measure_profile, save_profiles
+from pact_plugins.run.token_profile import measure_profile, profile_of_anchors, save_profiles
 from pact_plugins.run.trainer import about_training, output_dir, tokenizer_of
 
 logger = logging.getLogger(__name__)
@@ -73,11 +73,10 @@ class Reporting:
         trainer, objective = self.trainer, self.preparation.objective
         if self.ranks.is_first:
             Evidence.save_history(trainer.state.log_history, self._folder)
-        looked_at = {"training answers": self.preparation.sample}
-        if objective.anchors is not None:
-            looked_at["anchors"] = [*objective.anchors.documents]
         with trainer.accelerator.autocast():
-            profiles = {what: measure_profile(objective, documents) for what, documents in looked_at.items()}
+            profiles = {"training answers": measure_profile(objective, self.preparation.sample)}
+            if objective.anchors is not None:
+                profiles["anchors"] = profile_of_anchors(objective, objective.anchors)
             if self.ranks.is_first:
                 save_profiles(profiles, self._folder)
             if self.evaluation is not None:
