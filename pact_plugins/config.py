@@ -170,7 +170,8 @@ class PactConfig(_Block):
     )
     conflict: Conflict | None = Field(
         default=None,
-        description="`damp` leaves answers to harmful requests out of the cross-entropy, `keep` trains on them. "
+        description="`damp` leaves answers to harmful requests to the safety term and others to the cross-entropy, "
+        "`keep` has both on all of them. "
         "Default: `damp` for `confidence`, `keep` for `paper`.",
     )
     conflict_threshold: float = Field(
@@ -185,7 +186,8 @@ class PactConfig(_Block):
         ge=0,
         le=64,
         description="Rows of shipped prompts, harmful and harmless in turn, with the reference's own answers, that "
-        "join each optimiser step under the safety term alone. Each costs the compute of a row; 0 is off. "
+        "join each optimiser step under a divergence over the whole vocabulary alone. Each costs the compute of a row; "
+        "0 is off. "
         "Default: 4 for `confidence`, 0 for `paper`.",
     )
     gate: GateConfig | bool | None = Field(

@@ -1,13 +1,13 @@
 """The shipped prompts, asked of a model: once, for whoever needs its answers, and kept in one file.
 
-Safety tokens need the probabilities at the tokens of an answer, anchors the answer itself, their reference the last
-hidden states. All of that is taken in the very forward passes that write the answers.
+Safety tokens need the probabilities at the tokens of an answer, anchors the answer itself and what else the model might
+have said. All of that is taken in the very forward passes that write the answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
@@ -23,10 +23,10 @@ from pact_plugins.method.prompting import answered, continuations, end_tokens, u
 from pact_plugins.model.forward import batches_by_length
 from pact_plugins.model.progress import bar
 from pact_plugins.model.ranks import ALONE, Ranks
-from pact_plugins.model.support import check_supported, decoder_of, underlying
+from pact_plugins.model.support import check_supported, underlying
 from pact_plugins.storage import files
 
-VERSION = 1
+VERSION = 2
 """Of the file, and of how the prompts are asked."""
 
 TOKENS_PER_BATCH = 8192
@@ -34,6 +34,9 @@ TOKENS_PER_BATCH = 8192
 
 LIKELY = 1024
 """Tokens of an answer whose probabilities are kept, the most probable ones; of the others each has less than 1/1024."""
+
+CANDIDATES = 32
+"""Tokens whose probabilities are kept at each token of an answer, the most probable ones."""
 
 WHAT = "asking the model the shipped prompts"
 
@@ -46,16 +49,15 @@ class Asked:
         documents: [n] each prompt with its answer, the answer supervised.
         likely: [n, K] ids of the tokens that are most probable in each answer.
         probabilities: [n, K] theirs, a mean over the tokens of the answer.
-        hidden: [T, H] the decoder's last hidden state before each token of the answers, in their order; [0, H] in
-            processes other than the first.
-        log_normalisers: [T] logsumexp of the logits there; [0] likewise.
+        candidates: [T, C] ids of the tokens that are most probable at each token of the answers, in their order.
+        log_probabilities: [T, C] theirs.
     """
 
     documents: list[Document]
     likely: Tensor
     probabilities: Tensor
-    hidden: Tensor
-    log_normalisers: Tensor
+    candidates: Tensor
+    log_probabilities: Tensor
 
     @classmethod
     def joined(cls, parts: Sequence[Asked]) -> Asked:
@@ -66,10 +68,6 @@ class Asked:
     def answers(self) -> list[list[int]]:
         """Token ids of each answer."""
         return [d.input_ids[d.supervised].tolist() for d in self.documents]
-
-    def without_states(self) -> Asked:
-        """What every process needs: the hidden states stay where they are."""
-        return replace(self, hidden=self.hidden[:0], log_normalisers=self.log_normalisers[:0])
 
     def save(self, path: Path) -> None:
         """Writes everything, with the name of the file: another model's answers have another name."""
@@ -96,9 +94,10 @@ class Asked:
             lengths = [len(answer) for answer in asked.answers()]
             if not rows or min([*starts, *lengths]) < 1 or min(map(min, rows)) < 0:
                 raise ValueError("a prompt without an answer, or an answer without a prompt")
-            values = [len(asked.likely), len(asked.probabilities), len(asked.hidden), len(asked.log_normalisers)]
-            if values != [len(rows)] * 2 + [sum(lengths)] * 2 or asked.likely.shape != asked.probabilities.shape:
-                raise ValueError("not as many values as answers")
+            pairs = (asked.likely, asked.probabilities), (asked.candidates, asked.log_probabilities)
+            for (ids, values), count in zip(pairs, (len(rows), sum(lengths)), strict=True):
+                if ids.shape != values.shape or len(ids) != count:
+                    raise ValueError("not as many values as answers")
             return asked
         except (OSError, ValueError) as error:
             gone = isinstance(error, FileNotFoundError)
@@ -112,14 +111,14 @@ class Asked:
             ) from error
 
 
-_TENSORS = ("likely", "probabilities", "hidden", "log_normalisers")
+_TENSORS = ("likely", "probabilities", "candidates", "log_probabilities")
 _FORM = {
     "ids": (2, False),
     "lengths": (1, False),
     "likely": (2, False),
     "probabilities": (2, True),
-    "hidden": (2, True),
-    "log_normalisers": (1, True),
+    "candidates": (2, False),
+    "log_probabilities": (2, True),
 }
 """Dimensions of each tensor in the file, and whether it holds floating point numbers."""
 
@@ -198,29 +197,18 @@ class _Watch:
 
     def __init__(self, model: nn.Module, length: int, ends: set[int], each_step: Callable[[int], None]) -> None:
         self.steps, self._length, self._ends, self._each_step = 0, length, sorted(ends), each_step
-        self._hidden: list[Tensor] = []
-        self._log_normalisers: list[Tensor] = []
+        self._candidates: list[torch.return_types.topk] = []
         self._sums, self._going_on = torch.zeros(()), torch.ones(())
-        base = underlying(model)
-        self._hooks = [
-            decoder_of(base).register_forward_hook(self._after_decoder),
-            base.register_forward_hook(self._after_model, with_kwargs=True),
-        ]
+        self._hook = underlying(model).register_forward_hook(self._after_model, with_kwargs=True)
 
     def __enter__(self) -> _Watch:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def _after_decoder(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        if self.steps < self._length:  # an engine that shares the weights goes on until the last process is done
-            hidden = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
-            self._hidden.append(hidden[:, -1].clone())
+        self._hook.remove()
 
     def _after_model(self, _module: nn.Module, _args: Any, inputs: dict[str, Any], output: Any) -> None:
-        if self.steps >= self._length:
+        if self.steps >= self._length:  # an engine that shares the weights goes on until the last process is done
             return
         logits = output.logits[:, -1].float()
         if self.steps == 0:
@@ -229,22 +217,21 @@ class _Watch:
             self._going_on *= ~torch.isin(inputs["input_ids"][:, -1:], torch.tensor(self._ends, device=logits.device))
         probabilities = logits.softmax(-1)
         self._sums.addcmul_(probabilities, self._going_on)
-        # Of the likeliest token, log p = z - log-normaliser: cheaper than another pass over the vocabulary.
-        self._log_normalisers.append(logits.amax(-1) - probabilities.amax(-1).log())
+        self._candidates.append(logits.log_softmax(-1).topk(min(CANDIDATES, logits.shape[1])))
         self.steps += 1
         self._each_step(self.steps)
 
     def values(self, chats: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[Asked]:
         """What was seen of each answer."""
         sums, likely = (part.cpu() for part in self._sums.topk(min(LIKELY, self._sums.shape[1])))
-        hidden, log_normalisers = (torch.stack(v, 1).cpu() for v in (self._hidden, self._log_normalisers))
+        values, ids = (torch.stack(seen, 1).cpu() for seen in zip(*self._candidates, strict=True))
         return [
             Asked(
                 [answered(chat, answer)],
                 likely[[row]].int(),
                 sums[[row]] / len(answer),
-                hidden[row, : len(answer)],
-                log_normalisers[row, : len(answer)],
+                ids[row, : len(answer)].int(),
+                values[row, : len(answer)],
             )
             for row, (chat, answer) in enumerate(zip(chats, answers, strict=True))
         ]

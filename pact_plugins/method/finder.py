@@ -6,9 +6,9 @@ What is found is kept beside the reference caches, under the fingerprints of the
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +17,8 @@ from pact_plugins.chat.answers import Document
 from pact_plugins.chat.fingerprints import digest, tokenizer_fingerprint
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
-from pact_plugins.method import asking, discovery, prompting
+from pact_plugins.method import anchors, asking, discovery, prompting
+from pact_plugins.method.anchors import Anchors
 from pact_plugins.method.asking import Asked
 from pact_plugins.method.prompting import Prompts
 from pact_plugins.method.safety_tokens import SafetyTokens
@@ -82,35 +83,37 @@ class Finder:
                         replace(tokens, provenance={**tokens.provenance, _NAME: stored.stem}).save(stored)
             return ranks.first(lambda: self._changed(_load(stored)), what)
 
-    def anchors(self, resumed_with: str | None = None) -> list[Document]:
-        """The anchors of this model, harmful and harmless in turn; none if they are off.
+    def anchors(self, resumed_with: str | None = None) -> Anchors | None:
+        """The anchors of this model, harmful and harmless in turn; None if they are off.
 
         Args:
             resumed_with: name of the file of a run that is being resumed, whose trained weights are not asked.
         """
         if not self.config.anchors_per_step:
-            return []
+            return None
         if resumed_with is not None:
             stored = self.config.cache_folder / resumed_with
-            return self._ranks.first(lambda: Asked.load(stored).documents, asking.WHAT)
-        return self.answers.documents
+            return self._anchors_of(self._ranks.first(lambda: Asked.load(stored), asking.WHAT))
+        return self._anchors_of(self.answers)
 
     def expected_anchors(self) -> tuple[list[Document], bool]:
         """The anchors of this model and True, or stand-ins and False if they have yet to be written.
 
-        Stand-ins have the real prompts, and answers of the greatest length.
+        Stand-ins have the real prompts, all of them, and answers of the greatest length.
         """
         if not self.config.anchors_per_step:
             return [], True
         if self.answers_file.exists():
-            return Asked.load(self.answers_file).documents, True
-        # Equal answers would be computed once: each has a token of its own.
-        length, tokens = prompting.MAX_ANSWER_TOKENS, len(self.tokenizer)
-        return [prompting.answered(chat, [i % tokens] * length) for i, chat in enumerate(self._chats)], False
+            return [*self._anchors_of(Asked.load(self.answers_file)).documents], True
+        return [prompting.answered(chat, [0] * prompting.MAX_ANSWER_TOKENS) for chat in self._chats], False
+
+    def _anchors_of(self, asked: Asked) -> Anchors:
+        kept = anchors.worth_keeping(asked, partial(self.tokenizer.decode, skip_special_tokens=True))
+        return Anchors.of(asked, kept, self.config.anchors_per_step)
 
     @cached_property
     def answers(self) -> Asked:
-        """The model's own answers, given now or found; the hidden states in the first process alone."""
+        """The model's own answers, given now or found."""
         stored, ranks = self.answers_file, self._ranks
         if not ranks.first(stored.exists, asking.WHAT):
             with files.locked(stored, asking.WHAT, ranks, holds=ranks.is_first):
@@ -121,9 +124,7 @@ class Finder:
                     if ranks.is_first:
                         with files.storing(stored.parent):
                             given.save(stored)
-        own = Asked.load(stored) if ranks.is_first else None
-        shared = ranks.exchange(own and own.without_states(), asking.WHAT)[0]
-        return own or cast(Asked, shared)
+        return ranks.first(lambda: Asked.load(stored), asking.WHAT)
 
     @cached_property
     def answers_file(self) -> Path:

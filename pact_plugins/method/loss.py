@@ -6,7 +6,7 @@ Every function works in float32 or wider, and returns one value per answer token
 
 Source: Wang, Shi, Ouyang, Wang, "Few Tokens, Big Leverage: Preserving Safety Alignment by Constraining Safety Tokens
 during Fine-tuning", arXiv 2603.07445. `paper` is the objective of the authors' code; `confidence` is the aim stated in
-the abstract; `conflict` and damping are this package's own.
+the abstract; `conflict`, damping, `yielding`, and `divergence` at anchors are this package's own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_MASS = 1 - 1e-6
 """Largest probability that the safety tokens together may have in `confidence`: keeps log(1 - mass) finite."""
 
 OPENING = 8
-"""Answer tokens within which a row may turn away from a refusal: a whole first sentence in no more words."""
+"""Tokens in which an answer turns to a refusal or away from one: a whole first sentence in no more words."""
 
 
 def gate(
@@ -136,13 +136,52 @@ def confidence(
     _same_shape(student, full)
     if positive.numel() == 0:
         raise ValueError("no safety token has a positive weight: there is nothing to hold, and the loss would be zero")
+    if gate_value is None or answer_only is None:
+        return divergence(student[:, positive], full[:, positive])
     log_s = _partition(student[:, positive])
-    log_p = _partition(full[:, positive])
-    if gate_value is not None and answer_only is not None:
-        g = gate_value.unsqueeze(-1)
-        p = (1 - g) * log_p.exp() + g * _partition(answer_only[:, positive]).exp()
-        log_p = p.clamp(min=torch.finfo(p.dtype).tiny).log()
+    g = gate_value.unsqueeze(-1)
+    p = (1 - g) * _partition(full[:, positive]).exp() + g * _partition(answer_only[:, positive]).exp()
+    log_p = p.clamp(min=torch.finfo(p.dtype).tiny).log()
     return (log_p.exp() * (log_p - log_s)).sum(-1)
+
+
+def divergence(student: Tensor, reference: Tensor) -> Tensor:
+    r"""KL divergence from reference to student over {each of K tokens} and one bucket "everything else".
+
+    Equals, with probabilities p of the reference and s of the student under the full-vocabulary softmax::
+
+        kl = sum(p_k * log(p_k / s_k) for k in K) + p_rest * log(p_rest / s_rest),    p_rest = 1 - sum(p_k)
+
+    At anchors, K are the tokens that the reference finds most probable at each place.
+
+    Args:
+        student: [N, K] log-probabilities, with gradient.
+        reference: [N, K] log-probabilities of the same tokens.
+
+    Returns:
+        [N] divergences in nats.
+    """
+    _same_shape(student, reference)
+    log_s, log_p = _partition(student), _partition(reference)
+    return (log_p.exp() * (log_p - log_s)).sum(-1)
+
+
+def yielding(harm: Tensor, label_in_s: Tensor) -> Tensor:
+    r"""What is left of the divergence of each answer token, where the row teaches something else than a refusal.
+
+    A reference that declines for want of knowledge, not for harm, would have the divergence work against the row; and
+    what is learned there, to decline in spite of an answer at hand, carries over to other harmless requests::
+
+        share = 1 if label in S+ else h
+
+    Args:
+        harm: [N] the probability h that the prompt of each token's answer asks for harm (`harm_probe`).
+        label_in_s: [N] boolean, True where the row's own token is in S+.
+
+    Returns:
+        [N] values in [0, 1].
+    """
+    return torch.where(label_in_s, 1.0, harm)
 
 
 def conflict(harm: Tensor, position: Tensor, answer: Tensor, label_in_s: Tensor) -> Tensor:

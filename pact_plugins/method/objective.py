@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -37,6 +37,7 @@ class Targets:
         damped: number M of the tokens whose cross-entropy is left out (`request.labelled`).
         documents: number of documents looked up.
         supervised: number of tokens that the batch's cross-entropy is the mean of.
+        share: [N] what is left of each token's divergence (`loss.yielding`), or None where it does not yield.
     """
 
     request: Request
@@ -46,6 +47,26 @@ class Targets:
     damped: int
     documents: int
     supervised: int
+    share: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class AtAnchors:
+    """What was seen at the N answer tokens of anchors.
+
+    Attributes:
+        position: [N] index of each token in its answer, on the host.
+        divergence: [N] in nats, with gradient.
+        mass, reference_mass: [N] probability of the model, and of the reference, on those held tokens S+ that are among
+            the candidates.
+        connection: a zero that belongs into every loss on these (see `SubsetHead.decode`).
+    """
+
+    position: Tensor
+    divergence: Tensor
+    mass: Tensor
+    reference_mass: Tensor
+    connection: Tensor
 
 
 @dataclass(frozen=True)
@@ -85,7 +106,7 @@ class PactObjective:
         tokens: the safety tokens, checked against the model.
         chat: what the chat template puts around answers.
         head: the subset head of the model being trained.
-        cache: the reference of the training data, and of the anchors.
+        cache: the reference of the training data.
         anchors: prompts with the reference's own answers that join each step, or None.
     """
 
@@ -111,15 +132,19 @@ class PactObjective:
         Args:
             inputs: `input_ids` and `labels` [B, L], and where present `position_ids` and `attention_mask`.
             device: where the forward pass will run; the batch's own device if None.
-            damps: False leaves conflicts alone, for rows that have no cross-entropy.
+            damps: False leaves conflicts alone.
         """
         device = device or cast(Tensor, inputs["input_ids"]).device
+        if self._weights.device != device:
+            self._weights, self._positive = self._weights.to(device), self._positive.to(device)
         inputs = on_host(inputs)
         tokens = AnswerTokens.of(split_documents(inputs), self.chat)
         reference = self.cache.look_up(tokens)
         labels = inputs["labels"]
-        damps = damps and self.config.damps
-        damped = self._damped(tokens, reference) if damps else _NOTHING_DAMPED
+        damped, share = _NOTHING_DAMPED, None
+        if damps and self.config.damps:
+            damped = self._damped(tokens, reference)
+            share = to_device(self._share(tokens, reference), device)
         request = Request(
             flat=to_device(tokens.flat(labels.shape[1]), device),
             label=to_device(tokens.label, device),
@@ -129,8 +154,6 @@ class PactObjective:
         answer_only = None
         if self._gate is not None and reference.answer_only is not None:
             answer_only = to_device(reference.answer_only, device).float()
-        if self._weights.device != device:
-            self._weights, self._positive = self._weights.to(device), self._positive.to(device)
         return Targets(
             request=request,
             full=to_device(reference.full, device).float(),
@@ -139,6 +162,7 @@ class PactObjective:
             damped=len(damped),
             documents=len(tokens.documents),
             supervised=max(int((labels[:, 1:] != IGNORE_INDEX).sum()), 1),
+            share=share,
         )
 
     @contextmanager
@@ -166,6 +190,8 @@ class PactObjective:
                 statistics["gate"] = gate.sum()
             if normalised:
                 statistics["safety_mass"] = self.held_mass(student).sum()
+        if targets.share is not None:
+            kl = kl * targets.share
         return Terms(kl.sum(), damped, len(kl), statistics)
 
     def divergence(self, student: Tensor, targets: Targets) -> tuple[Tensor, Tensor | None]:
@@ -195,14 +221,29 @@ class PactObjective:
         """[N] probability on the held tokens S+, from [N, S] log-probabilities."""
         return values[:, self._positive].exp().sum(-1)
 
-    def anchor_terms(self, anchors: Anchors, turn: int, device: torch.device) -> Terms:
-        """The objective on the anchors of this turn, from a forward pass of the decoder alone."""
-        inputs = anchors.batch(turn)
-        targets = self.targets(inputs, device=device, damps=False)
-        with self.watch(targets) as captured:
+    def anchor_terms(self, anchors: Anchors, rows: Sequence[int], device: torch.device) -> Terms:
+        """The divergence at these anchors, from a forward pass of the decoder alone."""
+        seen = self.at_anchors(anchors, rows, device)
+        kl = seen.divergence.sum()
+        return Terms(kl + seen.connection, kl.new_zeros(()), len(seen.position), {"kl": kl.detach()})
+
+    def at_anchors(self, anchors: Anchors, rows: Sequence[int], device: torch.device) -> AtAnchors:
+        """What the model would say at these anchors, beside the reference."""
+        inputs = anchors.batch(rows)
+        position, candidates, reference = anchors.reference(rows)
+        # The token in column c is predicted in column c - 1.
+        labels = inputs["labels"].flatten()
+        flat = (labels != IGNORE_INDEX).nonzero()[:, 0]
+        flat, label, candidates, reference = (
+            part.to(device) for part in (flat - 1, labels[flat], candidates, reference)
+        )
+        with self.head.watch(Request(flat, label, candidates=candidates)) as captures:
             connection = self.head.decode(**decoder_inputs(inputs, device))
-        terms = self.terms(captured, targets)
-        return replace(terms, kl=terms.kl + connection)
+        student = SubsetHead.one(captures).candidates
+        assert student is not None, "they were asked for"
+        held = torch.isin(candidates, torch.from_numpy(self._positive_ids).to(device))
+        mass, before = ((values.detach().exp() * held).sum(-1) for values in (student, reference))
+        return AtAnchors(position, loss.divergence(student, reference), mass, before, connection)
 
     def conflicts(self, tokens: AnswerTokens, reference: Reference) -> npt.NDArray[np.float32]:
         """[N] conflict of each answer token with its reference (`loss.conflict`), computed on the host."""
@@ -211,9 +252,20 @@ class PactObjective:
             torch.from_numpy(reference.harm).float(),
             torch.from_numpy(tokens.position),
             torch.from_numpy(tokens.answer),
-            torch.from_numpy(np.isin(tokens.label, self._positive_ids)),
+            self._held(tokens),
         ).numpy()
         return values
+
+    def _share(self, tokens: AnswerTokens, reference: Reference) -> npt.NDArray[np.float32]:
+        """[N] what is left of each token's divergence (`loss.yielding`), computed on the host."""
+        assert reference.harm is not None, "a cache of a run that damps holds the harm of every prompt"
+        harm = torch.from_numpy(reference.harm).float()[torch.from_numpy(tokens.answer)]
+        values: npt.NDArray[np.float32] = loss.yielding(harm, self._held(tokens)).numpy()
+        return values
+
+    def _held(self, tokens: AnswerTokens) -> Tensor:
+        """[N] whether the row's own token is in S+, on the host."""
+        return torch.from_numpy(np.isin(tokens.label, self._positive_ids))
 
     def _damped(self, tokens: AnswerTokens, reference: Reference) -> Ints:
         """Indices into the answer tokens whose cross-entropy is left out."""

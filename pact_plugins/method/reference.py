@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,6 @@ from pact_plugins.chat.answers import AnswerTokens, Bools, Document, Ints
 from pact_plugins.chat.fingerprints import digest
 from pact_plugins.chat.format import ChatFormat
 from pact_plugins.errors import PactError
-from pact_plugins.method.asking import Asked
 from pact_plugins.method.harm_probe import HarmProbe
 from pact_plugins.model.forward import batches_by_length, evaluating, padded, to_device
 from pact_plugins.model.layer_states import LayerStates
@@ -43,26 +40,22 @@ def open_or_build(
     head: SubsetHead,
     chat: ChatFormat,
     *,
-    answers: Asked | None = None,
     probe: Callable[[], HarmProbe] | None = None,
     ranks: Ranks = ALONE,
     show_progress: bool = True,
 ) -> tuple[ReferenceCache, bool]:
     """The cache of this identity below `folder`, and whether this run built it (see `build`).
 
-    Of the documents that are `answers` of the model itself, the reference is what was seen when they were written.
     `probe` learns the probe, if the cache has to be built.
     """
     target = folder / digest(identity)
     there = all(ranks.exchange(target.exists(), _WHAT))
-    known = of_answers(answers, head, ranks) if answers and not there else {}
     built = not there and build(
         target,
         identity,
         documents,
         head,
         chat,
-        known=known,
         probe=probe() if probe else None,
         ranks=ranks,
         show_progress=show_progress,
@@ -78,7 +71,6 @@ def build(
     head: SubsetHead,
     chat: ChatFormat,
     *,
-    known: Mapping[bytes, Halves] | None = None,
     probe: HarmProbe | None = None,
     ranks: Ranks = ALONE,
     show_progress: bool = True,
@@ -95,8 +87,6 @@ def build(
     Args:
         identity: goes into the manifest; its `views` say what to compute, and its `reach` for how many tokens of each
             answer the view without the prompt is needed.
-        known: by their keys, documents of a prompt and an answer whose values with the full context are known, [A, S]
-            for the A tokens of the answer. They are the model's own, in no conflict with it: their harm counts as 0.
         probe: what scores the harm of prompts, if that is one of the `views`.
         ranks: of this run, with the same weights and arguments but for `target`.
         show_progress: whether there is a progress bar.
@@ -116,11 +106,8 @@ def build(
         "answer_only": np.asarray([int((t.position < reach).sum()) for t in tokens], np.int64),
         "harm": np.asarray([len(t.prompt_end) for t in tokens], np.int64),
     }
-    work = forward_sequences(tokens, identity["views"], reach, chat, known or {})
-    to_run = [s for s in work if s.values is None]
-    batches = [[to_run[i] for i in batch] for batch in batches_by_length([len(s.input_ids) for s in to_run])]
-    if len(to_run) < len(work):
-        batches.append([s for s in work if s.values is not None])
+    work = forward_sequences(tokens, identity["views"], reach, chat)
+    batches = [[work[i] for i in batch] for batch in batches_by_length([len(s.input_ids) for s in work])]
     places = [[place for sequence in batch for place in sequence.places] for batch in batches]
     writes = files.first_on_disk(target.parent, ranks) and not target.exists()
     with files.locked(target, _WHAT, ranks, holds=writes):
@@ -160,7 +147,6 @@ class ForwardSequence:
         columns: [n] places whose next token is an answer token.
         seen, positions: [L] as in the document (`answers.Document`), or None.
         wanted: every place that the result is written to.
-        values: the result, if it is known without a forward pass.
         prompt_ends: [A] places of the last tokens of the answers' prompts, whose harm is scored.
         harm: where that is written to; None if it is not wanted.
     """
@@ -170,7 +156,6 @@ class ForwardSequence:
     seen: Bools | None = None
     positions: Ints | None = None
     wanted: list[Place] = field(default_factory=list)
-    values: Halves | None = None
     prompt_ends: Ints = field(default_factory=lambda: np.empty(0, np.int64))
     harm: Place | None = None
 
@@ -185,11 +170,7 @@ class ForwardSequence:
 
 
 def forward_sequences(
-    tokens: Sequence[AnswerTokens],
-    views: Sequence[str],
-    reach: int,
-    chat: ChatFormat,
-    known: Mapping[bytes, Halves] = MappingProxyType({}),
+    tokens: Sequence[AnswerTokens], views: Sequence[str], reach: int, chat: ChatFormat
 ) -> list[ForwardSequence]:
     """All that has to go through the model for the reference of documents.
 
@@ -198,33 +179,27 @@ def forward_sequences(
         views: which views are wanted, of `full`, `answer_only` and `harm`, the last with the first alone.
         reach: for how many tokens of each answer the view without the prompt is needed.
         chat: what the chat template puts before answers.
-        known: see `build`.
     """
     sequences: list[ForwardSequence] = []
     if "full" in views:
-        sequences += _full_sequences(tokens, known, "harm" in views)
+        sequences += _full_sequences(tokens, "harm" in views)
     if "answer_only" in views:
         sequences += _answer_only_sequences(tokens, reach, chat)
     return sequences
 
 
-def _full_sequences(
-    tokens: Sequence[AnswerTokens], known: Mapping[bytes, Halves], harm: bool
-) -> Iterator[ForwardSequence]:
+def _full_sequences(tokens: Sequence[AnswerTokens], harm: bool) -> Iterator[ForwardSequence]:
     for i, t in enumerate(tokens):
         document = t.documents[0]
         columns = t.column - document.start
         place = Place("full", i, 0, len(columns))
-        values = known.get(document.key)
-        if values is not None:  # of all tokens of the answer, up to the end of the document
-            values = values[columns + 1 - (len(document.input_ids) - len(values))]
         # Nothing after the last answer token is needed.
         length = int(columns[-1]) + 1
         seen = None if document.seen is None else document.seen[:length]
         positions = None if document.positions is None else document.positions[:length]
         ends = t.prompt_end - document.start if harm else t.prompt_end[:0]
         scored = Place("harm", i, 0, len(ends)) if harm else None
-        yield ForwardSequence(document.input_ids[:length], columns, seen, positions, [place], values, ends, scored)
+        yield ForwardSequence(document.input_ids[:length], columns, seen, positions, [place], ends, scored)
 
 
 def _answer_only_sequences(tokens: Sequence[AnswerTokens], reach: int, chat: ChatFormat) -> list[ForwardSequence]:
@@ -252,16 +227,6 @@ def _answer_only_sequences(tokens: Sequence[AnswerTokens], reach: int, chat: Cha
     return list(distinct.values())
 
 
-def of_answers(answers: Asked, head: SubsetHead, ranks: Ranks = ALONE) -> dict[bytes, Halves]:
-    """[A, S] values of each answer, by the key of its document: from the hidden states at which it was written."""
-    logits = head.logits(answers.hidden)  # in every rank, for engines that share the head's weights
-    own: Halves = _halves(logits - answers.log_normalisers.to(logits.device)[:, None]).cpu().numpy()
-    values = ranks.exchange(own, _WHAT)[0]
-    ends = np.cumsum([int(d.supervised.sum()) for d in answers.documents])
-    keys = (d.key for d in answers.documents)
-    return dict(zip(keys, np.split(values, ends[:-1]), strict=True))
-
-
 def _one_behind(
     batches: Iterable[list[ForwardSequence]], head: SubsetHead, probe: HarmProbe | None
 ) -> Iterator[list[list[Halves]]]:
@@ -269,13 +234,8 @@ def _one_behind(
     layers = LayerStates(head.model) if probe else None
     pending: tuple[list[ForwardSequence], Callable[[], Halves], Callable[[], Halves]] | None = None
     for batch in batches:
-        known = [s.values for s in batch if s.values is not None]
-        if known:
-            harm = np.zeros((sum(len(s.prompt_ends) for s in batch), 1), np.float16)
-            started = batch, partial(np.concatenate, known), partial(np.asarray, harm)
-        else:
-            values, scores = _computed(head, batch, layers, probe)
-            started = batch, _to_host(values), _to_host(scores)
+        values, scores = _computed(head, batch, layers, probe)
+        started = batch, _to_host(values), _to_host(scores)
         if pending is not None:
             yield _collected(*pending)
         pending = started

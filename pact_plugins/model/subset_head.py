@@ -45,12 +45,14 @@ class Request:
         label: [N] ids of the tokens that they predict.
         normalise: whether the log-normaliser is wanted.
         labelled: [M] indices into the N tokens whose cross-entropy is wanted.
+        candidates: [N, K] ids, of each token's own, whose log-probabilities are wanted.
     """
 
     flat: Tensor
     label: Tensor
     normalise: bool = False
     labelled: Tensor | None = None
+    candidates: Tensor | None = None
 
     @property
     def reads_the_loss(self) -> bool:
@@ -66,12 +68,14 @@ class Capture:
         logits: [N, S] logits of the safety tokens.
         log_normaliser: [N] logsumexp of the full-vocabulary logits, or None if it was not asked for.
         cross_entropy: [M] cross-entropy of the labelled tokens, or None if none was asked for.
+        candidates: [N, K] log-probabilities of the candidates, or None if none was asked for.
         from_host: whether the host's own loss gave the log-probabilities of the labels.
     """
 
     logits: Tensor
     log_normaliser: Tensor | None = None
     cross_entropy: Tensor | None = None
+    candidates: Tensor | None = None
     from_host: bool = False
 
 
@@ -220,7 +224,7 @@ class SubsetHead:
         capture = Capture(self._logits(rows, _rows_of(weight, self.ids), subset_bias), from_host=log_probs is not None)
         if request.normalise:
             if log_probs is None:
-                capture.log_normaliser = self._log_normaliser(rows, weight, bias)
+                capture.log_normaliser = self._over_vocabulary(rows, weight, bias)
             else:
                 capture.log_normaliser = self._label_logits(rows, request.label, weight, bias) - log_probs
         if (labelled := request.labelled) is not None:
@@ -228,16 +232,9 @@ class SubsetHead:
                 capture.cross_entropy = self._cross_entropy(rows, request.label, labelled, capture, weight, bias)
             else:
                 capture.cross_entropy = -log_probs.index_select(0, labelled)
+        if request.candidates is not None:
+            capture.candidates = self._over_vocabulary(rows, weight, bias, request.candidates)
         return capture
-
-    @torch.no_grad()
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[N, S] logits, float32, of the safety tokens from hidden states [N, H] that an earlier forward pass had."""
-        with whole(_head_parameters(self.base)) as (weight, *bias):
-            ids, hidden = self.ids.to(weight.device), hidden.to(weight.device)
-            # An engine that shares the weights keeps them in another precision than it computes in.
-            rows, *subset_bias = (p[ids].to(hidden.dtype) if self._sharded else p[ids] for p in (weight, *bias))
-            return self._logits(hidden, rows, subset_bias[0] if subset_bias else None)
 
     def _cross_entropy(
         self, rows: Tensor, label: Tensor, labelled: Tensor, capture: Capture, weight: Tensor, bias: Tensor | None
@@ -247,7 +244,7 @@ class SubsetHead:
         if capture.log_normaliser is not None:
             normaliser = capture.log_normaliser.index_select(0, labelled)
         else:
-            normaliser = self._log_normaliser(rows, weight, bias)
+            normaliser = self._over_vocabulary(rows, weight, bias)
         return normaliser - self._label_logits(rows, label, weight, bias)
 
     @contextmanager
@@ -299,23 +296,32 @@ class SubsetHead:
                 logits = torch.tanh(logits / cap) * cap
         return logits
 
-    def _log_normaliser(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """[N] logsumexp over the vocabulary, chunk by chunk; the backward pass computes each chunk again."""
+    def _over_vocabulary(
+        self, rows: Tensor, weight: Tensor, bias: Tensor | None, candidates: Tensor | None = None
+    ) -> Tensor:
+        """[N] logsumexp over the vocabulary, or [N, K] log-probabilities of the candidates.
+
+        Chunk by chunk; the backward pass computes each chunk again.
+        """
         used = self.vocabulary
         weight, bias = weight[:used], None if bias is None else bias[:used]
 
-        def chunk_lse(chunk: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            return torch.logsumexp(self._logits(chunk, weight, bias), dim=-1)
+        def of_chunk(chunk: Tensor, ids: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
+            logits = self._logits(chunk, weight, bias)
+            normaliser = torch.logsumexp(logits, dim=-1)
+            return normaliser if ids is None else logits.gather(-1, ids) - normaliser.unsqueeze(-1)
 
         size = max(1, CHUNK_ELEMENTS // weight.shape[0])
+        ids = [None] * -(-len(rows) // size) if candidates is None else candidates.split(size)
         if torch.is_grad_enabled() and self._sharded:
             weight, bias = weight.clone(), None if bias is None else bias.clone()
+        chunks = zip(rows.split(size), ids, strict=False) if len(rows) else ()
         if not torch.is_grad_enabled():
-            parts = [chunk_lse(chunk, weight, bias) for chunk in rows.split(size)]
+            parts = [of_chunk(chunk, own, weight, bias) for chunk, own in chunks]
         else:
             parts = [
-                checkpoint(chunk_lse, chunk, weight, bias, use_reentrant=False, preserve_rng_state=False)
-                for chunk in rows.split(size)
+                checkpoint(of_chunk, chunk, own, weight, bias, use_reentrant=False, preserve_rng_state=False)
+                for chunk, own in chunks
             ]
         return torch.cat(parts) if parts else rows.new_zeros(0, dtype=torch.float32)
 

@@ -21,11 +21,10 @@ class Estimate:
         data: how much there is to constrain; counted.
         optimiser_steps: of the whole run, as the host computes them.
         safety_tokens: |S|; an upper bound (`pact.top_k`) unless `safety_tokens_known`.
-        reached_tokens: answer tokens of data and anchors that the cache holds without the prompt too, for the gate.
+        reached_tokens: answer tokens of the data that the cache holds without the prompt too, for the gate.
         anchors: rows that join each step.
-        anchor_answer_tokens: answer tokens of all anchors, which the cache holds too; an upper bound unless
-            `anchors_known`.
-        cache_bytes: of the cached values of data and anchors; computed.
+        anchor_answer_tokens: answer tokens of all anchors; an upper bound unless `anchors_known`.
+        cache_bytes: of the cached values; computed.
         cache: folder of the cache that the run will find; None if it has to build one.
         build_tokens: tokens that go through the model to build the cache, padding included; computed.
         build_seconds: measured on a sample and scaled by tokens; 0 if the cache is there. Finding the safety tokens and
@@ -88,7 +87,7 @@ def show(e: Estimate, console: Console | None = None) -> None:
             f"{e.anchors} rows a step; {e.anchor_answer_tokens:,} answer tokens in all",
             "known" if e.anchors_known else "not written yet: at most",
         )
-    answers = f"{data.answer_tokens + e.anchor_answer_tokens:,}"
+    answers = f"{data.answer_tokens:,}"
     if e.reached_tokens:
         answers = f"({answers} + {e.reached_tokens:,} without the prompt)"
     table.add_row(

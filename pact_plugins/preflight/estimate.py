@@ -61,19 +61,17 @@ def estimate(trainer: Any, config: PactConfig) -> Estimate:
         tokens = finder.known_tokens()
         ids = list(tokens.ids) if tokens else list(range(config.top_k))
         anchors, anchors_known = finder.expected_anchors()
-        referenced = list({d.key: d for d in [*answered, *anchors]}.values())
+        referenced = list({d.key: d for d in answered}.values())
         head = SubsetHead(model, ids)
         check_parity(head)
         folder = None
-        if tokens is not None and anchors_known:
+        if tokens is not None:
             identity = cache_identity(config, model, fingerprint, tokenizer, tokens, chat, referenced)
             folder = config.cache_folder / digest(identity)
         found = folder is not None and folder.exists()
         build_tokens, seconds, sample = 0, 0.0, _Sample(0, 0)
         if not found:
-            # What is needed of the anchors is seen when they are written, but for the view without the prompt.
-            to_run = referenced if config.active_gate else list({d.key: d for d in answered}.values())
-            build_tokens, seconds, sample = _build_time(head, chat, to_run, config)
+            build_tokens, seconds, sample = _build_time(head, chat, referenced, config)
     log_normaliser = _log_normaliser(trainer, config, head, chat)
     head.remove()
     step = expected_step(trainer, data, anchors, config)
@@ -89,7 +87,7 @@ def estimate(trainer: Any, config: PactConfig) -> Estimate:
         safety_tokens_known=tokens is not None,
         reached_tokens=reached_tokens,
         anchors=config.anchors_per_step,
-        anchor_answer_tokens=answer_tokens - data.answer_tokens,
+        anchor_answer_tokens=sum(int(d.supervised.sum()) for d in anchors),
         anchors_known=anchors_known,
         cache_bytes=cache_bytes(answer_tokens, reached_tokens, len(ids)),
         cache=str(folder) if found else None,

@@ -14,7 +14,7 @@ from pact_plugins.model.ranks import Ranks
 from pact_plugins.run.evidence import FINAL, Evidence
 from pact_plugins.run.preparation import Preparation
 from pact_plugins.run.report.write import make_report
-from pact_plugins.run.token_profile import measure_profile, save_profiles
+from pact_plugins.run.token_profile import measure_profile, profile_of_anchors, save_profiles
 from pact_plugins.run.trainer import about_training, output_dir, tokenizer_of
 
 logger = logging.getLogger(__name__)
@@ -85,11 +85,10 @@ class Reporting:
             evidence: of the run, with the fingerprints of the model as it is now.
         """
         trainer, objective = self.trainer, self.preparation.objective
-        looked_at = {"training answers": self.preparation.sample}
-        if objective.anchors is not None:
-            looked_at["anchors"] = [*objective.anchors.documents]
         with trainer.accelerator.autocast():
-            profiles = {what: measure_profile(objective, documents) for what, documents in looked_at.items()}
+            profiles = {"training answers": measure_profile(objective, self.preparation.sample)}
+            if objective.anchors is not None:
+                profiles["anchors"] = profile_of_anchors(objective, objective.anchors)
             if self.ranks.is_first:
                 save_profiles(profiles, self._folder)
             if self.evaluation is not None:

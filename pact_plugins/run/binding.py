@@ -302,21 +302,21 @@ class Binding:
     def _anchored(
         self, objective: PactObjective, anchors: Anchors, targets: Targets, num_items_in_batch: Any
     ) -> Tensor:
-        """weight * mean KL over this step's anchors, once per optimiser step whatever the accumulation."""
+        """weight * rows * mean KL over their tokens of this step's anchors, once per step whatever the accumulation."""
         accelerator = self.trainer.accelerator
         processes = accelerator.num_processes
         turn = self.trainer.state.global_step * processes + accelerator.process_index
         with accelerator.autocast():
-            terms = objective.anchor_terms(anchors, turn, targets.full.device)
+            terms = objective.anchor_terms(anchors, anchors.rows(turn), targets.full.device)
         self._recorder.add({"anchor_tokens": terms.count})
         self._add({"anchor_tokens": terms.count}, {"anchor_kl": terms.statistics["kl"]})
         # Gradients are averaged over the processes: each divides by the mean of their tokens, so that the average is
         # the mean over all tokens. Every process knows the others' turns.
         first = turn - accelerator.process_index
-        tokens = sum(anchors.tokens(other) for other in range(first, first + processes)) / processes
+        tokens = sum(anchors.tokens(anchors.rows(other)) for other in range(first, first + processes)) / processes
         # Without a count of items, the trainer divides each micro-batch's loss by their number.
         divisor = self.trainer.current_gradient_accumulation_steps if num_items_in_batch is None else 1
-        return terms.total(self.config.weight) * (divisor / tokens)
+        return terms.total(self.config.weight) * (divisor * anchors.per_step / tokens)
 
     def _add(self, counts: dict[str, int], statistics: dict[str, Tensor]) -> None:
         """Adds to the sums of the next log entry, without waiting for the device."""

@@ -40,7 +40,7 @@ class PactCallback(TrainerCallback):
     `pact/cache_hits`                            sequences whose reference was looked up
     `pact/probe_harmful`, `pact/probe_harmless`  margin towards refusing, in nats, of held-out prompts (`probe`)
     `pact/probe_refusing`                        share of the harmful ones with a margin above 0
-    `pact/anchor_kl`, `pact/anchor_tokens`       the same divergence on the anchors, and their number, if they are on
+    `pact/anchor_kl`, `pact/anchor_tokens`       divergence over the vocabulary at the anchors, and their tokens, if on
     ===========================================  =======================================================================
 
     OUTPUT_DIR/pact_evidence.json says what the steps were held to (see `evidence.Evidence`), and is brought up to date

@@ -23,7 +23,6 @@ from pact_plugins.chat.template import writes_date
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.method import harm_probe
-from pact_plugins.method.anchors import Anchors, worth_keeping
 from pact_plugins.method.damping import Damping, damping
 from pact_plugins.method.finder import Finder
 from pact_plugins.method.objective import PactObjective
@@ -126,10 +125,9 @@ def prepare(
         tokens.check(tokenizer, full_shape(head.base.get_output_embeddings().weight)[0])
         check_parity(head)
         # A resumed run without them keeps none; `Evidence.cache` compares that with the settings.
-        anchor_rows = [] if run and run.anchors is None else finder.anchors(run.anchors if run else None)
-        name = finder.answers_file.name if anchor_rows and not run else run and run.anchors
-        referenced = [*answered, *anchor_rows]
-        identity = cache_identity(config, model, fingerprint, tokenizer, tokens, chat, referenced)
+        anchors = None if run and run.anchors is None else finder.anchors(run.anchors if run else None)
+        name = finder.answers_file.name if anchors and not run else run and run.anchors
+        identity = cache_identity(config, model, fingerprint, tokenizer, tokens, chat, answered)
         ranks.agree(identity, "what the reference is made for")
         known = harm_probe.prompts(config.prompts) if config.damps else None
         told: dict[str, Any] = {"ranks": ranks, "show_progress": show_progress}
@@ -139,17 +137,14 @@ def prepare(
             cache, built = open_or_build(
                 config.cache_folder,
                 identity,
-                referenced,
+                answered,
                 head,
                 chat,
-                answers=finder.answers if anchor_rows else None,
                 probe=partial(harm_probe.learn, head, tokenizer, known, answered, chat, **told) if known else None,
                 **told,
             )
-    plain = partial(tokenizer.decode, skip_special_tokens=True)
-    anchors = Anchors.of(worth_keeping(anchor_rows, plain), chat, config.anchors_per_step) if anchor_rows else None
     objective = PactObjective(config, tokens, chat, head, cache, anchors)
-    damped = damping(objective, answered, plain)
+    damped = damping(objective, answered, partial(tokenizer.decode, skip_special_tokens=True))
     if damped is not None:
         damped.warn()
     sample = [answered[i] for i in stratified([len(d.input_ids) for d in answered], SAMPLE)]
@@ -288,12 +283,14 @@ def print_summary(
         checked: further rows, on how the reference was checked.
     """
     objective = preparation.objective
-    config, tokens, manifest = objective.config, objective.tokens, objective.cache.manifest
+    config, tokens = objective.config, objective.tokens
     strongest = escape(", ".join(repr(text) for text in tokens.texts[:5]))
     table = Table(title="PACT", title_justify="left", show_header=False)
     table.add_row("objective", f"{config.objective}, weight {config.weight:g}")
     table.add_row("conflict", "damp" if config.damps else "keep")
-    table.add_row("anchors", f"{config.anchors_per_step} rows beside each step" if objective.anchors else "off")
+    anchors = objective.anchors
+    rows = f"{anchors.per_step} rows beside each step, of {len(anchors.documents)}" if anchors else "off"
+    table.add_row("anchors", rows)
     table.add_row("gate", "on" if config.active_gate else "off")
     if (probe := config.active_probe) is not None:
         table.add_row("probe", f"{probe.prompts} held-out prompts of each kind every {probe.every:,} steps")
@@ -301,18 +298,15 @@ def print_summary(
     for doubt in tokens.doubts:
         table.add_row("warning", escape(doubt))
     data = preparation.data
-    answers = f"{data.answer_tokens:,} in {data.distinct:,} distinct sequences"
-    if objective.anchors:  # the reference holds those too
-        more, rows = manifest["answer_tokens"] - data.answer_tokens, manifest["documents"] - data.distinct
-        answers += f", and {more:,} in {rows:,} anchors"
-    table.add_row("answer tokens", answers)
+    table.add_row("answer tokens", f"{data.answer_tokens:,} in {data.distinct:,} distinct sequences")
     for name, words in preparation.coverage.rows():
         table.add_row(name, escape(words))
     if preparation.damping is not None:
         table.add_row("damped", escape(str(preparation.damping)))
     if data.unanswered:
         table.add_row("without an answer", f"{data.unanswered:,} of {data.sequences:,} sequences: not constrained")
-    state = f"computed in {manifest['seconds']:.1f} s{_why_not_found(preparation)}" if preparation.built else "found"
+    seconds = objective.cache.manifest["seconds"]
+    state = f"computed in {seconds:.1f} s{_why_not_found(preparation)}" if preparation.built else "found"
     reference = f"{objective.cache.size / 2**20:.1f} MiB, {state}: {objective.cache.folder}"
     table.add_row("reference", escape(reference))
     for name, words in checked:

@@ -5,15 +5,17 @@ Written beside the run's evidence when training ends, as `pact_profile.json`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pact_plugins.chat.answers import Document
+from pact_plugins.method.anchors import Anchors
 from pact_plugins.method.objective import PactObjective
 from pact_plugins.model.forward import batches_by_length, collate, decoder_inputs, evaluating
 from pact_plugins.model.subset_head import SubsetHead
@@ -35,7 +37,7 @@ class Profile:
         tokens: [P] answer tokens at each index; at least one.
         model: [P] the model's probability on the held tokens S+, as it is now.
         reference: [P] the reference's.
-        kl: [P] divergence of the run's objective.
+        kl: [P] divergence, as the run computes it at such answers.
     """
 
     sequences: int
@@ -54,8 +56,17 @@ def measure_profile(objective: PactObjective, documents: Sequence[Document]) -> 
         objective: of a prepared run.
         documents: sequences in its cache, each with an answer token.
     """
+    return _mean(len(documents), _answers(objective, documents))
+
+
+def profile_of_anchors(objective: PactObjective, anchors: Anchors) -> Profile:
+    """The same of the anchors, whose reference they hold themselves."""
+    return _mean(len(anchors.documents), _anchors(objective, anchors))
+
+
+def _answers(objective: PactObjective, documents: Sequence[Document]) -> Iterator[tuple[Tensor, ...]]:
+    """Position, mass of the model and of the reference, and divergence, [N] each, batch by batch."""
     device = next(objective.head.model.parameters()).device
-    sums = torch.zeros(4, POSITIONS, dtype=torch.float64)
     with evaluating(objective.head.model):
         for batch in batches_by_length([len(d.input_ids) for d in documents]):
             inputs = collate([documents[i] for i in batch])
@@ -64,14 +75,28 @@ def measure_profile(objective: PactObjective, documents: Sequence[Document]) -> 
                 objective.head.decode(**decoder_inputs(inputs, device))
             student = log_probabilities(SubsetHead.one(captures))
             divergence, _ = objective.divergence(student, targets)
-            masses = objective.held_mass(student), objective.held_mass(targets.full)
-            values = torch.stack([torch.ones_like(divergence), *masses, divergence]).double().cpu()
-            position = targets.position.cpu()
-            early = (position >= 0) & (position < POSITIONS)
-            sums.index_add_(1, position[early], values[:, early])
+            yield targets.position, objective.held_mass(student), objective.held_mass(targets.full), divergence
+
+
+def _anchors(objective: PactObjective, anchors: Anchors) -> Iterator[tuple[Tensor, ...]]:
+    """The same of anchors."""
+    device = next(objective.head.model.parameters()).device
+    with evaluating(objective.head.model):
+        for batch in batches_by_length([len(d.input_ids) for d in anchors.documents]):
+            seen = objective.at_anchors(anchors, batch, device)
+            yield seen.position, seen.mass, seen.reference_mass, seen.divergence
+
+
+def _mean(sequences: int, batches: Iterable[tuple[Tensor, ...]]) -> Profile:
+    sums = torch.zeros(4, POSITIONS, dtype=torch.float64)
+    for position, *seen in batches:
+        values = torch.stack([torch.ones_like(seen[0]), *seen]).double().cpu()
+        position = position.cpu()
+        early = (position >= 0) & (position < POSITIONS)
+        sums.index_add_(1, position[early], values[:, early])
     kept = sums[:, sums[0] > 0].numpy()
     model, reference, kl = (tuple(np.round(row, 9).tolist()) for row in kept[1:] / kept[0])
-    return Profile(len(documents), tuple(kept[0].astype(int).tolist()), model, reference, kl)
+    return Profile(sequences, tuple(kept[0].astype(int).tolist()), model, reference, kl)
 
 
 def save_profiles(profiles: Mapping[str, Profile], folder: Path) -> None:

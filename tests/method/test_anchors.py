@@ -9,15 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from pact_plugins.chat.answers import IGNORE_INDEX, AnswerTokens, Document
-from pact_plugins.chat.format import ChatFormat
+from pact_plugins.chat.answers import IGNORE_INDEX, Document
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
-from pact_plugins.method import asking, prompting, reference
+from pact_plugins.method import asking, prompting
 from pact_plugins.method.anchors import Anchors, worth_keeping
 from pact_plugins.method.asking import Asked
 from pact_plugins.method.prompting import answered
@@ -26,7 +24,13 @@ from tests import tiny
 from tests.rows import documents, few
 
 CPU = torch.device("cpu")
-ROWS: list[Document] = [answered([10, 11], [12]), answered([20], [21, 22, 23]), answered([30, 31, 32], [33])]
+ROWS = [answered([10, 11], [12]), answered([20], [21, 22, 23]), answered([30, 31, 32], [33])]
+
+
+def asked(rows: Sequence[Document], candidates: int = 2) -> Asked:
+    """These answers, with values that tell each answer token from the others."""
+    seen = torch.arange(candidates * sum(int(d.supervised.sum()) for d in rows)).view(-1, candidates)
+    return Asked(list(rows), torch.zeros(len(rows), 1).int(), torch.ones(len(rows), 1), seen.int(), -seen.float())
 
 
 @pytest.fixture(autouse=True)
@@ -60,14 +64,14 @@ def ready(
 
 def test_turns_go_round() -> None:
     """Prevents: the same few anchors in every step, or different ones after a resume."""
-    cycle = Anchors(ROWS, [1, 3, 1], 2)
-    firsts = [cycle.batch(turn)["input_ids"][:, 0].tolist() for turn in range(3)]
-    assert firsts == [[10, 20], [30, 10], [20, 30]]
+    cycle = Anchors.of(asked(ROWS), [0, 1, 2], 2)
+    assert [cycle.rows(turn) for turn in range(3)] == [[0, 1], [2, 0], [1, 2]]
+    assert [cycle.tokens(cycle.rows(turn)) for turn in range(3)] == [4, 2, 4]
 
 
 def test_a_batch_is_padded_and_supervised() -> None:
     """Prevents: padding or prompts that are constrained."""
-    batch = Anchors(ROWS, [1, 3, 1], 3).batch(0)
+    batch = Anchors.of(asked(ROWS), [0, 1, 2], 3).batch([0, 1, 2])
     assert batch["input_ids"].tolist() == [[10, 11, 12, 0], [20, 21, 22, 23], [30, 31, 32, 33]]
     ignored = IGNORE_INDEX
     assert batch["labels"].tolist() == [
@@ -78,15 +82,14 @@ def test_a_batch_is_padded_and_supervised() -> None:
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
 
 
-def test_an_answer_that_opens_a_users_turn_is_none() -> None:
-    """Prevents: a step that divides by tokens that it does not constrain, or by none."""
-    chat = ChatFormat.from_tokenizer(tiny.tokenizer())
-    opened, (user,) = [*chat.users[0], 70, *chat.header], chat.users
-    cycle = Anchors.of([answered(opened, answer) for answer in ([71], [71, *user, 72], [*user])], chat, 2)
-    assert (len(cycle.documents), cycle.answer_tokens) == (2, [1, 1])
-    assert [cycle.tokens(turn) for turn in range(2)] == [2, 2]
-    with pytest.raises(PactError, match="none of 1"):
-        Anchors.of([answered(opened, [*user])], chat, 2)
+def test_what_was_seen_stays_with_its_answer() -> None:
+    """Prevents: anchors held to what was seen at another answer, once some of them are left out."""
+    cycle = Anchors.of(asked(ROWS), [2, 1], 1)
+    assert [d.input_ids[0] for d in cycle.documents] == [30, 20]
+    position, candidates, values = cycle.reference([1, 0])
+    assert position.tolist() == [0, 1, 2, 0]
+    assert candidates.tolist() == [[2, 3], [4, 5], [6, 7], [8, 9]]
+    assert torch.equal(values, -candidates.float())
 
 
 def test_unchanged_models_have_nothing_to_hold(tmp_path: Path) -> None:
@@ -94,10 +97,31 @@ def test_unchanged_models_have_nothing_to_hold(tmp_path: Path) -> None:
     model = tiny.llama().eval()
     objective = ready(tmp_path, model).objective
     assert objective.anchors is not None
-    for turn in range(3):
-        terms = objective.anchor_terms(objective.anchors, turn, CPU)
-        assert terms.count > 0
-        assert abs(terms.kl.item() / terms.count) < 1e-6
+    rows = range(len(objective.anchors.documents))
+    terms = objective.anchor_terms(objective.anchors, rows, CPU)
+    assert terms.count == objective.anchors.tokens(rows) > 0
+    assert abs(terms.kl.item() / terms.count) < 1e-6
+
+
+def test_equals_the_formula_on_full_logits(tmp_path: Path) -> None:
+    """Prevents: a divergence at another token than the answer's, or of other words than the reference's likeliest."""
+    before, model = tiny.llama().eval(), tiny.llama().eval()
+    objective = ready(tmp_path, model).objective
+    assert objective.anchors is not None
+    with torch.no_grad():
+        model.model.embed_tokens.weight += 0.02 * torch.randn_like(model.model.embed_tokens.weight)
+    expected, count = 0.0, 0
+    for document in objective.anchors.documents:
+        ids = torch.from_numpy(document.input_ids)[None]
+        answer = torch.from_numpy(document.supervised)[1:]
+        with torch.no_grad():
+            p, s = (m(ids).logits[0, :-1][answer].softmax(-1) for m in (before, model))
+        likely = p.topk(asking.CANDIDATES).indices
+        p, s = (torch.cat([q.gather(1, likely), 1 - q.gather(1, likely).sum(1, keepdim=True)], 1) for q in (p, s))
+        expected, count = expected + float((p * (p / s).log()).sum()), count + len(p)
+    terms = objective.anchor_terms(objective.anchors, range(len(objective.anchors.documents)), CPU)
+    assert (terms.count, terms.kl.item()) == (count, pytest.approx(expected, rel=1e-3))
+    assert expected > 1e-3
 
 
 def test_drift_on_anchors_costs(tmp_path: Path) -> None:
@@ -107,7 +131,7 @@ def test_drift_on_anchors_costs(tmp_path: Path) -> None:
     assert objective.anchors is not None
     with torch.no_grad():
         model.lm_head.weight[40] += 1.0
-    terms = objective.anchor_terms(objective.anchors, 0, CPU)
+    terms = objective.anchor_terms(objective.anchors, [0], CPU)
     terms.total(1.0).backward()
     assert terms.kl.item() > 1e-3
     assert terms.damped.item() == 0
@@ -140,7 +164,9 @@ def test_another_day_finds_the_anchors(tmp_path: Path, monkeypatch: pytest.Monke
     resumed = ready(tmp_path, tiny.llama(seed=1), tokenizer=today, resumed_from=tmp_path / "run")
     for later in (resumed.objective.anchors, first.objective.anchors):
         assert later is not None
-        assert [d.key for d in later.documents] == [d.key for d in Asked.load(tmp_path / str(first.anchors)).documents]
+        answers = Asked.load(tmp_path / str(first.anchors))
+        assert {d.key for d in later.documents} <= {d.key for d in answers.documents}
+        assert [d.key for d in later.documents] == [d.key for d in first.objective.anchors.documents]
     with pytest.raises(PactError, match=f"began, {date.today()}, in place of its `strftime_now"):
         ready(tmp_path, tiny.llama(), tokenizer=today, rows=documents(few(3)), resumed_from=tmp_path / "run")
 
@@ -159,21 +185,6 @@ def test_a_resumed_run_keeps_its_anchors(tmp_path: Path) -> None:
         ready(tmp_path, tiny.llama(), resumed_from=tmp_path / "with")
 
 
-def test_their_reference_needs_no_forward_pass(tmp_path: Path) -> None:
-    """Prevents: anchors that go through the model twice; values that lie at another token than they were seen at."""
-    model = tiny.llama().eval()
-    objective = ready(tmp_path / "seen", model).objective
-    assert objective.anchors is not None
-    anchors = objective.anchors.documents
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference, "of_answers", lambda *_a: {})
-        computed = ready(tmp_path / "computed", model).objective.cache
-    tokens = AnswerTokens.of(list(anchors), objective.chat)
-    seen = objective.cache.look_up(tokens).full
-    assert np.abs(seen - computed.look_up(tokens).full).max() < 2e-3
-    assert len(seen) == sum(int(d.supervised.sum()) for d in anchors)
-
-
 def test_faults_of_the_reference_are_no_anchors(caplog: pytest.LogCaptureFixture) -> None:
     """Prevents: anchors that teach a model to answer what it should decline, or to decline what it should answer."""
     words = ["Steal a car.", "Steel a car door.", "Poison a dog.", "Feed a dog.", "Rob a bank.", "Find a bank."]
@@ -184,16 +195,13 @@ def test_faults_of_the_reference_are_no_anchors(caplog: pytest.LogCaptureFixture
         texts.append(text)
         return len(texts) - 1
 
-    def asked(answers: list[str]) -> list[Document]:
-        return [answered([number(p)], [number(a)]) for p, a in zip(words, answers, strict=True)]
+    def kept(answers: list[str]) -> list[int]:
+        rows = [answered([number(p)], [number(a)]) for p, a in zip(words, answers, strict=True)]
+        return worth_keeping(asked(rows), lambda ids: texts[int(ids[0])])
 
-    def kept(documents: list[Document]) -> list[int]:
-        found = worth_keeping(documents, lambda ids: texts[int(ids[0])])
-        return [next(i for i, d in enumerate(documents) if d is one) for one in found]
-
-    assert kept(asked([declines, helps] * 3)) == [0, 1, 2, 3, 4, 5]
-    assert kept(asked([declines, declines, helps, helps, declines, helps])) == [0, 3, 4, 5]
-    assert kept(asked([declines, declines, declines, helps, declines, helps])) == [0, 3, 2, 5]
+    assert kept([declines, helps] * 3) == [0, 1, 2, 3, 4, 5]
+    assert kept([declines, declines, helps, helps, declines, helps]) == [0, 3, 4, 5]
+    assert kept([declines, declines, declines, helps, declines, helps]) == [0, 3, 2, 5]
     assert not caplog.messages
-    assert kept(asked([helps, helps] * 3)) == [0, 1, 2, 3, 4, 5]
+    assert kept([helps, helps] * 3) == [0, 1, 2, 3, 4, 5]
     assert "declines none of the harmful" in caplog.text

@@ -111,11 +111,13 @@ def test_equals_the_formulas_on_full_logits(settings: dict[str, Any], tmp_path: 
             short = reference(torch.tensor([header + answer[:-1]])).logits[0, len(header) - 1 :].log_softmax(-1)
             s, f, a = logs[row, start - 1 : stop - 1][:, ids], full[start - 1 : stop - 1][:, ids], short[:, ids]
             g = loss.gate(s, a, torch.arange(len(answer))) if config.active_gate else None
-            if config.objective == "paper":
-                kl = kl + loss.paper(s, f, a, g, torch.ones(len(ids))).sum()
-            else:
-                kl = kl + loss.confidence(s, f, a, g, torch.arange(len(ids))).sum()
             harm = float(harms[counted])
+            if config.objective == "paper":
+                each = loss.paper(s, f, a, g, torch.ones(len(ids)))
+            else:
+                each = loss.confidence(s, f, a, g, torch.arange(len(ids)))
+            share = [1.0 if token in TOKENS or not config.damps else harm for token in answer]
+            kl = kl + (each * torch.tensor(share)).sum()
             if config.damps and harm > 0.5 and not {*answer[: loss.OPENING]} <= {*TOKENS}:
                 damped = damped - logs[row, start - 1 : stop - 1].gather(1, torch.tensor(answer)[:, None]).sum()
             counted += 1

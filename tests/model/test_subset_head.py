@@ -144,7 +144,7 @@ def test_the_model_s_own_loss_gives_the_normaliser(
     expected = _expected(plain.logits, ids)
     wanted = _gradients(model, plain.loss + _scalar(expected))
     head = SubsetHead(model, IDS)
-    monkeypatch.setattr(head, "_log_normaliser", lambda *_: pytest.fail("computed once more"))
+    monkeypatch.setattr(head, "_over_vocabulary", lambda *_: pytest.fail("computed once more"))
     flat = torch.tensor(ROWS) * ids.shape[1] + torch.tensor(COLUMNS)
     request = Request(flat, ids[torch.tensor(ROWS), torch.tensor(COLUMNS) + 1], True, torch.tensor(LABELLED))
     with head.watch(request) as captures:
@@ -173,6 +173,26 @@ def test_the_normaliser_is_exact_enough_under_autocast() -> None:
     assert found is not None
     assert logits.abs().max() > 4  # large enough for bfloat16's rounding to show
     torch.testing.assert_close(found, logits.logsumexp(-1), atol=2e-3, rtol=0)
+
+
+def test_candidates_are_each_tokens_own(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: log-probabilities of another token's candidates, and chunks that are put together in another order."""
+    ids = _inputs()
+    flat = torch.tensor(ROWS) * ids.shape[1] + torch.tensor(COLUMNS)
+    candidates = torch.arange(3 * len(flat)).view(-1, 3) % 50
+    head = SubsetHead(model, IDS)
+    monkeypatch.setattr(subset_head, "CHUNK_ELEMENTS", 2 * head.vocabulary)
+    with head.watch(Request(flat, ids.flatten()[flat + 1], candidates=candidates)) as captures:
+        model(input_ids=ids)
+    logits = model(input_ids=ids).logits.float()
+    found = head.one(captures).candidates
+    expected = logits.log_softmax(-1).flatten(0, 1)[flat].gather(1, candidates)
+    assert found is not None
+    assert torch.allclose(found, expected, atol=2e-5)
+    ours, theirs = (_gradients(model, of.exp().sum()) for of in (found, expected))
+    assert ours.keys() == theirs.keys()
+    for name, gradient in theirs.items():
+        assert torch.allclose(ours[name].to_dense(), gradient.to_dense(), atol=1e-4), name
 
 
 def test_cross_entropy_without_normaliser(model: nn.Module) -> None:
