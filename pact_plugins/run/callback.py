@@ -86,10 +86,9 @@ class PactCallback(TrainerCallback):
 
     def on_train_begin(self, *_args: Any, **_kw: Any) -> None:
         self._meet(_calling_trainer(self))
-        if self.trainer is not None:
-            handler = self.trainer.callback_handler
-            others = [own for own in handler.callbacks if not isinstance(own, _EndsFirst)]
-            handler.callbacks = [_EndsFirst(self), *others]  # another list: this one is being gone through
+        handler = self.trainer.callback_handler
+        others = [own for own in handler.callbacks if not isinstance(own, _EndsFirst)]
+        handler.callbacks = [_EndsFirst(self), *others]  # another list: this one is being gone through
         if self.binding is not None:
             probe = self.binding.prepare().probe
             self.probing = Probing(self.binding, probe) if probe else None
