@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy
 
 from pact_plugins import __version__
@@ -18,10 +21,14 @@ from pact_plugins.chat.dataset import read_documents
 from pact_plugins.chat.format import check_tokenizer
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
+from pact_plugins.evaluation.of_run import RunEvaluation
 from pact_plugins.method.refusal_probe import Probe
+from pact_plugins.model.ranks import ALONE, Ranks
 from pact_plugins.model.sharding import is_cut, is_sharded
 from pact_plugins.model.support import check_supported, underlying
 from pact_plugins.run.cost import Data, ModelSize, Step
+
+logger = logging.getLogger(__name__)
 
 _TRAINED = "_pact_has_trained"
 
@@ -30,6 +37,71 @@ _NO_TEXT = re.compile("pixel|image|video|audio|input_features")
 
 _READ_TWICE = 8
 """Rows that are read a second time, where something of the user's own makes them."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run that is about to begin.
+
+    Attributes:
+        model: before its first step, adapter included; unwrapped of any engine.
+        tokenizer: its tokenizer, with its chat template.
+        documents: all training sequences.
+        config: the settings of PACT.
+        template: that the data was rendered with, if it is not the tokenizer's own.
+        evaluation: what the model is asked before and after, if it is.
+        resumed_from: folder of a run that is being continued. Its weights are no reference any more: the cache and the
+            tokens of that run are used, and nothing is computed from the model.
+        autocast: makes the context in which the trainer runs its forward passes.
+        show_progress: whether to draw progress bars.
+        ranks: of the run, each with the same model and documents.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    documents: Sequence[Document]
+    config: PactConfig
+    template: str | None = None
+    evaluation: RunEvaluation | None = None
+    resumed_from: Path | None = None
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    show_progress: bool = True
+    ranks: Ranks = ALONE
+
+    @classmethod
+    def of(cls, trainer: Any, config: PactConfig, ranks: Ranks = ALONE) -> Start:
+        """All of it read off a trainer that begins to train.
+
+        Raises:
+            PactError: its model was trained under PACT before, its rows cannot be read, or its prompt sets or judges
+                cannot be used.
+        """
+        model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), tokenizer_of(trainer)
+        resumed = trainer.state.global_step > 0
+        if not resumed:
+            check_untrained(model)
+        return cls(
+            model,
+            tokenizer,
+            # Before the rows, which may take long: a misspelt judge is noticed at once.
+            evaluation=_evaluation(trainer, tokenizer, config, ranks),
+            documents=list(training_documents(trainer)),
+            config=config,
+            template=getattr(trainer, "chat_template", None),  # TRL has its own for some families
+            resumed_from=output_dir(trainer) if resumed else None,
+            autocast=trainer.accelerator.autocast,
+            show_progress=trainer.is_world_process_zero(),
+            ranks=ranks,
+        )
+
+
+def _evaluation(trainer: Any, tokenizer: Any, config: PactConfig, ranks: Ranks) -> RunEvaluation | None:
+    if config.active_eval is None:
+        return None
+    if getattr(tokenizer, "chat_template", None) is None:
+        logger.warning("PACT: without a chat template the model is not asked, and the report shows no behaviour.")
+        return None
+    return RunEvaluation(config.active_eval, output_dir(trainer), tokenizer, config.cache_folder, ranks)
 
 
 def check_trainer(trainer: Any, config: PactConfig) -> None:
@@ -184,11 +256,6 @@ def _parallelism(trainer: Any) -> Iterator[tuple[str, str]]:
 def _checkpoints_reentrantly(trainer: Any) -> bool:
     args = trainer.args
     return bool(args.gradient_checkpointing) and bool((args.gradient_checkpointing_kwargs or {}).get("use_reentrant"))
-
-
-def training_template(trainer: Any) -> str | None:
-    """The chat template that renders the rows, if it is not the tokenizer's: TRL has its own for some families."""
-    return getattr(trainer, "chat_template", None)
 
 
 def training_documents(trainer: Any) -> Iterator[Document]:
