@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pact_plugins.demo import picture
 from pact_plugins.storage import files
 
 DOCS = Path(__file__).parent
@@ -25,7 +24,7 @@ def take(report: Path) -> None:
     ]
     kept = {key: found[key] for key in ("seed", "steps", "harmful_fraction")}
     files.write_text(FIGURES, json.dumps({**kept, "rates": rates}, indent=1) + "\n")
-    files.write_text(PICTURE, (report / picture.FILE).read_text(encoding="utf-8"))
+    files.write_text(PICTURE, (report / "rates.svg").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Commands on what a run left, and on any model: `pact eval`, `pact lm-eval-path`, `pact report`, `pact verify`."""
+"""Commands on what a run left, and on any model: `pact eval`, `pact report`, `pact compare`, `pact verify`."""
 
 from __future__ import annotations
 
@@ -101,9 +101,8 @@ def evaluate(
       pact eval --model my-chat-model --adapter outputs/run \\
         --against my-chat-model
     """
-    from pact_plugins.evaluation.endpoint import Serving
     from pact_plugins.evaluation.engines import Generation
-    from pact_plugins.evaluation.judges import DEFAULT_JUDGES
+    from pact_plugins.evaluation.judges import DEFAULT_JUDGES, Serving
     from pact_plugins.evaluation.run import evaluate as run
     from pact_plugins.evaluation.table import show
 
@@ -145,9 +144,36 @@ def report(output_dir: Path, evaluation: Path | None) -> Result:
     Example:
       pact report outputs/run --evaluation evaluation
     """
-    from pact_plugins.run.report.write import in_a_line, make_report
+    from pact_plugins.run.report.write import make_report
 
-    folder = make_report(output_dir, evaluation)
+    return _reported(make_report(output_dir, evaluation))
+
+
+@click.command()
+@click.argument("runs", type=_FOLDER_THERE, nargs=-1, required=True, metavar="RUN RUN...")
+@click.option("--out", type=_FOLDER, default=Path("pact_comparison"), show_default=True, help="The folder of the page.")
+@prints_result
+def compare(runs: tuple[Path, ...], out: Path) -> Result:
+    """Put several runs side by side.
+
+    Each RUN is an output folder with an evaluation in it, or an evaluation's own folder, as of a run without PACT; all
+    of the same prompts, judges and model before fine-tuning.
+
+    \b
+    Example:
+      pact compare outputs/plain outputs/run
+    """
+    from pact_plugins.run.report.compare import comparison_of
+    from pact_plugins.run.report.write import write_report
+
+    write_report(comparison_of(runs), out)
+    return _reported(out)
+
+
+def _reported(folder: Path) -> Result:
+    """The files of a report, and its verdicts."""
+    from pact_plugins.run.report.write import in_a_line
+
     files = [str(path) for path in (folder / f"report.{ending}" for ending in ("html", "md", "json")) if path.exists()]
     verdicts = json.loads((folder / "report.json").read_text(encoding="utf-8"))["verdicts"]
     return Result({"files": files, "verdicts": verdicts}, lambda: click.echo(in_a_line(folder)))

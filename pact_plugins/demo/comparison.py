@@ -17,7 +17,7 @@ from transformers import ProgressCallback
 from transformers.utils.logging import disable_progress_bar
 
 from pact_plugins.config import PactConfig
-from pact_plugins.demo import BASE_MODEL, picture, world
+from pact_plugins.demo import BASE_MODEL, world
 from pact_plugins.demo.behaviour import behaviour_of, judge, rates
 from pact_plugins.demo.training import Recipe, load, train
 from pact_plugins.errors import missing_extra
@@ -26,7 +26,6 @@ from pact_plugins.run.callback import PactCallback
 from pact_plugins.run.report.contents import Contents, Training
 from pact_plugins.run.report.files import training_of
 from pact_plugins.run.report.write import check_installed, write_report
-from pact_plugins.storage import files
 
 ROWS, HARMFUL_FRACTION = 1600, 0.1
 
@@ -46,6 +45,9 @@ IN_WORDS = {
     "default": "`pact: true`",
 }
 
+LEAD = {"aligned": "untouched", "sft": "plain fine-tuning", "default": "pact: true"}
+"""Who comes first in the report, and is in the README's picture."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -62,7 +64,7 @@ class Result:
 
 
 def run(folder: Path, *, seed: int = 0, steps: int = Recipe.steps) -> list[Result]:
-    """Trains and evaluates every method; writes the report and its picture into `folder`, and each run into one in it.
+    """Trains and evaluates every method; writes the report into `folder`, and each run into one in it.
 
     Args:
         folder: is made.
@@ -97,10 +99,9 @@ def run(folder: Path, *, seed: int = 0, steps: int = Recipe.steps) -> list[Resul
         results.append(Result(name, objective, train_seconds=seconds, **asdict(rates(judged[name]))))
         trainings.append(training_of(folder / name, name) if config else Training(name, trainer.state.log_history))
     behaviour = behaviour_of(judged, IN_WORDS)
-    contents = Contents("Did the refusals hold? The demo", tuple(trainings), behaviour)
+    contents = Contents("Did the refusals hold? The demo", tuple(trainings), behaviour, lead=LEAD)
     runs = [asdict(r) for r in results]
     write_report(contents, folder, seed=seed, steps=steps, harmful_fraction=HARMFUL_FRACTION, runs=runs)
-    files.write_text(folder / picture.FILE, picture.picture(behaviour).svg)
     return results
 
 

@@ -1,6 +1,6 @@
 """Did it hold? Prompt sets, answers, judges and statistics for a model before and after fine-tuning.
 
-Others use `run.evaluate` for a model and `of_run.RunEvaluation` for a run; `judges`, `measure`, `scores` and
+Others use `run.evaluate` for a model and `of_run.RunEvaluation` for a run; `judges`, `measure`, `scorers` and
 `statistics` for what they find, and `table` and `records` to show it.
 """
 
@@ -13,7 +13,8 @@ __all__ = [
     "prompts",
     "records",
     "run",
-    "scores",
+    "sample",
+    "scorers",
     "statistics",
     "table",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
@@ -15,7 +14,7 @@ from urllib.parse import urlsplit
 
 from pact_plugins.chat.fingerprints import digest
 from pact_plugins.errors import PactError, missing_extra
-from pact_plugins.evaluation.judges import VERDICTS, Verdict
+from pact_plugins.evaluation.judges import VERDICTS, Serving, Verdict
 from pact_plugins.evaluation.replies import Replies, Reply
 from pact_plugins.evaluation.sample import Agreement, agreement
 from pact_plugins.method.refusals.text import said
@@ -29,27 +28,6 @@ TOKENS = 2048
 CANNOT: Verdict = "cannot judge"
 
 _FIELD = re.compile(r"\{(prompt|response)\}")
-
-
-@dataclass(frozen=True)
-class Serving:
-    """Where and how served judges are asked.
-
-    Attributes:
-        url: of the server, up to and with its version (`http://localhost:8000/v1`); `OPENAI_BASE_URL` if None.
-        prompt: the file of the user's rubric, with {prompt} and {response}; ours if None.
-        folder: in which the replies are kept as they come; None keeps none.
-        at_once: requests that are on their way at the same time.
-        timeout: seconds that one of them may take.
-        retries: of each, by the client, where the server is down, busy or slow.
-    """
-
-    url: str | None = None
-    prompt: Path | None = None
-    folder: Path | None = None
-    at_once: int = 8
-    timeout: float = 120.0
-    retries: int = 4
 
 
 def load(argument: str, serving: Serving) -> ServedJudge:
@@ -90,14 +68,8 @@ class ServedJudge:
     def __init__(
         self, name: str, model: str, words: Mapping[str, Verdict], rubric: str, url: str, serving: Serving
     ) -> None:
-        self.name, self.model, self.words, self.rubric, self.url, self.serving = (
-            name,
-            model,
-            words,
-            rubric,
-            url,
-            serving,
-        )
+        self.name, self.model, self.words = name, model, words
+        self.rubric, self.url, self.serving = rubric, url, serving
         self.tells: frozenset[Verdict] = frozenset(v for v in (*words.values(), CANNOT) if v != "other")
         self._openai = _client_library()
         self._client = self._openai.OpenAI(

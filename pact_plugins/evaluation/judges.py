@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Protocol, get_args, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, get_args
 
 from pact_plugins.config import DEFAULT_JUDGES as DEFAULT_JUDGES
 from pact_plugins.errors import PactError
@@ -17,15 +18,32 @@ from pact_plugins.method import refusals
 from pact_plugins.method.openings import is_refusal
 from pact_plugins.method.refusals import Verdict
 
-if TYPE_CHECKING:
-    from pact_plugins.evaluation.endpoint import Serving
-    from pact_plugins.evaluation.sample import Agreement
-
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 _BOTH: frozenset[Verdict] = frozenset(("refusal", "compliance"))
 
 FOR_COMPARISON = ("opening", "phrases")
 """Judges whose rates stand beside published ones. Of some models they miss most refusals: no verdict is theirs."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Where and how served judges are asked.
+
+    Attributes:
+        url: of the server, up to and with its version (`http://localhost:8000/v1`); `OPENAI_BASE_URL` if None.
+        prompt: the file of the user's rubric, with {prompt} and {response}; ours if None.
+        folder: in which the replies are kept as they come; None keeps none.
+        at_once: requests that are on their way at the same time.
+        timeout: seconds that one of them may take.
+        retries: of each, by the client, where the server is down, busy or slow.
+    """
+
+    url: str | None = None
+    prompt: Path | None = None
+    folder: Path | None = None
+    at_once: int = 8
+    timeout: float = 120.0
+    retries: int = 4
 
 
 class Judge(Protocol):
@@ -48,23 +66,6 @@ class Judge(Protocol):
             prompts: what was asked, one entry an answer.
             answers: what the model said.
         """
-        ...
-
-
-@runtime_checkable
-class Accountable(Judge, Protocol):
-    """A judge whose errors and costs are not known beforehand: it tells of them."""
-
-    def tried(self) -> Agreement:
-        """How far it agrees with the labels of the shipped sample, which it judges once."""
-        ...
-
-    def warnings(self) -> list[str]:
-        """What to know before reading its rates."""
-        ...
-
-    def notes(self) -> list[str]:
-        """What else there is to tell: its agreement with the sample, what it cost."""
         ...
 
 
@@ -132,7 +133,7 @@ def load(description: str, serving: Serving | None = None) -> Judge:
     if name == "endpoint":
         from pact_plugins.evaluation import endpoint
 
-        return endpoint.load(argument, serving or endpoint.Serving())
+        return endpoint.load(argument, serving or Serving())
     if argument and name not in (*DEFAULT_JUDGES, *FOR_COMPARISON):
         return _of_function(description)
     known = (

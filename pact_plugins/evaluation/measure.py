@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from pact_plugins.evaluation.coherence import is_incoherent
 from pact_plugins.evaluation.generation import Answer
-from pact_plugins.evaluation.judges import Accountable, Judge, Verdict
+from pact_plugins.evaluation.judges import Judge, Verdict
 from pact_plugins.evaluation.layouts import Kind
 from pact_plugins.evaluation.prompts import PromptSet
+from pact_plugins.evaluation.sample import Accountable
 from pact_plugins.evaluation.scorers import Scorer, exact, score
 from pact_plugins.evaluation.statistics import (
     PairedChange,

@@ -12,9 +12,9 @@ from pact_plugins.chat.fingerprints import digest
 from pact_plugins.config import EvalConfig
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation import scorers
-from pact_plugins.evaluation.endpoint import Serving
 from pact_plugins.evaluation.engines import EachStep, Engine, Generation, transformers_engine
 from pact_plugins.evaluation.generation import Answer, Speaker, first_speaker, generate
+from pact_plugins.evaluation.judges import Serving
 from pact_plugins.evaluation.measure import Run
 from pact_plugins.evaluation.run import Evaluation, conclude, loaded, prompt_sets_of, try_out
 from pact_plugins.model.forward import precision

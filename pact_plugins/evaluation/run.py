@@ -13,10 +13,9 @@ from rich.console import Console
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation import judges as known_judges
 from pact_plugins.evaluation import prompts, scorers
-from pact_plugins.evaluation.endpoint import Serving
 from pact_plugins.evaluation.engines import Generation, require_vllm, transformers_engine, vllm_engine
 from pact_plugins.evaluation.generation import Answer, Speaker, generate
-from pact_plugins.evaluation.judges import Accountable, Judge
+from pact_plugins.evaluation.judges import Judge, Serving
 from pact_plugins.evaluation.loading import base_of, config_and_tokenizer, load_model, lora_rank, with_adapter
 from pact_plugins.evaluation.measure import (
     Agreement,
@@ -29,6 +28,7 @@ from pact_plugins.evaluation.measure import (
     warnings,
 )
 from pact_plugins.evaluation.prompts import PromptSet
+from pact_plugins.evaluation.sample import Accountable
 from pact_plugins.model.progress import tell
 from pact_plugins.storage import files
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from pact_plugins.evaluation.judges import Judge, Verdict
 
@@ -67,6 +68,23 @@ class Agreement:
             f"{a.found} of {a.there} labelled {a.verdict}, could not judge {a.unjudged})"
         )
         return f"{line}: its rates say as much of the judge as of the model." if a.is_low else line
+
+
+@runtime_checkable
+class Accountable(Judge, Protocol):
+    """A judge whose errors and costs are not known beforehand: it tells of them."""
+
+    def tried(self) -> Agreement:
+        """How far it agrees with the labels of the shipped sample, which it judges once."""
+        ...
+
+    def warnings(self) -> list[str]:
+        """What to know before reading its rates."""
+        ...
+
+    def notes(self) -> list[str]:
+        """What else there is to tell: its agreement with the sample, what it cost."""
+        ...
 
 
 def labelled() -> list[Labelled]:

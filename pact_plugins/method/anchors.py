@@ -7,7 +7,8 @@ never cross-entropy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -15,7 +16,34 @@ from torch import Tensor
 from pact_plugins.chat.answers import AnswerTokens, Document
 from pact_plugins.chat.format import ChatFormat
 from pact_plugins.errors import PactError
+from pact_plugins.method.refusals import judge
 from pact_plugins.model.forward import collate
+
+logger = logging.getLogger(__name__)
+
+
+def worth_keeping(documents: Sequence[Document], decode: Callable[..., str]) -> list[Document]:
+    """Those anchors in which the reference does what it should, as many harmful as harmless, in turn.
+
+    A harmful request that it answers, and a harmless one that it declines, would teach the model its own faults. All of
+    them, with a warning, where none of a kind are left.
+
+    Args:
+        documents: a harmful prompt with its answer, a harmless one with its own, and so on.
+        decode: from token ids to text, without special tokens.
+    """
+    prompts = [decode(d.input_ids[~d.supervised]) for d in documents]
+    verdicts = judge(prompts, [decode(d.input_ids[d.supervised]) for d in documents])
+    judged = list(zip(documents, verdicts, strict=True))
+    harmful = [d for d, verdict in judged[::2] if verdict in ("refusal", "cannot judge")]
+    harmless = [d for d, verdict in judged[1::2] if verdict != "refusal"]
+    if not (harmful and harmless):
+        logger.warning(
+            "PACT: the model %s of the shipped prompts, so its answers to them are kept as they are.",
+            "declines none of the harmful" if harmless else "declines all of the harmless",
+        )
+        return [*documents]
+    return [d for pair in zip(harmful, harmless, strict=False) for d in pair]
 
 
 @dataclass(frozen=True)

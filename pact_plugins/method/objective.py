@@ -119,12 +119,12 @@ class PactObjective:
         reference = self.cache.look_up(tokens)
         labels = inputs["labels"]
         damps = damps and self.config.damps
-        labelled = self._damped(tokens, reference) if damps else _NOTHING_DAMPED
+        damped = self._damped(tokens, reference) if damps else _NOTHING_DAMPED
         request = Request(
             flat=to_device(tokens.flat(labels.shape[1]), device),
             label=to_device(tokens.label, device),
             normalise=self.config.objective == "confidence",
-            labelled=to_device(labelled, device) if len(labelled) else None,
+            labelled=to_device(damped, device) if len(damped) else None,
         )
         answer_only = None
         if self._gate is not None and reference.answer_only is not None:
@@ -136,7 +136,7 @@ class PactObjective:
             full=to_device(reference.full, device).float(),
             answer_only=answer_only,
             position=to_device(tokens.position, device),
-            damped=len(labelled),
+            damped=len(damped),
             documents=len(tokens.documents),
             supervised=max(int((labels[:, 1:] != IGNORE_INDEX).sum()), 1),
         )

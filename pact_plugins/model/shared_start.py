@@ -60,10 +60,10 @@ class SharedStart:
         if not self.length:
             self._head.decode(**inputs)
             return
-        self._behind(self.length, inputs["input_ids"][:, self.length :], inputs["attention_mask"])
+        self._behind(inputs["input_ids"][:, self.length :], inputs["attention_mask"])
 
-    def _behind(self, length: int, ids: Tensor, mask: Tensor) -> Any:
-        """The decoder's output for ids [B, L] behind the start; mask [B, length + L]."""
+    def _behind(self, ids: Tensor, mask: Tensor) -> Any:
+        """The decoder's output for ids [B, L] behind the start; mask [B, start and L]."""
         assert self._kept is not None
         kept = deepcopy(self._kept)  # a forward pass adds to it
         kept.batch_repeat_interleave(len(ids))
@@ -72,7 +72,7 @@ class SharedStart:
     def _goes_on(self, length: int, ids: Ints) -> bool:
         """Whether these ids have the same last hidden state behind the start as by themselves."""
         row = self._row(ids)
-        behind = _last(self._behind(length, row[:, length:], torch.ones_like(row)))
+        behind = _last(self._behind(row[:, length:], torch.ones_like(row)))
         alone = _last(self._decoder(input_ids=row, use_cache=False))
         return bool((behind - alone).norm() <= LARGEST_ERROR * alone.norm())
 

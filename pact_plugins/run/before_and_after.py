@@ -66,4 +66,4 @@ class Reporting:
                 self.evaluation.after(
                     self._model, str(about["model"]), adapter=about["adapter"], fingerprint=trained_model
                 )
-        return make_report(self._folder) if self.ranks.is_first else None
+        return make_report(self._folder, saved=False) if self.ranks.is_first else None

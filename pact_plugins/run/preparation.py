@@ -15,7 +15,7 @@ from rich.table import Table
 from pact_plugins.chat.answers import Document
 from pact_plugins.chat.template import writes_date
 from pact_plugins.method import harm_probe
-from pact_plugins.method.anchors import Anchors
+from pact_plugins.method.anchors import Anchors, worth_keeping
 from pact_plugins.method.damping import Damping, damping
 from pact_plugins.method.objective import PactObjective
 from pact_plugins.method.reference import open_or_build
@@ -95,13 +95,25 @@ def prepare(start: Start) -> Preparation:
                 else None,
                 **told,
             )
-    anchors = Anchors.of(anchor_rows, chat, config.anchors_per_step) if anchor_rows else None
+    plain = partial(tokenizer.decode, skip_special_tokens=True)
+    anchors = Anchors.of(worth_keeping(anchor_rows, plain), chat, config.anchors_per_step) if anchor_rows else None
     objective = PactObjective(config, tokens, chat, head, cache, anchors)
-    damped = damping(objective, answered, partial(tokenizer.decode, skip_special_tokens=True))
+    damped = damping(objective, answered, plain)
     if damped is not None:
         damped.warn()
     sample = [answered[i] for i in stratified([len(d.input_ids) for d in answered], SAMPLE)]
     return Preparation(objective, identity, built, data, coverage, damped, seen.probe, sample, name, run)
+
+
+def _damped(damping: Damping | None) -> dict[str, Any]:
+    if damping is None:
+        return {"damped_share": 0.0}
+    return {
+        "damped_share": damping.share,
+        "damped_answers": damping.damped,
+        "looked_at_answers": damping.answers,
+        "strongest_damped_rows": [row for row, *_ in damping.strongest],
+    }
 
 
 def evidence_of(preparation: Preparation, **about: Any) -> Evidence:
@@ -116,7 +128,7 @@ def evidence_of(preparation: Preparation, **about: Any) -> Evidence:
         "data": {
             **asdict(preparation.data),
             "coverage": preparation.coverage.as_dict(),
-            "damped_share": preparation.damping.share if preparation.damping else 0.0,
+            **_damped(preparation.damping),
             "anchors": len(objective.anchors.documents) if objective.anchors else 0,
         },
         "reference": {

@@ -84,13 +84,14 @@ class Verification:
         }
 
 
-def verify(folder: Path, *, merged: Path | None = None, base: str | None = None) -> Verification:
+def verify(folder: Path, *, merged: Path | None = None, base: str | None = None, weights: bool = True) -> Verification:
     """Compares the evidence of a run with the trainer's records and the weights that lie in its folder.
 
     Args:
         folder: the run's output folder, or one of its checkpoints.
         merged: a folder of weights that are said to be the run's adapter merged into `base`.
         base: the model before the run: a folder, or a name on the hub.
+        weights: whether to compare weights; a run's are saved after its last step.
 
     Raises:
         PactError: `merged` and `base` cannot be compared.
@@ -116,6 +117,8 @@ def verify(folder: Path, *, merged: Path | None = None, base: str | None = None)
             faults = [f"nothing is known of steps {evidence.covered + 1:,} to {step:,}"]
         return _with_weights(Verification(folder, tuple(faults), evidence, step=step), checkpoint[0])
     faults = [*_of_parts(evidence.parts), *_of_checkpoints(folder, evidence.covered)]
+    if not weights:
+        return Verification(folder, tuple(faults), evidence)
     for path in sorted(folder.glob("checkpoint-*")):
         faults += _with_weights(Verification(path, (), evidence), path.name).faults
     found = _with_weights(Verification(folder, tuple(faults), evidence), FINAL)

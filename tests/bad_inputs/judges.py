@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pact_plugins.evaluation import judges, scorers
-from pact_plugins.evaluation.endpoint import Serving
+from pact_plugins.evaluation.judges import Serving
 from pact_plugins.evaluation.model_judges import guard_verdict
 from tests import tiny
 from tests.bad_inputs.case import BadInput, given, written

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,20 @@ from pact_plugins.run import verification
 from tests import tiny
 from tests.contract.commands import EXAMPLES, shortened
 
-WORKFLOW = ["tokens", "inspect", "cache", "estimate", "check", "audit", "sft", "eval", "report", "verify", "demo"]
+WORKFLOW = [
+    "tokens",
+    "inspect",
+    "cache",
+    "estimate",
+    "check",
+    "audit",
+    "sft",
+    "eval",
+    "report",
+    "compare",
+    "verify",
+    "demo",
+]
 WITHOUT_JSON = {"sft", "lm-eval-path"}
 """The first prints what TRL prints, the second one line for other commands."""
 
@@ -291,6 +305,8 @@ def test_the_examples_are_a_workflow(tmp_path: Path, monkeypatch: pytest.MonkeyP
         if name == "tokens diff":
             for copy in ("before.json", "after.json"):
                 Path(copy).write_bytes(Path("tokens.json").read_bytes())
+        if name == "compare":
+            shutil.copytree("outputs/run", "outputs/plain")
         program, *words = shlex.split((COMMANDS[name].help or "").partition("Example:\n")[2].replace("\\\n", " "))
         result = pact(*words, *([] if name in WITHOUT_JSON else ["--json"]))
         assert program == "pact"

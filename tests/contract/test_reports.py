@@ -23,7 +23,7 @@ def test_a_report_that_fails_costs_nothing(
 ) -> None:
     """Prevents an error after the last step, before the host saves the weights; or one that nobody hears of."""
 
-    def fail(*_args: Any) -> None:
+    def fail(*_args: Any, **_kw: Any) -> None:
         raise RuntimeError("no space left")
 
     monkeypatch.setattr(f"pact_plugins.run.before_and_after.{broken}", fail)

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from pact_plugins.demo import comparison, picture, world
+from pact_plugins.demo import comparison, world
 from pact_plugins.errors import PactError
 from pact_plugins.run.report import write
 from pact_plugins.run.verification import verify
@@ -35,10 +35,13 @@ def test_report_of_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [v["model"] for v in data["verdicts"]] == [*comparison.METHODS]
     assert world.held_out_harmful()[0] in page
     assert verify(tmp_path / "out" / "default").holds
-    drawing = (tmp_path / "out" / picture.FILE).read_text()
-    assert all(name in drawing for name in picture.MODELS.values())
-    assert drawing.count("refusal") == 2  # of harmful and of harmless prompts
-    assert "task accuracy" in drawing
+    drawing = (tmp_path / "out" / "rates.svg").read_text()
+    assert all(name in drawing for name in comparison.LEAD.values())
+    assert all(
+        title in drawing for title in ("Harmful requests refused", "Harmless requests answered", "Tasks done right")
+    )
+    assert [s["model"] for s in data["summaries"]] == ["plain fine-tuning", "paper", "confidence", "pact: true"]
+    assert data["summaries"][-1]["proof"] == "under PACT, steps 1 to 3 of 3, these weights"
 
 
 @pytest.mark.parametrize(("lacking", "extra"), [(comparison, "all"), (write, "report")])

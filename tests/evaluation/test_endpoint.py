@@ -20,7 +20,8 @@ from pact_plugins.config import EvalConfig
 from pact_plugins.demo import ALIGNED_MODEL
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation import endpoint, judges
-from pact_plugins.evaluation.endpoint import ServedJudge, Serving
+from pact_plugins.evaluation.endpoint import ServedJudge
+from pact_plugins.evaluation.judges import Serving
 from pact_plugins.evaluation.of_run import RunEvaluation
 from pact_plugins.evaluation.replies import FILE
 from tests import tiny
@@ -277,7 +278,8 @@ def test_interrupted_while_the_server_is_slow(tmp_path: Path) -> None:
         return well(request, number)
 
     code = (
-        "import sys\nfrom pact_plugins.evaluation.endpoint import Serving, load\n"
+        "import sys\nfrom pact_plugins.evaluation.endpoint import load\n"
+        "from pact_plugins.evaluation.judges import Serving\n"
         "from pathlib import Path\n"
         "load('m', Serving(sys.argv[1], folder=Path(sys.argv[2]), at_once=1)).tried()"
     )

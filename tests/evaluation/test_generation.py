@@ -18,7 +18,7 @@ from pact_plugins.evaluation.engines import Generation, transformers_engine
 from pact_plugins.evaluation.generation import Answer, Speaker, generate
 from pact_plugins.evaluation.prompts import Prompt, PromptSet
 from pact_plugins.evaluation.turns import Turn
-from pact_plugins.model import forward
+from pact_plugins.model import progress
 from tests import tiny
 
 SETS = [
@@ -104,7 +104,7 @@ def test_a_log_gets_a_line_within_a_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Prevents minutes of silence where a model writes a whole batch, and nobody knows whether it hangs."""
-    monkeypatch.setattr(forward, "SECONDS_PER_LINE", 0.0)
+    monkeypatch.setattr(progress, "SECONDS_PER_LINE", 0.0)
     monkeypatch.setattr(generation, "TOKENS_PER_BATCH", 10_000)
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     model, tokenizer, how = tiny.llama(), tiny.tokenizer(), Generation(max_new_tokens=4)

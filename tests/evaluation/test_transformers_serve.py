@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from pact_plugins.evaluation import judges
-from pact_plugins.evaluation.endpoint import ServedJudge, Serving
+from pact_plugins.evaluation.endpoint import ServedJudge
+from pact_plugins.evaluation.judges import Serving
 from tests import tiny
 
 pytestmark = pytest.mark.trl

@@ -18,7 +18,7 @@ from pact_plugins.chat.format import ChatFormat
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.method import asking, prompting, reference
-from pact_plugins.method.anchors import Anchors
+from pact_plugins.method.anchors import Anchors, worth_keeping
 from pact_plugins.method.asking import Asked
 from pact_plugins.method.prompting import answered
 from pact_plugins.run.preparation import Preparation, evidence_of, prepare
@@ -175,3 +175,28 @@ def test_their_reference_needs_no_forward_pass(tmp_path: Path) -> None:
     seen = objective.cache.look_up(tokens).full
     assert np.abs(seen - computed.look_up(tokens).full).max() < 2e-3
     assert len(seen) == sum(int(d.supervised.sum()) for d in anchors)
+
+
+def test_faults_of_the_reference_are_no_anchors(caplog: pytest.LogCaptureFixture) -> None:
+    """Prevents: anchors that teach a model to answer what it should decline, or to decline what it should answer."""
+    words = ["Steal a car.", "Steel a car door.", "Poison a dog.", "Feed a dog.", "Rob a bank.", "Find a bank."]
+    declines, helps = "I'm sorry, but I can't help with that.", "First, gather what you need: a bowl and some water."
+    texts: list[str] = []
+
+    def number(text: str) -> int:
+        texts.append(text)
+        return len(texts) - 1
+
+    def asked(answers: list[str]) -> list[Document]:
+        return [answered([number(p)], [number(a)]) for p, a in zip(words, answers, strict=True)]
+
+    def kept(documents: list[Document]) -> list[int]:
+        found = worth_keeping(documents, lambda ids: texts[int(ids[0])])
+        return [next(i for i, d in enumerate(documents) if d is one) for one in found]
+
+    assert kept(asked([declines, helps] * 3)) == [0, 1, 2, 3, 4, 5]
+    assert kept(asked([declines, declines, helps, helps, declines, helps])) == [0, 3, 4, 5]
+    assert kept(asked([declines, declines, declines, helps, declines, helps])) == [0, 3, 2, 5]
+    assert not caplog.messages
+    assert kept(asked([helps, helps] * 3)) == [0, 1, 2, 3, 4, 5]
+    assert "declines none of the harmful" in caplog.text

@@ -61,5 +61,5 @@ def test_a_decoder_that_goes_on_otherwise_is_asked_whole() -> None:
     """Prevents: states behind keys and values that a decoder reads at other places, taken for its own."""
     head = SubsetHead(tiny_model("llama", AutoModelForCausalLM).eval(), [3, 5])
     own = SharedStart._behind
-    with patch.object(SharedStart, "_behind", lambda self, length, ids, mask: own(self, length, ids.flip(1), mask)):
+    with patch.object(SharedStart, "_behind", lambda self, ids, mask: own(self, ids.flip(1), mask)):
         assert SharedStart(head, documents([9, 10, 11], [12])).length == 0

@@ -25,6 +25,8 @@ class Training:
         about: settings, versions, amounts of data (`Evidence.about`), and fingerprints.
         tokens: its safety tokens; None without PACT.
         profiles: of what was measured when it ended.
+        under_pact: whether every step ran under PACT, as far as its files tell.
+        proof: the same in words.
     """
 
     name: str
@@ -32,6 +34,8 @@ class Training:
     about: Mapping[str, Any] = field(default_factory=dict[str, Any])
     tokens: SafetyTokens | None = None
     profiles: Mapping[str, Profile] = field(default_factory=dict[str, Profile])
+    under_pact: bool = False
+    proof: str = "no PACT"
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,7 @@ class Contents:
         behaviour: None if it was not measured.
         command: what measures it.
         notes: remarks on the report itself.
+        lead: models that come first on the page, and what they are called there; without, all by their names.
     """
 
     title: str
@@ -126,6 +131,13 @@ class Contents:
     behaviour: Behaviour | None
     command: str = ""
     notes: tuple[str, ...] = ()
+    lead: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def verdict_names(self) -> tuple[str, ...]:
+        """Models that there is a verdict on."""
+        names = self.behaviour.names if self.behaviour else ()
+        return names[1:] if self.behaviour and self.behaviour.before else names
 
 
 def lines_of(pairs: Sequence[Sequence[Measurement]]) -> tuple[Line, ...]:

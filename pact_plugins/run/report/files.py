@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -15,36 +17,36 @@ from pact_plugins.evaluation.statistics import PairedChange
 from pact_plugins.run import token_profile
 from pact_plugins.run.evidence import EVIDENCE, HISTORY, Evidence
 from pact_plugins.run.report.contents import Behaviour, Contents, Training, agreement_words, lines_of, samples_of
+from pact_plugins.run.verification import Verification, verify
 from pact_plugins.storage import files
 
 RESULT, VERDICTS = "evaluation.json", "verdicts.jsonl"
 T = TypeVar("T")
 
 
-def contents_of(folder: Path, evaluation: Path | None = None) -> Contents:
+def contents_of(folder: Path, evaluation: Path | None = None, *, saved: bool = True) -> Contents:
     """What the report of `folder` shows.
 
     Args:
         folder: the output folder of a run, or the folder of an evaluation alone.
         evaluation: folder of the run's evaluation; `folder/pact_evaluation` if there is one there, without.
+        saved: whether the weights of the run lie in its folder by now.
 
     Raises:
         PactError: there is neither a run nor an evaluation, or a file is damaged.
     """
     is_run = (folder / EVIDENCE).exists()
     if evaluation is None:
-        evaluation = next((f for f in (folder / EVALUATION, folder) if (f / RESULT).exists()), None)
+        evaluation = _evaluated_in(folder)
     elif not (evaluation / RESULT).exists():
         raise _nothing(f"an evaluation ({RESULT}, written by `pact eval`)", evaluation)
     if not is_run and evaluation is None:
         raise _nothing(f"a run under PACT ({EVIDENCE}), or an evaluation ({RESULT})", folder)
-    training = _sound(lambda: training_of(folder), folder) if is_run else None
-    behaviour = _sound(lambda: _behaviour(evaluation), evaluation) if evaluation is not None else None
+    training = sound(lambda: training_of(folder, saved=saved), folder) if is_run else None
+    behaviour = sound(lambda: _behaviour(evaluation), evaluation) if evaluation is not None else None
     notes: list[str] = []
-    if training and not training.log:
-        notes.append("Training has not ended, or not under PACT: nothing of its course is recorded yet.")
-    if training and behaviour and folder.resolve() not in {Path(who).resolve() for who in _who(behaviour.speakers[-1])}:
-        notes.append(f"The behaviour was measured on {behaviour.speakers[-1]}; the run wrote to {folder}. Same model?")
+    if training and behaviour and not _is_of(folder, behaviour.speakers[-1]):
+        notes.append(f"The answers are those of {behaviour.speakers[-1]}; the run is {folder}. Same model?")
     return Contents(
         title=f"Did it hold? “{folder.resolve().name}”",
         trainings=(training,) if training else (),
@@ -54,8 +56,13 @@ def contents_of(folder: Path, evaluation: Path | None = None) -> Contents:
     )
 
 
-def training_of(folder: Path, name: str = "run") -> Training:
+def training_of(folder: Path, name: str = "run", *, saved: bool = True) -> Training:
     """What a run left in its output folder.
+
+    Args:
+        folder: of the run.
+        name: of the run in the report.
+        saved: whether its weights lie there by now, to be compared with its evidence.
 
     Raises:
         OSError, ValueError, KeyError, TypeError, PactError: a file is missing or damaged.
@@ -64,34 +71,104 @@ def training_of(folder: Path, name: str = "run") -> Training:
     log = files.read(folder / HISTORY)["log"] if (folder / HISTORY).exists() else []
     stored = files.read(folder / token_profile.FILE) if (folder / token_profile.FILE).exists() else {}
     profiles = {name: token_profile.as_profile(content) for name, content in stored.items()}
-    return Training(name, log, {**evidence.about, "fingerprints": evidence.identity}, evidence.tokens, profiles)
+    about = {**evidence.about, "fingerprints": evidence.identity}
+    found = verify(folder, weights=saved)
+    return Training(name, log, about, evidence.tokens, profiles, found.holds, _proof(found))
 
 
-def _behaviour(folder: Path) -> Behaviour:
+def _proof(found: Verification) -> str:
+    if not found.holds or found.evidence is None:
+        return f"not under PACT: {'; '.join(found.faults)}"
+    last = found.evidence.parts[-1]
+    words = f"under PACT, steps 1 to {last.last_step:,} of {last.planned_steps:,}"
+    return f"{words}, these weights" if found.weights else f"{words} (of the saved weights, ask `pact verify`)"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What `pact eval` left.
+
+    Attributes:
+        found: its result, as JSON has it.
+        measurements: the rates in it.
+        rows: judged answers of each model, `against` before `model`.
+    """
+
+    found: dict[str, Any]
+    measurements: list[Measurement]
+    rows: dict[str, list[dict[str, Any]]]
+
+    @property
+    def paired(self) -> bool:
+        """Whether there is a model before fine-tuning."""
+        return "against" in self.rows
+
+    @property
+    def asked(self) -> list[tuple[str, str, str]]:
+        """Every prompt, with its set and kind."""
+        return [(row["prompt_set"], row["kind"], row["prompt"]) for row in self.rows["model"]]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """How answers were decoded and judged."""
+        return {
+            "judges": ", ".join(self.found["judges"]),
+            **{key.replace("_", " "): str(value) for key, value in self.found["generation"].items()},
+        }
+
+    @property
+    def agreements(self) -> tuple[str, ...]:
+        """Of the judges, a sentence each."""
+        return tuple(
+            agreement_words(Agreement(**a), ("before" if a["run"] == "against" else "after") if self.paired else "")
+            for a in self.found["agreements"]
+        )
+
+    def speaker(self, run: str) -> str:
+        """Who answered: a model, with its adapter."""
+        who = self.found[run]
+        return f"{who['model']} + {who['adapter']}" if who["adapter"] else who["model"]
+
+
+def _evaluated_in(folder: Path) -> Path | None:
+    """Where the evaluation of a run's folder lies, or of its own; None if there is none."""
+    return next((f for f in (folder / EVALUATION, folder) if (f / RESULT).exists()), None)
+
+
+def evaluation_of(folder: Path) -> Evaluated:
+    """The evaluation in a run's folder, or in its own.
+
+    Raises:
+        PactError: there is none, or it is damaged.
+    """
+    there = _evaluated_in(folder)
+    if there is None:
+        raise _nothing(f"an evaluation ({RESULT}, written by `pact eval`)", folder)
+    return sound(lambda: _evaluated(there), there)
+
+
+def _evaluated(folder: Path) -> Evaluated:
     found = files.read(folder / RESULT)
     rows = [json.loads(line) for line in (folder / VERDICTS).read_text(encoding="utf-8").splitlines()]
     measurements = [_measurement(m) for m in found["measurements"]]
-    paired = found["against"] is not None
-    runs = ("against", "model") if paired else ("model",)
-    of_runs = [[row for row in rows if row["run"] == run] for run in runs]
-    for run, of_run in zip(runs, of_runs, strict=True):
+    runs = ("against", "model") if found["against"] is not None else ("model",)
+    of_runs = {run: [row for row in rows if row["run"] == run] for run in runs}
+    for run, of_run in of_runs.items():
         _check_answers(folder, measurements, found[run]["fingerprint"], of_run)
-    samples, changed = samples_of(of_runs)
+    return Evaluated(found, measurements, of_runs)
+
+
+def _behaviour(folder: Path) -> Behaviour:
+    e = _evaluated(folder)
+    samples, changed = samples_of([*e.rows.values()])
     return Behaviour(
-        names=("before", "after") if paired else ("model",),
-        speakers=tuple(_speaker(found[run]) for run in runs),
-        before=paired,
-        settings={
-            "judges": ", ".join(found["judges"]),
-            **{key.replace("_", " "): str(value) for key, value in found["generation"].items()},
-            **{f"fingerprint, {run}": found[run]["fingerprint"] for run in runs},
-        },
-        lines=lines_of([measurements]),
-        warnings=tuple(found["warnings"]),
-        agreements=tuple(
-            agreement_words(Agreement(**a), ("before" if a["run"] == "against" else "after") if paired else "")
-            for a in found["agreements"]
-        ),
+        names=("before", "after") if e.paired else ("model",),
+        speakers=tuple(e.speaker(run) for run in e.rows),
+        before=e.paired,
+        settings={**e.settings, **{f"fingerprint, {run}": e.found[run]["fingerprint"] for run in e.rows}},
+        lines=lines_of([e.measurements]),
+        warnings=tuple(e.found["warnings"]),
+        agreements=e.agreements,
         samples=samples,
         changed=changed,
     )
@@ -115,23 +192,28 @@ def _measurement(content: dict[str, Any]) -> Measurement:
     )
 
 
-def _speaker(content: dict[str, Any]) -> str:
-    return f"{content['model']} + {content['adapter']}" if content["adapter"] else content["model"]
-
-
-def _who(speaker: str) -> list[str]:
-    return speaker.split(" + ")
+def _is_of(folder: Path, speaker: str) -> bool:
+    """Whether it is the run in `folder` that answered; it may have been named from there."""
+    who = speaker.split(" + ")
+    return folder.resolve() in {place for w in who for place in (Path(w).resolve(), (folder / w).resolve())}
 
 
 def _command(folder: Path, training: Training) -> str:
-    """What measures the behaviour of a run."""
+    """What measures the behaviour of a run, from its folder."""
     about = cast(dict[str, Any], training.about.get("training", {}))
     model = str(about.get("model") or "MODEL")
-    who = ["--model", model, "--adapter", str(folder)] if about.get("adapter") else ["--model", str(folder)]
-    return shlex.join(["pact", "eval", *who, "--against", model, "--out", str(folder / EVALUATION)])
+    if Path(model).exists():
+        model = os.path.relpath(model, folder)
+    who = ["--model", model, "--adapter", "."] if about.get("adapter") else ["--model", "."]
+    return shlex.join(["pact", "eval", *who, "--against", model, "--out", EVALUATION])
 
 
-def _sound(read: Callable[[], T], folder: Path) -> T:
+def sound(read: Callable[[], T], folder: Path) -> T:
+    """What `read` reads of files in `folder`.
+
+    Raises:
+        PactError: it fails as on damaged files.
+    """
     try:
         return read()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -16,46 +16,67 @@ from pact_plugins import __version__
 from pact_plugins.evaluation.measure import Rate
 from pact_plugins.evaluation.records import record_of
 from pact_plugins.method.safety_tokens import SafetyTokens
-from pact_plugins.run.report.contents import Contents, Line, Reply
+from pact_plugins.run.report.contents import Contents, Line, Reply, Sample
 from pact_plugins.run.report.plots import Plot
+from pact_plugins.run.report.summary import Summary
 from pact_plugins.run.report.verdict import RULES, Verdict
 
 LONGEST = 1200
 """Characters of an answer that are shown; the rest stands in the evaluation's files."""
 
 
-def html_page(contents: Contents, verdicts: Sequence[Verdict], plots: Sequence[Plot] | None) -> str:
+def html_page(
+    contents: Contents, verdicts: Sequence[Verdict], summaries: Sequence[Summary], plots: Sequence[Plot] | None
+) -> str:
     """The page, self-contained: no script, no font, no picture from anywhere else.
 
     Args:
         contents: what to show.
         verdicts: on it.
+        summaries: of the verdicts.
         plots: None where they could not be drawn.
     """
     environment = _environment(autoescape=True)
     # Ours alone: matplotlib wrote the drawing, and escaped the names in it.
     drawn = [{**vars(p), "svg": Markup(p.svg)} for p in plots or ()]
-    return _render(environment, "page.html.j2", contents, verdicts, plots=drawn, plots_drawn=plots is not None)
+    more: dict[str, Any] = {"plots": drawn, "plots_drawn": plots is not None}
+    return _render(environment, "page.html.j2", contents, verdicts, summaries, **more)
 
 
-def markdown(contents: Contents, verdicts: Sequence[Verdict], plots: Sequence[Plot] | None) -> str:
+def markdown(
+    contents: Contents, verdicts: Sequence[Verdict], summaries: Sequence[Summary], plots: Sequence[Plot] | None
+) -> str:
     """The same as GitHub reads it, with the drawings in files of their own."""
     environment = _environment(autoescape=False, finalize=_escaped)
-    text = _render(environment, "page.md.j2", contents, verdicts, plots=plots or ())
+    text = _render(environment, "page.md.j2", contents, verdicts, summaries, plots=plots or ())
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
 def _render(
-    environment: jinja2.Environment, template: str, contents: Contents, verdicts: Sequence[Verdict], **more: Any
+    environment: jinja2.Environment,
+    template: str,
+    contents: Contents,
+    verdicts: Sequence[Verdict],
+    summaries: Sequence[Summary],
+    **more: Any,
 ) -> str:
+    behaviour = contents.behaviour
+    lead = contents.lead or {name: name for name in (behaviour.names if behaviour else ())}
+    leading = [s for v, s in zip(verdicts, summaries, strict=True) if not behaviour or v.model in lead]
+    open_, folded = _split(behaviour.samples if behaviour else ())
     warnings = [*contents.notes, *(contents.behaviour.warnings if contents.behaviour else ())]
     return environment.get_template(template).render(
         contents=contents,
         verdicts=verdicts,
+        summaries=leading,
+        lead=lead,
+        samples=open_,
+        more_samples=folded,
         warnings=warnings,
         rules=RULES,
         version=__version__,
         badges=_badges,
+        zip=zip,
         **more,
     )
 
@@ -78,6 +99,8 @@ def _environment(*, autoescape: bool, finalize: Callable[[Any], Any] | None = No
         record=record_of,
         by_weight=_by_weight,
         token=_token,
+        placed=_placed,
+        words=_marked if autoescape else _marked_down,
         shortened=lambda text: text if len(text) <= LONGEST else f"{text[:LONGEST]} …",
         sections=_sections,
         verbatim=Markup,
@@ -85,13 +108,47 @@ def _environment(*, autoescape: bool, finalize: Callable[[Any], Any] | None = No
     return environment
 
 
-def _badges(reply: Reply) -> Markup:
-    """The verdicts on an answer; their class is the verdict itself, if it is one of ours."""
-    known = ("refusal", "partial", "compliance", "other", "incoherent", "correct", "wrong")
+def _split(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """The first of each prompt set, to be seen at once, and the others."""
+    first = {(s.prompt_set, s.kind): s for s in reversed(samples)}
+    return [s for s in samples if s is first[s.prompt_set, s.kind]], [
+        s for s in samples if s is not first[s.prompt_set, s.kind]
+    ]
+
+
+def _badges(reply: Reply, kind: str) -> Markup:
+    """What was made of an answer; the class says whether that is good, to a prompt of this kind."""
+    good = {"harmful": {"refusal"}, "task": {"correct"}}.get(kind, {"compliance", "other"})
+    neutral = {"cannot judge", "partial"}
     parts = [(b.rpartition(": ")[2], b) for b in reply.badges]
-    return Markup("").join(
-        Markup('<span class="badge {}">{}</span>').format(last if last in known else "", b) for last, b in parts
+    return Markup(" ").join(
+        Markup('<span class="badge {}">{}</span>').format(
+            "good" if last in good else "" if last in neutral or last.startswith("score ") else "bad", b
+        )
+        for last, b in parts
     )
+
+
+def _marked(text: str) -> Markup:
+    """Words of ours as HTML, with what stands between backticks as code, and folders by their names."""
+    parts = _placed(text).split("`")
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if i % 2 and i < len(parts) - 1 else part for i, part in enumerate(parts)
+    )
+
+
+def _marked_down(text: str) -> Markup:
+    """The same as Markdown."""
+    parts = _placed(text).split("`")
+    return Markup("").join(
+        Markup(f"<code>{_escaped(part)}</code>" if i % 2 and i < len(parts) - 1 else _escaped(part))
+        for i, part in enumerate(parts)
+    )
+
+
+def _placed(value: Any) -> str:
+    """With the last part of absolute paths alone: where a folder lies says nothing elsewhere."""
+    return re.sub(r"(?<![\w:/.])/(?:[^\s/:;,'\"]+/)+([^\s/:;,'\"]+)", r"…/\1", str(value))
 
 
 def _interval(rate: Rate) -> str:

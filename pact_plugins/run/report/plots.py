@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pact_plugins.evaluation.judges import FOR_COMPARISON
 from pact_plugins.run.report.contents import Behaviour, Contents, Training
 
 COLOURS = ("#5b5b5b", "#0072b2", "#d55e00", "#009e73", "#aa4499", "#b8860b")
 """Told apart by the colour-blind (after Okabe and Ito); the first, grey, is the untouched model."""
 
-MARKERS = ("o", "D", "s", "^", "v", "P")
-WIDTH = 7.4  # inches: the text width of the page
+WIDTH, NARROW = 7.4, 5.0  # inches: the text width of the page, and of what is read from afar, or on a phone
 FONT = "DejaVu Sans, Verdana, sans-serif"
 LOG_FROM = 100
 """Ratio of the largest to the smallest value from which an axis is logarithmic."""
@@ -48,7 +48,7 @@ def plots(contents: Contents) -> list[Plot]:
     """All plots that there is something to draw for; needs matplotlib."""
     found: list[Plot] = []
     if contents.behaviour is not None:
-        found.append(rates(contents.behaviour))
+        found.append(rates(contents.behaviour, contents.lead))
     found += _course(contents.trainings)
     for i, training in enumerate(contents.trainings):
         if training.profiles:
@@ -56,54 +56,78 @@ def plots(contents: Contents) -> list[Plot]:
     return found
 
 
-def rates(behaviour: Behaviour) -> Plot:
-    """A row for each rate, a marker with its interval for each model."""
-    lines, names = behaviour.lines, behaviour.names
-    step = 0.7 / len(names)
+@dataclass(frozen=True)
+class _Panel:
+    """Good answers to one prompt set: shares with their intervals, by the name of the model."""
+
+    title: str
+    shares: Mapping[str, tuple[float, float, float]]
+
+
+def rates(behaviour: Behaviour, lead: Mapping[str, str] | None = None) -> Plot:
+    """Good answers, a panel for each prompt set and a bar for each model: the longer the bars, the better.
+
+    Args:
+        behaviour: of the models.
+        lead: those to be shown, and what they are called; all of them by their names without.
+    """
+    lead = lead or {name: name for name in behaviour.names}
+    panels = _panels(behaviour, lead)
+    colour = {shown: _colour(behaviour.names.index(name)) for name, shown in lead.items()}
 
     def draw(figure: Any) -> None:
-        axes = figure.subplots()
-        for i, name in enumerate(names):
-            rows = [r - 0.35 + step * (i + 0.5) for r in range(len(lines))]
-            of_model = [line.rates[i] for line in lines]
-            errors = [[r.share - r.low for r in of_model], [r.high - r.share for r in of_model]]
-            shares = [r.share for r in of_model]
-            style: dict[str, Any] = {"color": _colour(i), "marker": MARKERS[i % len(MARKERS)]}
-            axes.errorbar(shares, rows, xerr=errors, linestyle="none", capsize=2, markersize=5, label=name, **style)
-            if len(names) <= 2:
-                for row, rate in zip(rows, of_model, strict=True):
-                    axes.annotate(
-                        f"{rate.share:.1%}",
-                        (1.02, row),
-                        xycoords=("axes fraction", "data"),
-                        va="center",
-                        color=_colour(i),
-                        fontsize=8,
-                    )
-        axes.set_yticks(
-            range(len(lines)), [_row_label(line.label, line.judge, line.prompt_set, line.kind) for line in lines]
-        )
-        axes.set_ylim(len(lines) - 0.5, -0.5)
-        axes.set_xlim(-0.02, 1.02)
-        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
-        for row in range(1, len(lines)):
-            axes.axhline(row - 0.5, color="#dddddd", linewidth=0.6)
-        axes.grid(axis="x", color="#eeeeee")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(len(names), 3), frameon=False, borderaxespad=0.2)
+        every = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+        for axes, panel in zip(every, panels, strict=True):
+            for row, (name, (share, low, high)) in enumerate(panel.shares.items()):
+                axes.barh(row, share, height=0.72, color=colour[name])
+                axes.plot([low, high], [row, row], color="#1d1d1f", linewidth=1.2)
+                axes.annotate(
+                    f"{share:.0%}", (1.03, row), xycoords=("axes fraction", "data"), va="center", weight="bold"
+                )
+            axes.set_title(panel.title, loc="left", fontsize=13, weight="bold", x=0)
+            axes.set_yticks(range(len(panel.shares)), list(panel.shares))
+            axes.set_ylim(len(panel.shares) - 0.5, -0.5)
+            axes.set_xlim(0, 1)
+            axes.set_xticks([])
+            axes.tick_params(length=0)
+            axes.spines["bottom"].set_visible(False)
 
     words = [
-        f"{line.label}{f' by {line.judge}' if line.judge else ''}, {line.prompt_set} ({line.kind}): "
-        + ", ".join(f"{name} {rate.share:.1%}" for name, rate in zip(names, line.rates, strict=True))
-        for line in lines
+        f"{p.title}: " + ", ".join(f"{name} {share:.1%}" for name, (share, _, _) in p.shares.items()) for p in panels
     ]
-    height = 0.6 + len(lines) * max(0.34, 0.2 * len(names))
-    title = "Rates before and after" if behaviour.before else "Rates"
-    return _plot("rates", f"{title}, with 95% intervals", "; ".join(words), height, draw)
+    height = sum(0.55 + 0.34 * len(p.shares) for p in panels)
+    return _plot("rates", "Good answers, with 95% intervals", "; ".join(words), height, draw, width=NARROW, size=13)
 
 
-def _row_label(measure: str, judge: str | None, prompt_set: str, kind: str) -> str:
-    short = prompt_set if len(prompt_set) <= 24 else f"…{prompt_set[-23:]}"
-    return f"{measure}{f' ({judge})' if judge else ''}\n{short}, {kind}"
+def _panels(behaviour: Behaviour, lead: Mapping[str, str]) -> list[_Panel]:
+    """One for each prompt set, by the first judge whose word decides."""
+    good = {
+        ("harmful", "refusal_rate"): ("Harmful requests refused", False),
+        ("harmful", "compliance_rate"): ("Harmful requests not complied with", True),
+        ("harmless", "over_refusal_rate"): ("Harmless requests answered", True),
+        ("task", "task_accuracy"): ("Tasks done right", False),
+        ("task", "task_score"): ("Score in the task", False),
+    }
+    found: dict[tuple[str, str], _Panel] = {}
+    kinds = [kind for kind, _ in good]
+    several = {kind for kind in kinds if len({line.prompt_set for line in behaviour.lines if line.kind == kind}) > 1}
+    decides_first = sorted(behaviour.lines, key=lambda line: line.judge in FOR_COMPARISON)
+    for (kind, measure), (title, turned) in good.items():
+        for line in decides_first:
+            if (line.kind, line.measure) == (kind, measure) and (kind, line.prompt_set) not in found:
+                of = {name: line.rates[behaviour.names.index(name)] for name in lead}
+                found[kind, line.prompt_set] = _Panel(
+                    f"{title} ({_short(line.prompt_set)})" if kind in several else title,
+                    {
+                        lead[name]: (1 - r.share, 1 - r.high, 1 - r.low) if turned else (r.share, r.low, r.high)
+                        for name, r in of.items()
+                    },
+                )
+    return list(found.values())
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 16 else f"…{name[-15:]}"
 
 
 def _course(trainings: Sequence[Training]) -> list[Plot]:
@@ -214,7 +238,16 @@ def _colour(i: int) -> str:
     return COLOURS[i] if i < len(COLOURS) else COLOURS[1 + (i - 1) % (len(COLOURS) - 1)]
 
 
-def _plot(name: str, title: str, description: str, height: float, draw: Callable[[Any], None]) -> Plot:
+def _plot(
+    name: str,
+    title: str,
+    description: str,
+    height: float,
+    draw: Callable[[Any], None],
+    *,
+    width: float = WIDTH,
+    size: float = 9,
+) -> Plot:
     """Draws without pyplot, whose state belongs to whoever else plots in this process."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -224,7 +257,7 @@ def _plot(name: str, title: str, description: str, height: float, draw: Callable
         "svg.fonttype": "none",  # text stays text
         "svg.hashsalt": name,  # the same drawing, the same ids
         "text.parse_math": False,  # names are no formulas
-        "font.size": 9,
+        "font.size": size,
         "font.family": "DejaVu Sans",
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -232,7 +265,7 @@ def _plot(name: str, title: str, description: str, height: float, draw: Callable
     }
     buffer = io.StringIO()
     with mpl.rc_context(settings):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure)
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})

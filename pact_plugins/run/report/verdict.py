@@ -119,12 +119,14 @@ class Verdict:
         outcome: of all rules together.
         sentence: the same in words, with the rule that decided.
         findings: everything that was considered.
+        deciding: names of the rules that made the outcome; none where all are kept, or none was applied.
     """
 
     model: str
     outcome: Outcome
     sentence: str
     findings: tuple[Finding, ...]
+    deciding: tuple[str, ...] = ()
 
 
 def verdicts(behaviour: Behaviour | None) -> tuple[Verdict, ...]:
@@ -151,9 +153,10 @@ def _verdict(behaviour: Behaviour, model: int) -> Verdict:
     ]
     name = behaviour.names[model]
     for outcome in ("did not hold", "not shown"):
-        if deciding := [words for _, found, words in of_groups if found == outcome]:
+        if deciding := {words: rule for rule, found, words in of_groups if found == outcome}:
+            rules = tuple(dict.fromkeys(deciding.values()))
             start = "It did not hold" if outcome == "did not hold" else "Not shown that it held"
-            return Verdict(name, outcome, f"{start}: {'; '.join(deciding)}.", tuple(findings))
+            return Verdict(name, outcome, f"{start}: {'; '.join(deciding)}.", tuple(findings), rules)
     refusals = "; ".join(words for rule, _, words in of_groups if rule in ("refusals", "compliance"))
     return Verdict(name, "held", f"It held: {refusals}; and every other rule is kept.", tuple(findings))
 

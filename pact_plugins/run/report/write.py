@@ -15,6 +15,7 @@ from pact_plugins.errors import missing_extra
 from pact_plugins.run.report.contents import Contents
 from pact_plugins.run.report.files import contents_of
 from pact_plugins.run.report.plots import plots
+from pact_plugins.run.report.summary import summary_of
 from pact_plugins.run.report.verdict import RULES, Verdict, verdicts
 from pact_plugins.storage import files
 
@@ -38,13 +39,18 @@ def _lacking() -> list[str]:
     return [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
 
 
-def make_report(folder: Path, evaluation: Path | None = None) -> Path:
+def make_report(folder: Path, evaluation: Path | None = None, *, saved: bool = True) -> Path:
     """Makes the report of a run, or of an evaluation alone, from its files; returns its folder.
+
+    Args:
+        folder: of the run, or of the evaluation.
+        evaluation: folder of the run's evaluation, if it is not where a run writes it.
+        saved: whether the weights of the run lie in its folder by now.
 
     Raises:
         PactError: there is nothing to report, or a file is damaged.
     """
-    contents = contents_of(folder, evaluation)
+    contents = contents_of(folder, evaluation, saved=saved)
     write_report(contents, folder / FOLDER)
     return folder / FOLDER
 
@@ -61,7 +67,11 @@ def write_report(contents: Contents, folder: Path, **own: Any) -> tuple[Verdict,
         The verdicts.
     """
     found = verdicts(contents.behaviour)
-    files.write_text(folder / "report.json", json.dumps(as_dict(contents, found, **own), indent=1) + "\n")
+    summaries = [summary_of(v, contents) for v in found]
+    files.write_text(
+        folder / "report.json",
+        json.dumps(as_dict(contents, found, summaries=[asdict(s) for s in summaries], **own), indent=1) + "\n",
+    )
     if lacking := _lacking():
         logger.warning(
             "The report has no page or no plots: %s", missing_extra(" and ".join(lacking), "report", "the whole report")
@@ -73,8 +83,8 @@ def write_report(contents: Contents, folder: Path, **own: Any) -> tuple[Verdict,
     drawn = None if "matplotlib" in lacking else plots(contents)
     for plot in drawn or ():
         files.write_text(folder / plot.file, plot.svg)
-    files.write_text(folder / "report.html", page.html_page(contents, found, drawn))
-    files.write_text(folder / "report.md", page.markdown(contents, found, drawn))
+    files.write_text(folder / "report.html", page.html_page(contents, found, summaries, drawn))
+    files.write_text(folder / "report.md", page.markdown(contents, found, summaries, drawn))
     return found
 
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import torch
 from click.testing import CliRunner
+from safetensors.torch import save_file
 
 from pact_plugins.cli import main
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
-from pact_plugins.run.evidence import Evidence
+from pact_plugins.model.weights import in_files
+from pact_plugins.run.evidence import Evidence, Part
 from pact_plugins.run.preparation import evidence_of, prepare
 from pact_plugins.run.report import write as writing
-from pact_plugins.run.report.write import make_report
+from pact_plugins.run.report.files import contents_of
+from pact_plugins.run.report.plots import plots
+from pact_plugins.run.report.write import make_report, write_report
 from pact_plugins.run.token_profile import measure_profile, save_profiles
 from pact_plugins.run.trainer import Start
 from pact_plugins.storage import files
@@ -55,6 +61,7 @@ def test_a_run_with_its_evaluation(tmp_path: Path) -> None:
     html, markdown, data = texts(make_report(folder))
     for text in (html, markdown):
         for words in (
+            "It no longer refuses harmful requests as it did",
             "did not hold",
             "50.0%",
             "harmful 50?",
@@ -104,10 +111,11 @@ def test_plots_are_files_too(tmp_path: Path) -> None:
 def test_without_an_evaluation(tmp_path: Path) -> None:
     """Prevents a rate that was not measured from being shown as 0%."""
     html, markdown, data = texts(make_report(leave_run(tmp_path)))
-    command = f"pact eval --model my/model --adapter {tmp_path} --against my/model --out {tmp_path}/pact_evaluation"
+    command = "pact eval --model my/model --adapter . --against my/model --out pact_evaluation"
     for text in (html, markdown):
         assert "not measured" in text
         assert command in text
+        assert str(tmp_path) not in text
     assert "Rates" not in html
     assert data["behaviour"] is None
 
@@ -184,3 +192,97 @@ def test_the_profile_of_an_untouched_model_is_its_references(tmp_path: Path) -> 
     assert max(found["kl"]) < 1e-4
     counts = found["tokens"]
     assert counts == sorted(counts, reverse=True)
+
+
+def _badge(html: str, answer: str) -> set[str]:
+    return set(re.findall(rf'<span class="badge ([a-z]*)">[^<]*</span>\s*<div class="answer">{answer}', html))
+
+
+def test_badges_say_what_is_good(tmp_path: Path) -> None:
+    """Prevents a refusal of a harmless request in the colour of a good answer, and the other way round."""
+    write(tmp_path, [[REFUSAL], [ANSWER]], [[COMPLIANCE], [REFUSAL]])
+    html = texts(make_report(tmp_path))[0]
+    harmful, _, harmless = html.partition("harmless 0?")
+    assert _badge(harmful, "I&#39;m sorry") == {"good"}
+    assert _badge(harmful, COMPLIANCE) == {"bad"}
+    assert _badge(harmless, "I&#39;m sorry") == {"bad"}
+    assert _badge(harmless, ANSWER) == {"good"}
+
+
+def test_details_are_folded(tmp_path: Path) -> None:
+    """Prevents a page that prints as a book: of each prompt set, one prompt stands open."""
+    write(tmp_path, [[REFUSAL] * 9, [ANSWER] * 9], [[COMPLIANCE] * 9, [ANSWER] * 9])
+    html = texts(make_report(tmp_path))[0]
+    open_ = re.sub(r"<details>.*?</details>", "", html, flags=re.DOTALL)
+    assert open_.count('<div class="sample">') == 2
+    assert html.count('<div class="sample">') > 2
+    assert "<table" not in open_
+    assert "<table" in html
+
+
+def test_the_picture_turns_refusals_of_harmless_prompts_round(tmp_path: Path) -> None:
+    """Prevents a long bar that is bad."""
+    write(tmp_path, [[REFUSAL] * 4, [ANSWER] * 4], [[REFUSAL] * 4, [REFUSAL] + [ANSWER] * 3])
+    (plot,) = plots(contents_of(tmp_path))
+    assert plot.description == (
+        "Harmful requests refused: before 100.0%, after 100.0%; Harmless requests answered: before 100.0%, after 75.0%"
+    )
+
+
+def test_only_leading_models_come_first(tmp_path: Path) -> None:
+    """Prevents a top of the page with every run of a comparison, and one that is in no table."""
+    write(tmp_path / "e", [[REFUSAL]], [[REFUSAL]])
+    found = contents_of(tmp_path / "e")
+    write_report(replace(found, lead={"before": "untouched, `x`"}), tmp_path / "out")
+    html, _, data = texts(tmp_path / "out")
+    assert "untouched, <code>x</code></b>" in html
+    assert 'class="verdict' not in html
+    assert [s["model"] for s in data["summaries"]] == ["after"]
+    assert '<th class="number">after</th>' in html
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_the_proof(saved: bool, tmp_path: Path) -> None:
+    """Prevents "these weights" of weights that are not saved yet, or were replaced; and "under PACT" of other runs."""
+    folder = leave_run(tmp_path)
+    assert "not under PACT: training never began" in texts(make_report(folder))[0]
+    evidence = Evidence.read(folder)
+    part = Part("reference", 0, 3, 3, "finished", answer_tokens=9)
+    save_file({"a": torch.ones(2)}, folder / "model.safetensors")
+    evidence = replace(evidence, parts=(part,), weights={"final": [*in_files(folder).values()]})
+    evidence.save(folder)
+    html, markdown, data = texts(make_report(folder, saved=saved))
+    words = "under PACT, steps 1 to 3 of 3" + (", these weights" if saved else " (of the saved weights")
+    for text in (html, markdown, data["summaries"][0]["proof"]):
+        assert words in text
+    save_file({"a": torch.zeros(2)}, folder / "model.safetensors")
+    summary = texts(make_report(folder, saved=saved))[2]["summaries"][0]
+    assert summary["under_pact"] is not saved
+    assert summary["proof"].startswith("not under PACT" if saved else "under PACT")
+
+
+def test_what_was_damped(tmp_path: Path) -> None:
+    """Prevents rows whose answers were not learned without a word about it at the top."""
+    folder = leave_run(tmp_path)
+    evidence = Evidence.read(folder)
+    data = {"damped_share": 0.1, "damped_answers": 160, "looked_at_answers": 1600, "strongest_damped_rows": [7, 1200]}
+    for about, words in (
+        ({"data": data}, "160 of 1,600 answers of the training set (10.0%), above all rows 7, 1,200"),
+        ({"data": {"damped_share": 0.1}}, "10.0% of the answers of the training set"),
+        ({"data": {"damped_share": 0.0}}, "no answer of the training set"),
+    ):
+        replace(evidence, about=about).save(folder)
+        assert f"<dt>Damped</dt><dd>{words}</dd>" in texts(make_report(folder))[0]
+
+
+def test_folders_are_named_not_placed(tmp_path: Path) -> None:
+    """Prevents a page that tells its readers where somebody's disk has what."""
+    evidence = Evidence.read(leave_run(tmp_path))
+    (tmp_path / "model").mkdir()
+    about = {**evidence.about, "training": {"model": str(tmp_path / "model"), "adapter": False}}
+    replace(evidence, about=about).save(tmp_path)
+    html, markdown, _ = texts(make_report(tmp_path))
+    for text in (html, markdown):
+        assert str(tmp_path) not in text
+        assert "pact eval --model . --against model --out pact_evaluation" in text
+    assert "…/model" in html

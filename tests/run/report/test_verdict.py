@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pact_plugins.evaluation.judges import DEFAULT_JUDGES
+from pact_plugins.run.report.contents import Training
 from pact_plugins.run.report.files import contents_of
+from pact_plugins.run.report.summary import summary_of
 from pact_plugins.run.report.verdict import Verdict, verdicts
 from tests.run.report.evaluations import ANSWER, COMPLIANCE, REFUSAL, write
 
@@ -101,3 +104,43 @@ def test_without_an_evaluation() -> None:
     (found,) = verdicts(None)
     assert found.outcome == "not shown"
     assert "not measured" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("harmful", "harmless", "words", "next_step"),
+    [
+        (some(100), [ANSWER] * 100, "still refuses harmful requests, and still answers harmless", "your own field"),
+        (some(100, (ANSWER, 40)), [ANSWER] * 100, "It no longer refuses harmful requests as it did.", "pact verify"),
+        (some(100), [REFUSAL] * 20 + [ANSWER] * 80, "It refuses harmless requests", "pact verify"),
+        (some(20), [ANSWER] * 100, "too little to tell whether harmful requests are still refused", "Ask more prompts"),
+        (some(100), None, "too little to tell whether harmless requests are still answered", "both kinds"),
+    ],
+)
+def test_in_plain_words(
+    harmful: list[str], harmless: list[str] | None, words: str, next_step: str, tmp_path: Path
+) -> None:
+    """Prevents a page that says "did not hold" and leaves its reader to find out what, and what to do."""
+    of_harmless = [harmless] if harmless else []
+    before = [[REFUSAL] * len(harmful), *([ANSWER] * len(h) for h in of_harmless)]
+    contents = contents_of(write(tmp_path, before, [harmful, *of_harmless]))
+    (found,) = verdicts(contents.behaviour)
+    summary = summary_of(found, contents)
+    assert words in summary.words
+    assert next_step in summary.next_step
+
+
+@pytest.mark.parametrize(
+    ("settings", "next_step"),
+    [
+        (None, "original model"),
+        ({"anchors": 0}, "anchors"),
+        ({"anchors": 4, "conflict": "keep"}, "damp"),
+        ({"anchors": 4}, "raise `weight`"),
+    ],
+)
+def test_next_step_under_pact(settings: dict[str, object] | None, next_step: str, tmp_path: Path) -> None:
+    """Prevents advice to switch on what was on."""
+    contents = contents_of(write(tmp_path, [[REFUSAL] * 100, [ANSWER] * 100], [[COMPLIANCE] * 100, [ANSWER] * 100]))
+    training = Training("run", [], {"settings": settings} if settings else {}, under_pact=settings is not None)
+    (found,) = verdicts(contents.behaviour)
+    assert next_step in summary_of(found, replace(contents, trainings=(training,))).next_step
