@@ -14,6 +14,7 @@ __all__ = [
     "examination",
     "preparation",
     "report",
+    "served",
     "trainer",
     "verification",
 ]

@@ -110,7 +110,7 @@ INPUTS = [
         r"LlamaForSequenceClassification, which has no output head",
     ),
     BadInput("A head that is no linear layer", _served(_with_another_head), r"a head of type Sequential"),
-    BadInput("A prompt-learning adapter", _served(_prompt_tuning), r"the prompt-learning adapter"),
+    BadInput("A prompt-learning adapter", _served(_prompt_tuning), r"the adapter PROMPT_TUNING"),
     BadInput("A LoRA adapter on the head", _served(_lora_on_the_head), r"a LoRA adapter on the head.*`lm_head`"),
     BadInput(
         "`DataParallel` around the model",
