@@ -93,3 +93,8 @@ def main(function: str, folder: str, arguments: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The trainer's objects keep process groups, and their threads, alive: an interpreter that is torn down around these
+    # is aborted now and then ("terminate called without an active exception"), with everything done and written.
+    os._exit(0)
