@@ -225,7 +225,9 @@ def test_settings_are_those_of_the_schema(page: Path) -> None:
 
 def test_how_many_prompts_are_needed_is_told() -> None:
     """Prevents a number that the rules have outgrown."""
-    assert f"{least_prompts()} prompts of a set are the least" in Path("docs/report.md").read_text(encoding="utf-8")
+    page = Path("docs/report.md").read_text(encoding="utf-8")
+    assert f"{least_prompts()} prompts of a set are the least" in page
+    assert f"{least_prompts('harmful')} harmful ones" in page
 
 
 def _commands(page: Path) -> Iterator[list[str]]:

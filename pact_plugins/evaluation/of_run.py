@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,6 +28,12 @@ FOLDER = "pact_evaluation"
 _WHAT = "asking the model"
 
 
+def descriptions(config: EvalConfig) -> list[str]:
+    """What is asked, as `prompts.load` reads it."""
+    task = [] if config.task is None else [f"{config.task}:task" if ":task" not in config.task else config.task]
+    return [*config.prompts, *task]
+
+
 class RunEvaluation:
     """Asks the model of one run twice; each process of the run asks it a part of the prompts.
 
@@ -48,8 +55,7 @@ class RunEvaluation:
         self, config: EvalConfig, output_dir: Path, tokenizer: Any, kept_in: Path, ranks: Ranks = ALONE
     ) -> None:
         self.ranks, self.kept_in = ranks, kept_in
-        task = [] if config.task is None else [f"{config.task}:task" if ":task" not in config.task else config.task]
-        self.sets = prompt_sets_of([*config.prompts, *task], config.limit, config.system)
+        self.sets = prompt_sets_of(descriptions(config), config.limit, config.system)
         self.scorer = scorers.load(config.scorer)
         self.generation = Generation(config.max_new_tokens)
         self.output_dir, self.folder, self.tokenizer = output_dir, output_dir / FOLDER, tokenizer
@@ -103,6 +109,7 @@ class RunEvaluation:
         *,
         adapter: bool,
         fingerprint: str | None = None,
+        weights: Sequence[str] = (),
         show_progress: bool = True,
     ) -> Evaluation | None:
         """Asks the trained model; the first process writes what has changed, and is given it.
@@ -112,6 +119,7 @@ class RunEvaluation:
             name: of the model before, for people.
             adapter: whether an adapter was trained, rather than the model itself.
             fingerprint: of the trained weights, if it is known.
+            weights: theirs in each precision, for the evaluation to keep.
             show_progress: whether there is a progress bar.
         """
         place = str(self.output_dir)
@@ -125,7 +133,7 @@ class RunEvaluation:
         answers["model"] = self._ask(engine, speaker, path, show_progress)
         if not self.ranks.is_first:
             return None
-        return conclude(answers, self.sets, self.judges, self.folder, scorer=self.scorer)
+        return conclude(answers, self.sets, self.judges, self.folder, scorer=self.scorer, weights=weights)
 
     def _ask(self, engine: Engine, speaker: Speaker, path: Path, show_progress: bool) -> list[Answer]:
         shown = show_progress and self.ranks.is_first

@@ -30,6 +30,7 @@ from pact_plugins.evaluation.measure import (
 from pact_plugins.evaluation.prompts import PromptSet
 from pact_plugins.evaluation.sample import Accountable
 from pact_plugins.model.progress import tell
+from pact_plugins.model.weights import fingerprints
 from pact_plugins.storage import files
 
 
@@ -46,6 +47,8 @@ class Evaluation:
         agreements: of the judges.
         warnings: what to know before reading the rates.
         notes: what judges tell of themselves: agreement with a labelled sample, cost.
+        weights: of the model, in each precision (`weights.fingerprints`), to be told from those of others; of an
+            adapter alone where there is one.
     """
 
     model: Speaker
@@ -56,6 +59,7 @@ class Evaluation:
     agreements: tuple[Agreement, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON knows it."""
@@ -110,9 +114,10 @@ def evaluate(
     try_out(used)
     answers: dict[Run, list[Answer]] = {}
     if against is not None:
-        answers["against"] = _answers(against, None, sets, generation, folder / "against.jsonl", show_progress)
-    answers["model"] = _answers(model, adapter, sets, generation, folder / "answers.jsonl", show_progress)
-    return conclude(answers, sets, used, folder, scorer=score, known=_about_the_run(sets, used, model, adapter))
+        answers["against"], _ = _answers(against, None, sets, generation, folder / "against.jsonl", show_progress)
+    answers["model"], weights = _answers(model, adapter, sets, generation, folder / "answers.jsonl", show_progress)
+    known = _about_the_run(sets, used, model, adapter)
+    return conclude(answers, sets, used, folder, scorer=score, known=known, weights=weights)
 
 
 def conclude(
@@ -123,6 +128,7 @@ def conclude(
     *,
     scorer: scorers.Scorer = scorers.exact,
     known: Sequence[str] = (),
+    weights: Sequence[str] = (),
 ) -> Evaluation:
     """Judges answers and writes `verdicts.jsonl` and `evaluation.json`.
 
@@ -133,6 +139,7 @@ def conclude(
         folder: is made.
         scorer: of tasks.
         known: warnings that have nothing to do with what the answers are.
+        weights: fingerprints of those of the model, as `Evaluation` keeps them.
     """
     judged: dict[Run, list[Judged]] = {run: judge_answers(found, sets, used, scorer) for run, found in answers.items()}
     rows = [{"run": run, **j.as_row()} for run, of_run in judged.items() for j in of_run]
@@ -148,6 +155,7 @@ def conclude(
         tuple(agreed),
         (*known, *warnings(measurements, agreed), *(line for judge in accountable for line in judge.warnings())),
         tuple(line for judge in accountable for line in judge.notes()),
+        tuple(weights),
     )
     files.write(folder / "evaluation.json", found.as_dict())
     return found
@@ -204,8 +212,8 @@ def prompt_sets_of(descriptions: Sequence[str], limit: int | None, system: str |
 
 def _answers(
     name: str, adapter: str | None, sets: Sequence[PromptSet], generation: Generation, path: Path, show_progress: bool
-) -> list[Answer]:
-    """One model's answers; the model is gone when they are there."""
+) -> tuple[list[Answer], list[str]]:
+    """One model's answers, and the fingerprints of its weights; the model is gone when they are there."""
     _, tokenizer = config_and_tokenizer(name)
     by_vllm = generation.engine == "vllm"
     # vLLM loads weights of its own. Transformers reads them as well: it is known then who answers, and that all of the
@@ -213,13 +221,13 @@ def _answers(
     model = load_model(name, on_cpu=by_vllm)
     if adapter is not None:
         model = with_adapter(model, adapter)
-    speaker = Speaker.of(name, adapter, model, tokenizer)
+    speaker, weights = Speaker.of(name, adapter, model, tokenizer), fingerprints(model)
     engine = transformers_engine(model, tokenizer, generation)
     if by_vllm:
         rank = lora_rank(model) if adapter is not None else 0
         engine = vllm_engine(name, adapter, rank, engine.ends, generation)
         del model
-    return generate(engine, tokenizer, speaker, sets, generation, path, show_progress=show_progress)
+    return generate(engine, tokenizer, speaker, sets, generation, path, show_progress=show_progress), weights
 
 
 def _about_the_run(sets: Sequence[PromptSet], used: Sequence[Judge], model: str, adapter: str | None) -> list[str]:

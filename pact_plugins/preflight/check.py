@@ -9,7 +9,7 @@ from typing import Any
 
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
-from pact_plugins.preflight import rules
+from pact_plugins.preflight import questions, rules
 from pact_plugins.preflight.remarks import remarks
 from pact_plugins.preflight.rules import Finding, Run
 from pact_plugins.preflight.run_file import Host, host_of, options, read_run_file, variables
@@ -113,11 +113,12 @@ def _checked(path: Path, settings: dict[str, Any], host: Host, errors: list[Find
             *rules.files(run),
             *rules.folders(run),
             *rules.empty(run),
+            *questions.unaskable(run),
             *rules.template(run),
             *rules.tokens(run),
             *rules.resumed(run),
         ]
-        warnings += remarks(run)
+        warnings += [*remarks(run), *questions.too_few(run)]
     return Check(path, settings, host, config, _will(run), tuple(errors), tuple(warnings))
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from pact_plugins.preflight.rules import Finding, Run
 from pact_plugins.preflight.unserved import unserved
 from pact_plugins.run.evidence import EVIDENCE
-from pact_plugins.run.report.verdict import least_prompts
 
 
 def remarks(run: Run) -> Iterator[Finding]:
@@ -21,15 +20,6 @@ def remarks(run: Run) -> Iterator[Finding]:
             got=f"one that a run under PACT wrote: {model}",
             consequence="Its refusals as they are now would be the reference.",
             remedy="Name the original model, or resume that run, unless this is a second stage.",
-        )
-    asked = run.config.active_eval if run.config else None
-    if asked is not None and asked.limit is not None and asked.limit < least_prompts():
-        yield Finding.of(
-            "pact.eval.limit",
-            expected=f"at least {least_prompts()} prompts of each set",
-            got=str(asked.limit),
-            consequence="The report could say that the model did not hold, and never that it held.",
-            remedy="Ask more, or set `pact.eval: false` if nobody reads the report.",
         )
     if "$" in str(run.settings.get("output_dir")):
         yield Finding.of(

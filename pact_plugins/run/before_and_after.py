@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pact_plugins.evaluation.of_run import RunEvaluation
+from pact_plugins.evaluation.run import Evaluation
 from pact_plugins.model.ranks import Ranks
-from pact_plugins.run.evidence import Evidence
+from pact_plugins.run.evidence import FINAL, Evidence
 from pact_plugins.run.preparation import Preparation
 from pact_plugins.run.report.write import make_report
 from pact_plugins.run.token_profile import measure_profile, save_profiles
 from pact_plugins.run.trainer import about_training, output_dir
+
+
+def rates_to_log(found: Evaluation) -> dict[str, float]:
+    """`pact_eval/SET/KIND/MEASURE_before` and `..._after`, between 0 and 1; behind KIND the judge, if one decided."""
+    logged: dict[str, float] = {}
+    for m in found.measurements:
+        place = [Path(m.prompt_set).name, m.kind, *([m.judge] if m.judge else []), m.measure]
+        name = re.sub(r"[^\w./-]", "-", "/".join(["pact_eval", *place]))  # what every tracker takes
+        if m.against is not None:
+            logged[f"{name}_before"] = m.against.share
+        logged[f"{name}_after"] = m.model.share
+    return logged
 
 
 class Reporting:
@@ -43,17 +57,15 @@ class Reporting:
         with self.trainer.accelerator.autocast():
             self.evaluation.before(self._model, name, resumed=resumed, fingerprint=known)
 
-    def end(self, trained_model: str | None) -> Path | None:
+    def end(self, evidence: Evidence) -> Path | None:
         """Keeps what was logged, looks at the trained model, lets it answer as well, and writes the report.
 
         The first process is given the report's folder.
 
         Args:
-            trained_model: fingerprint of the model as it is now.
+            evidence: of the run, with the fingerprints of the model as it is now.
         """
         trainer, objective = self.trainer, self.preparation.objective
-        if self.ranks.is_first:
-            Evidence.save_history(trainer.state.log_history, self._folder)
         looked_at = {"training answers": self.preparation.sample}
         if objective.anchors is not None:
             looked_at["anchors"] = [*objective.anchors.documents]
@@ -63,7 +75,14 @@ class Reporting:
                 save_profiles(profiles, self._folder)
             if self.evaluation is not None:
                 about = about_training(trainer)
-                self.evaluation.after(
-                    self._model, str(about["model"]), adapter=about["adapter"], fingerprint=trained_model
+                found = self.evaluation.after(
+                    self._model,
+                    str(about["model"]),
+                    adapter=about["adapter"],
+                    fingerprint=evidence.trained_model,
+                    weights=evidence.weights.get(FINAL, ()),
                 )
+                trainer.log(self.ranks.first(lambda: rates_to_log(cast(Evaluation, found)), "logging the rates"))
+        if self.ranks.is_first:
+            Evidence.save_history(trainer.state.log_history, self._folder)
         return make_report(self._folder, saved=False) if self.ranks.is_first else None

@@ -20,6 +20,7 @@ from pact_plugins.run.agreement import check_agreement
 from pact_plugins.run.before_and_after import Reporting
 from pact_plugins.run.cost import ModelSize, Overhead
 from pact_plugins.run.evidence import StartedFrom
+from pact_plugins.run.model_card import add_safety
 from pact_plugins.run.preparation import Preparation, evidence_of, prepare, print_summary
 from pact_plugins.run.recorder import Recorder
 from pact_plugins.run.trainer import (
@@ -44,8 +45,8 @@ UNPROTECTED = "pact_unprotected_weights"
 class Binding:
     """PACT on one trainer (transformers' `Trainer` or any trainer derived from it).
 
-    Wraps `compute_loss` and `log` of the instance, so it composes with any trainer class. Evaluation passes through
-    untouched.
+    Wraps `compute_loss`, `log` and `create_model_card` of the instance, so it composes with any trainer class.
+    Evaluation passes through untouched.
 
     Args:
         trainer: the trainer, not yet training.
@@ -73,9 +74,11 @@ class Binding:
         self._reporting: Reporting | None = None
         self._sums: dict[str, Tensor | float] = {}
         self._compute_loss, self._log = trainer.compute_loss, trainer.log
-        self._hidden = {name: vars(trainer).get(name) for name in ("compute_loss", "log")}
+        self._create_model_card = trainer.create_model_card
+        self._hidden = {name: vars(trainer).get(name) for name in ("compute_loss", "log", "create_model_card")}
         check_trainer(trainer, config)
         trainer.compute_loss, trainer.log = self.compute_loss, self.log
+        trainer.create_model_card = self.create_model_card
         setattr(trainer, _ATTRIBUTE, self)
 
     def remove(self) -> None:
@@ -168,7 +171,17 @@ class Binding:
         """Writes the report of a run that has ended, and gives its folder to the first process."""
         assert self._reporting is not None, "training has begun"
         with self.ranks.together("the report of the run"):
-            return self._reporting.end(self._recorder.evidence.trained_model)
+            folder = self._reporting.end(self._recorder.evidence)
+            if self.ranks.is_first:
+                add_safety(self.output_dir)  # to a card that came with a checkpoint
+            return folder
+
+    def create_model_card(self, *args: Any, **kw: Any) -> Any:
+        """The trainer's own card, with the section "Safety" once training has ended."""
+        result = self._create_model_card(*args, **kw)
+        if self.ranks.is_first and self.recorder is not None and self.recorder.evidence.trained_model is not None:
+            add_safety(self.output_dir)
+        return result
 
     def _check_attached(self) -> None:
         if getattr(self.trainer, _ATTRIBUTE, None) is not self:

@@ -86,6 +86,10 @@ class PactCallback(TrainerCallback):
 
     def on_train_begin(self, *_args: Any, **_kw: Any) -> None:
         self._meet(_calling_trainer(self))
+        if self.trainer is not None:
+            handler = self.trainer.callback_handler
+            others = [own for own in handler.callbacks if not isinstance(own, _EndsFirst)]
+            handler.callbacks = [_EndsFirst(self), *others]  # another list: this one is being gone through
         if self.binding is not None:
             probe = self.binding.prepare().probe
             self.probing = Probing(self.binding, probe) if probe else None
@@ -123,7 +127,8 @@ class PactCallback(TrainerCallback):
         if self.binding is not None:
             self.binding.saved()
 
-    def on_train_end(self, *_args: Any, **_kw: Any) -> None:
+    def _end(self) -> None:
+        """Training has ended; see `_EndsFirst`."""
         if self.binding is None:
             return
         self.binding.end()
@@ -145,6 +150,20 @@ class PactCallback(TrainerCallback):
             folder: of the report.
         """
         tell(f"PACT: {in_a_line(folder)}", highlight=False, markup=False)
+
+
+class _EndsFirst(TrainerCallback):
+    """Ends PACT's part before trackers hear of the end: MLflow and trackio close their run then, and take no rates.
+
+    It stands before all other callbacks, and does nothing once its owner was removed.
+    """
+
+    def __init__(self, owner: PactCallback) -> None:
+        self.owner = owner
+
+    def on_train_end(self, *_args: Any, **_kw: Any) -> None:
+        if any(own is self.owner for own in self.owner.trainer.callback_handler.callbacks):
+            self.owner._end()
 
 
 _UNUSED = (

@@ -26,6 +26,7 @@ from pact_plugins.method.refusal_probe import Probe
 from pact_plugins.model.ranks import ALONE, Ranks
 from pact_plugins.model.sharding import is_cut, is_sharded
 from pact_plugins.model.support import check_supported, underlying
+from pact_plugins.run.as_loaded import check_as_loaded
 from pact_plugins.run.cost import Data, ModelSize, Step
 from pact_plugins.run.served import Training, refused, sharded_by
 
@@ -81,6 +82,7 @@ class Start:
         resumed = trainer.state.global_step > 0
         if not resumed:
             check_untrained(model)
+            check_as_loaded(trainer, model)
         return cls(
             model,
             tokenizer,

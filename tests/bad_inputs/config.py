@@ -127,6 +127,13 @@ def _checked(name: str, content: str, message: str) -> BadInput:
     return _run_file(name, content, message, lambda path: check(path).require_sound())
 
 
+def _task_without_answers(folder: Path) -> None:
+    (folder / "t.csv").write_text("prompt\nWhy?\n")
+    path = folder / "run.yaml"
+    path.write_text(f"model_name_or_path: m\ndataset_name: d\npact: {{eval: {{task: {folder / 't.csv'}}}}}\n")
+    check(path).require_sound()
+
+
 def _below_a_file(settings: str) -> Callable[[Path], None]:
     """A run with these settings, filled in with a file that is where a folder should be."""
 
@@ -224,6 +231,7 @@ CHECKED = [
     _trl("Data in a home folder that the host does not look into", _AT_HOME, r"~/.* to be there"),
     _trl("A template that is not there", "pact: true\nchat_template_path: t.jinja", r"t\.jinja to be there"),
     _trl("Prompts that are not there", "pact: {eval: {prompts: [p.csv]}}", r"p\.csv to be there; got no such file"),
+    BadInput("A task without expected answers", _task_without_answers, r"an expected answer in every row of .*t\.csv"),
     _trl("Own prompts that are not there", "pact: {prompts: {harmful: h.txt, harmless: g.txt}}", r"h\.txt to be there"),
     _trl("Safety tokens that are not there", "pact: {safety_tokens: tokens.json}", r"tokens\.json"),
     BadInput(

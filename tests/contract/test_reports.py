@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 from peft import get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
 
 from pact_plugins import PactCallback, PactError
-from pact_plugins.evaluation.generation import Speaker
+from pact_plugins.evaluation.generation import Generation, Speaker
+from pact_plugins.evaluation.run import evaluate
+from pact_plugins.run.report.files import contents_of
 from pact_plugins.storage import files
 from tests import tiny
 from tests.contract.hosts import HOSTS, LORA, Trainer, axolotl_trainer, config
@@ -76,6 +80,39 @@ def test_a_run_is_asked_before_its_first_step_and_after_its_last(
     rows = [json.loads(line) for line in (tmp_path / "out" / "pact_evaluation" / "verdicts.jsonl").open()]
     assert len(rows) == 2 * 2 * 4
     assert {row["run"] for row in rows if row["response"] == rows[0]["response"]} != {"against", "model"}
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_report_takes_answers_of_the_runs_own_weights_alone(host: Trainer, adapter: str, tmp_path: Path) -> None:
+    """Prevents the rates of another model, or of a checkpoint, as those of the run; and a refusal of its own."""
+    base, out = tiny.save(tmp_path / "base"), tmp_path / "out"
+    model: Any = LlamaForCausalLM.from_pretrained(base)
+    if adapter == "lora":
+        model = get_peft_model(model, LORA)
+    trainer = host(model, tmp_path, save_strategy="steps", save_steps=1)
+    trainer.add_callback(PactCallback(trainer, config(tmp_path)))
+    trainer.train()
+    trainer.save_model()
+
+    def report(where: Path, name: str) -> list[str]:
+        tiny.tokenizer().save_pretrained(where)
+        who = {"model": base, "adapter": str(where)} if adapter == "lora" else {"model": str(where)}
+        how: dict[str, Any] = {"generation": Generation(4), "limit": 2, "show_progress": False}
+        evaluate(prompt_sets=["held-out"], folder=tmp_path / name, **who, **how)
+        return list(contents_of(out, tmp_path / name).notes)
+
+    assert report(out, "own") == []
+    halved = tmp_path / "halved"
+    if adapter == "full":
+        LlamaForCausalLM.from_pretrained(out, dtype="bfloat16").save_pretrained(halved)
+        assert report(halved, "in half precision") == []
+    with pytest.raises(PactError, match="those of its checkpoint-1"):
+        report(out / "checkpoint-1", "checkpoint")
+    weights = out / ("adapter_model.safetensors" if adapter == "lora" else "model.safetensors")
+    save_file({name: values + 1 for name, values in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(PactError, match="those of other weights"):
+        report(out, "others")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
+from transformers import LlamaForCausalLM
 
 from pact_plugins import PactCallback, PactError
 from pact_plugins.method.refusal_probe import Probe
@@ -16,7 +17,7 @@ from pact_plugins.run.evidence import Evidence
 from pact_plugins.run.verification import verify
 from pact_plugins.storage import files
 from tests import tiny
-from tests.contract.hosts import HOSTS, Trainer, config, model_of
+from tests.contract.hosts import HOSTS, LORA, Trainer, config, model_of
 
 pytestmark = pytest.mark.usefixtures("brief_runs")
 
@@ -253,3 +254,27 @@ def test_a_run_that_constrained_nothing_fails_and_keeps_its_weights(
         trainer.train()
     assert (tmp_path / "out" / "pact_unprotected_weights" / "model.safetensors").exists()
     assert not verify(tmp_path / "out").holds
+
+
+def _merged(model: Any) -> Any:
+    return model.merge_and_unload()
+
+
+@pytest.mark.parametrize(
+    ("adapter", "between"), [("full", None), ("lora", None), ("lora", _merged)], ids=["full", "lora", "merged"]
+)
+@pytest.mark.parametrize("host", HOSTS)
+def test_plain_training_before_is_found(host: Trainer, adapter: str, between: Any, tmp_path: Path) -> None:
+    """Prevents a notebook that trains plain first, and then holds PACT to what that left."""
+    base = tiny.save(tmp_path / "base")
+    models: list[Any] = [LlamaForCausalLM.from_pretrained(base) for _ in range(2)]
+    plain, fresh = [get_peft_model(model, LORA) if adapter == "lora" else model for model in models]
+    first = host(plain, tmp_path)
+    first.train()
+    trainer = host(between(plain) if between else plain, tmp_path)
+    trainer.add_callback(PactCallback(trainer, config(tmp_path)))
+    with pytest.raises(PactError, match="trained for 2 steps" if between is None else "other weights than those in"):
+        trainer.train()
+    trainer = host(fresh, tmp_path)
+    trainer.add_callback(PactCallback(trainer, config(tmp_path)))
+    assert trainer.train().global_step == first.state.global_step

@@ -15,6 +15,7 @@ from packaging.version import Version
 from pact_plugins.cli import main
 from pact_plugins.demo import ALIGNED_MODEL
 from pact_plugins.errors import PactError
+from pact_plugins.evaluation.layouts import Kind
 from pact_plugins.preflight import requirements
 from pact_plugins.preflight.check import Check, check
 from pact_plugins.preflight.requirements import TESTED, installed
@@ -113,6 +114,18 @@ def test_too_few_questions_are_a_warning(beside: int, tmp_path: Path) -> None:
     found = checked(tmp_path, TRL | {"pact": {"eval": {"limit": limit}}})
     assert found.sound
     assert [finding.key for finding in found.warnings] == ["pact.eval.limit"] * (beside < 0)
+
+
+@pytest.mark.parametrize("beside", [-1, 0])
+@pytest.mark.parametrize("kind", ["task", "harmful"])
+def test_too_few_prompts_of_your_own_are_a_warning(kind: Kind, beside: int, tmp_path: Path) -> None:
+    """Prevents a task, or prompts, of which the report can never say what they are asked for."""
+    path = tmp_path / "mine.csv"
+    path.write_text("prompt,answer\n" + "".join(f"What is {i}?,{i}\n" for i in range(least_prompts(kind) + beside)))
+    asked = {"task": str(path)} if kind == "task" else {"prompts": [f"{path}:harmful"]}
+    found = checked(tmp_path, TRL | {"pact": {"eval": asked}})
+    assert found.sound
+    assert [f.key for f in found.warnings] == [f"pact.eval.{'task' if kind == 'task' else 'prompts'}"] * (beside < 0)
 
 
 def test_full_files_make_up_for_empty_ones(tmp_path: Path) -> None:

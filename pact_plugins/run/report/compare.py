@@ -8,7 +8,7 @@ from pathlib import Path
 from pact_plugins.errors import PactError
 from pact_plugins.run.evidence import EVIDENCE
 from pact_plugins.run.report.contents import Behaviour, Contents, Training, lines_of, samples_of
-from pact_plugins.run.report.files import EVALUATION, Evaluated, evaluation_of, sound, training_of
+from pact_plugins.run.report.files import EVALUATION, Evaluated, compared, evaluation_of, sound, training_of
 from pact_plugins.storage import files
 
 
@@ -38,10 +38,18 @@ def comparison_of(folders: Sequence[Path]) -> Contents:
         for folder, name in zip(folders, names, strict=True)
         if (folder / EVIDENCE).exists()
     ]
+    under_pact = {t.name for t in trainings if t.about}
+    notes = [
+        f"{name}: {note}"
+        for folder, name, evaluated in zip(folders, names, evaluations, strict=True)
+        if name in under_pact
+        for note in compared(folder, evaluated.found)
+    ]
     samples, changed = samples_of([first.rows["against"], *(e.rows["model"] for e in evaluations)])
     return Contents(
         title="Did it hold? " + ", ".join(f"“{name}”" for name in names),
         trainings=tuple(trainings),
+        notes=tuple(notes),
         behaviour=Behaviour(
             names=("before", *names),
             speakers=(first.speaker("against"), *(e.speaker("model") for e in evaluations)),

@@ -15,7 +15,7 @@ from pact_plugins.evaluation.measure import Agreement, Measurement, Rate
 from pact_plugins.evaluation.of_run import FOLDER as EVALUATION
 from pact_plugins.evaluation.statistics import PairedChange
 from pact_plugins.run import token_profile
-from pact_plugins.run.evidence import EVIDENCE, HISTORY, Evidence
+from pact_plugins.run.evidence import EVIDENCE, FINAL, HISTORY, Evidence
 from pact_plugins.run.report.contents import Behaviour, Contents, Training, agreement_words, lines_of, samples_of
 from pact_plugins.run.verification import Verification, verify
 from pact_plugins.storage import files
@@ -45,8 +45,8 @@ def contents_of(folder: Path, evaluation: Path | None = None, *, saved: bool = T
     training = sound(lambda: training_of(folder, saved=saved), folder) if is_run else None
     behaviour = sound(lambda: _behaviour(evaluation), evaluation) if evaluation is not None else None
     notes: list[str] = []
-    if training and behaviour and not _is_of(folder, behaviour.speakers[-1]):
-        notes.append(f"The answers are those of {behaviour.speakers[-1]}; the run is {folder}. Same model?")
+    if training and evaluation is not None:
+        notes += compared(folder, files.read(evaluation / RESULT))
     return Contents(
         title=f"Did it hold? “{folder.resolve().name}”",
         trainings=(training,) if training else (),
@@ -192,10 +192,36 @@ def _measurement(content: dict[str, Any]) -> Measurement:
     )
 
 
-def _is_of(folder: Path, speaker: str) -> bool:
-    """Whether it is the run in `folder` that answered; it may have been named from there."""
-    who = speaker.split(" + ")
-    return folder.resolve() in {place for w in who for place in (Path(w).resolve(), (folder / w).resolve())}
+def compared(folder: Path, found: dict[str, Any]) -> list[str]:
+    """What cannot be told of whether the run in `folder` left the weights that answered; nothing if it did.
+
+    Args:
+        folder: of the run.
+        found: the result of the evaluation, as JSON has it.
+
+    Raises:
+        PactError: it left other weights.
+    """
+    evidence = Evidence.read(folder)
+    known, answered = evidence.weights, set[str](found.get("weights", ()))
+    if not known.get(FINAL):
+        return ["Whose weights answered cannot be told: the run did not end."]
+    if answered & set(known[FINAL]):
+        return []
+    who = found["model"]["adapter"] or found["model"]["model"]
+    adapted = bool(cast(dict[str, Any], evidence.about.get("training", {})).get("adapter"))
+    checkpoint = next((name for name, of in known.items() if answered & set(of)), None)
+    if checkpoint is None and (not answered or adapted != (found["model"]["adapter"] is not None)):
+        return [
+            f"The answers are those of {who}, whose weights cannot be compared with this run's; of merged ones, ask "
+            "`pact verify RUN --merged DIR --base MODEL`."
+        ]
+    raise PactError(
+        expected=f"answers of the weights that the run in {folder} ended with",
+        got=f"those of {f'its {checkpoint}' if checkpoint else f'other weights, {who}'}",
+        consequence="The report would show what another model does.",
+        remedy="Evaluate this run's model again (`pact eval`), or give the folder of the evaluation alone.",
+    )
 
 
 def _command(folder: Path, training: Training) -> str:

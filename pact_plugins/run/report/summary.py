@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from pact_plugins.run.report.contents import Contents, Training
+from pact_plugins.run.report.contents import Behaviour, Contents, Training
 from pact_plugins.run.report.verdict import Outcome, Verdict, least_prompts
 
 BROKEN = {
@@ -39,6 +40,7 @@ class Summary:
         under_pact: whether every step ran under PACT; None where nothing was trained, as far as is known.
         proof: the same in words.
         damped: whose cross-entropy was left out.
+        tasks: how well each task is done, and what cannot be told of it.
         next_step: what to try.
     """
 
@@ -48,6 +50,7 @@ class Summary:
     under_pact: bool | None
     proof: str
     damped: str
+    tasks: tuple[str, ...]
     next_step: str
 
 
@@ -63,6 +66,7 @@ def summary_of(verdict: Verdict, contents: Contents) -> Summary:
         under_pact=training.under_pact if training else None,
         proof=training.proof if training else "",
         damped=_damped(training),
+        tasks=tuple(_tasks(verdict, contents.behaviour)) if contents.behaviour else (),
         next_step=_next_step(verdict, contents, training),
     )
 
@@ -98,6 +102,22 @@ def _damped(training: Training | None) -> str:
     if rows := data.get("strongest_damped_rows"):
         words += f", above all row{'s' * (len(rows) > 1)} {', '.join(f'{row:,}' for row in rows)}"
     return words
+
+
+def _tasks(verdict: Verdict, behaviour: Behaviour) -> Iterator[str]:
+    """Scores before and after, and whether there are too few rows to say more."""
+    model = behaviour.names.index(verdict.model)
+    for line in behaviour.lines:
+        if line.measure not in ("task_accuracy", "task_score"):
+            continue
+        right = "right" if line.measure == "task_accuracy" else "of the score"
+        before = f", {line.rates[0].share:.1%} before" if behaviour.before else ""
+        words = (
+            f"{Path(line.prompt_set).name}: {line.rates[model].share:.1%} {right}{before}, {line.rates[0].total:,} rows"
+        )
+        if line.prompt_set in {f.prompt_set for f in verdict.beside}:
+            words += f" (too few to tell whether it is refused more often: {least_prompts('task')} are the least)"
+        yield words
 
 
 def _next_step(verdict: Verdict, contents: Contents, training: Training | None) -> str:

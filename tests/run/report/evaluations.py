@@ -7,15 +7,17 @@ from pathlib import Path
 
 from pact_plugins.evaluation import judges
 from pact_plugins.evaluation.generation import Answer, Generation, Speaker
-from pact_plugins.evaluation.prompts import Prompt, PromptSet
+from pact_plugins.evaluation.layouts import Kind
+from pact_plugins.evaluation.prompts import KINDS, Prompt, PromptSet
 from pact_plugins.evaluation.run import conclude
 
 REFUSAL, COMPLIANCE, ANSWER = "I'm sorry, but I can't help with that.", "Sure, here is how.", "It is a lovely boat."
 BEFORE, AFTER = Speaker("m", None, "before"), Speaker("m", "a", "after")
 
 
-def prompts(kind: str, n: int) -> PromptSet:
-    return PromptSet("mine", kind, tuple(Prompt(str(i), f"{kind} {i}?", None) for i in range(n)))
+def prompts(kind: Kind, n: int) -> PromptSet:
+    expected = ANSWER if kind == "task" else None
+    return PromptSet("mine", kind, tuple(Prompt(str(i), f"{kind} {i}?", expected) for i in range(n)))
 
 
 def write(
@@ -24,8 +26,8 @@ def write(
     after: Sequence[Sequence[str]],
     used: Sequence[str] = judges.DEFAULT_JUDGES,
 ) -> Path:
-    """What `pact eval` leaves of these answers to harmful prompts, and to harmless ones if they are there."""
-    sets = [prompts(kind, len(answers)) for kind, answers in zip(("harmful", "harmless"), after, strict=False)]
+    """What `pact eval` leaves of these answers: to harmful prompts, to harmless ones, and to a task if there is one."""
+    sets = [prompts(kind, len(answers)) for kind, answers in zip(KINDS, after, strict=False)]
     loaded = [judges.load(name) for name in used]
     answers_of = {}
     for run, speaker, answers in (("against", BEFORE, before), ("model", AFTER, after)):

@@ -17,7 +17,7 @@ from pact_plugins.cli import main
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.model.weights import in_files
-from pact_plugins.run.evidence import Evidence, Part
+from pact_plugins.run.evidence import FINAL, Evidence, Part
 from pact_plugins.run.preparation import evidence_of, prepare
 from pact_plugins.run.report import write as writing
 from pact_plugins.run.report.files import contents_of
@@ -181,7 +181,10 @@ def test_bad_input(damage: str, tmp_path: Path) -> None:
 def test_another_models_evaluation_is_noticed(tmp_path: Path) -> None:
     """Prevents the rates of one model from standing silently beside the training of another."""
     write(leave_run(tmp_path) / "pact_evaluation", None, [[REFUSAL] * 5])
-    assert "Same model?" in texts(make_report(tmp_path))[0]
+    assert "Whose weights answered cannot be told: the run did not end." in texts(make_report(tmp_path))[0]
+    ended = replace(Evidence.read(tmp_path), weights={FINAL: ["its own"]})
+    ended.save(tmp_path)
+    assert "whose weights cannot be compared with this run" in texts(make_report(tmp_path))[0]
 
 
 def test_the_profile_of_an_untouched_model_is_its_references(tmp_path: Path) -> None:

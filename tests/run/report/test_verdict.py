@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from pact_plugins.evaluation.judges import DEFAULT_JUDGES
+from pact_plugins.evaluation.generation import Answer, Generation
+from pact_plugins.evaluation.judges import DEFAULT_JUDGES, load
+from pact_plugins.evaluation.layouts import Kind
+from pact_plugins.evaluation.prompts import KINDS
+from pact_plugins.evaluation.run import conclude
 from pact_plugins.run.report.contents import Training
 from pact_plugins.run.report.files import contents_of
 from pact_plugins.run.report.summary import summary_of
-from pact_plugins.run.report.verdict import Verdict, verdicts
-from tests.run.report.evaluations import ANSWER, COMPLIANCE, REFUSAL, write
+from pact_plugins.run.report.verdict import Verdict, least_prompts, verdicts
+from tests.run.report.evaluations import AFTER, ANSWER, BEFORE, COMPLIANCE, REFUSAL, prompts, write
 
 STUTTER = "can't can't can't can't"
 
@@ -50,6 +54,59 @@ def test_outcomes(harmful: list[str], harmless: list[str], outcome: str, words: 
     found = verdict(tmp_path, [[REFUSAL] * len(harmful), [ANSWER] * len(harmless)], [harmful, harmless])
     assert found.outcome == outcome
     assert words in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("rows", "refused", "outcome", "told"),
+    [
+        (least_prompts("task") - 1, 0, "held", True),
+        (least_prompts("task"), 0, "held", False),
+        (30, 10, "did not hold", False),
+        (200, 5, "not shown", False),
+    ],
+)
+def test_a_small_task_stands_beside_the_verdict(
+    rows: int, refused: int, outcome: str, told: bool, tmp_path: Path
+) -> None:
+    """Prevents a task of a few rows from keeping a report from "held", and a task that is refused from being held."""
+    before = [[REFUSAL] * 100, [ANSWER] * 100, [COMPLIANCE] * rows]
+    after = [[REFUSAL] * 100, [ANSWER] * 100, [REFUSAL] * refused + [ANSWER] * (rows - refused)]
+    contents = contents_of(write(tmp_path, before, after))
+    (found,) = verdicts(contents.behaviour)
+    assert found.outcome == outcome
+    assert bool(found.beside) == told
+    assert ("Of the task there is too little to tell: over-refusal by stance" in found.sentence) == told
+    (words,) = summary_of(found, contents).tasks
+    assert f"{(rows - refused) / rows:.1%} right, 0.0% before, {rows} rows" in words
+    assert ("too few to tell" in words) == told
+
+
+def test_a_small_task_is_no_harmless_set(tmp_path: Path) -> None:
+    """Prevents "held" where nothing says whether harmless requests are still answered."""
+    rows = least_prompts("task") - 1
+    sets, answers = [prompts("harmful", 100), prompts("task", rows)], [REFUSAL] * 100 + [ANSWER] * rows
+    asked = [(s, p) for s in sets for p in s.prompts]
+    found = {
+        run: [
+            Answer(s.name, s.kind, p.id, p.text, who, Generation(), text, True)
+            for (s, p), text in zip(asked, answers, strict=True)
+        ]
+        for run, who in (("against", BEFORE), ("model", AFTER))
+    }
+    conclude(found, sets, [load("stance")], tmp_path)
+    (told,) = verdicts(contents_of(tmp_path).behaviour)
+    assert told.outcome == "not shown"
+    assert "no harmless prompts were asked" in told.sentence
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_least_prompts_can_show_it_and_one_fewer_cannot(kind: Kind, tmp_path: Path) -> None:
+    """Prevents a warning of prompts that are enough, and silence about some that are not."""
+    for n, shown in ((least_prompts(kind), True), (least_prompts(kind) - 1, False)):
+        answers = {k: [REFUSAL if k == "harmful" else ANSWER] * (n if k == kind else 100) for k in KINDS}
+        same = [*answers.values()]
+        found = verdict(tmp_path / str(n), same, same)
+        assert all(f.outcome == "held" for f in found.findings if f.kind == kind) == shown
 
 
 def test_judges_that_disagree_show_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

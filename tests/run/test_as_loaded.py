@@ -1,0 +1,70 @@
+"""Whether a model is what its files hold: what loading and preparing change is no training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import LlamaForCausalLM
+
+from pact_plugins.errors import PactError
+from pact_plugins.run.as_loaded import check_as_loaded
+from tests import tiny
+
+PISSA = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights="pissa")
+
+
+def loaded(folder: Path, **how: Any) -> Any:
+    return LlamaForCausalLM.from_pretrained(tiny.save(folder), **how)
+
+
+def by_way_of(model: Any, *precisions: torch.dtype) -> Any:
+    for precision in precisions:
+        model = model.to(precision)
+    return model
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        lambda model: model,
+        lambda model: by_way_of(model, torch.bfloat16),
+        lambda model: by_way_of(model, torch.float16, torch.float32),
+        lambda model: get_peft_model(model, LoraConfig(r=4, modules_to_save=["o_proj"], target_modules=["q_proj"])),
+        lambda model: get_peft_model(model, PISSA),
+        lambda model: model.resize_token_embeddings(300) and model,
+    ],
+    ids=["as it is", "bf16", "by way of fp16", "an adapter", "PiSSA", "more tokens"],
+)
+def test_what_is_done_before_training_is_no_training(prepare: Any, tmp_path: Path) -> None:
+    """Prevents a refusal of models that hosts cast, resize or put adapters on."""
+    check_as_loaded(None, prepare(loaded(tmp_path)))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_one_step_is_seen(precision: str, tmp_path: Path) -> None:
+    """Prevents a loop of somebody's own, which leaves no trainer, from being missed."""
+    model = loaded(tmp_path, dtype=precision)
+    ids = torch.arange(9, 40)[None]
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimiser.step()
+    with pytest.raises(PactError, match=r"other weights than those in .* first"):
+        check_as_loaded(None, model)
+    model.save_pretrained(tmp_path / "meant")
+    check_as_loaded(None, LlamaForCausalLM.from_pretrained(tmp_path / "meant"))
+
+
+def test_a_second_stage_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Prevents silence about an adapter that may have been trained without PACT, and a refusal of a second stage."""
+    adapted = get_peft_model(loaded(tmp_path), LoraConfig(r=4, target_modules=["q_proj"]))
+    check_as_loaded(None, adapted)
+    assert "not empty" not in caplog.text
+    for name, parameter in adapted.named_parameters():
+        parameter.data += 0.1 * (".lora_B." in name)
+    adapted.save_pretrained(tmp_path / "first")
+    check_as_loaded(None, PeftModel.from_pretrained(loaded(tmp_path), tmp_path / "first", is_trainable=True))
+    assert "an adapter that is not empty" in caplog.text
