@@ -28,7 +28,7 @@ import torch
 OPTIONS = {"use_cpu": True, "bf16": False, "disable_tqdm": True, "report_to": [], "save_strategy": "no"}
 
 PARTS = {
-    "pact_plugins.run.preparation.model_fingerprint": "fingerprint of the weights",
+    "pact_plugins.run.examination.model_fingerprint": "fingerprint of the weights",
     "pact_plugins.method.asking.ask": "answers to the shipped prompts",
     "pact_plugins.method.discovery.in_answers": "safety tokens in them",
     "pact_plugins.run.preparation.open_or_build": "reference",

@@ -34,17 +34,11 @@ class PactPlugin(BasePlugin):  # pyright: ignore[reportUntypedBaseClass]
 
     def register(self, cfg: dict[str, Any]) -> None:
         """Refuses, before anything is loaded, a configuration under which PACT would be absent or wrong."""
-        from pact_plugins.errors import PactError
-        from pact_plugins.preflight.run_file import unserved
+        from pact_plugins.preflight.unserved import unserved
 
-        self._parse(cfg)
-        for key, consequence in unserved(cfg).items():
-            raise PactError(
-                expected=f"supervised fine-tuning without `{key}`",
-                got=f"`{key}: {cfg[key]}`",
-                consequence=consequence,
-                remedy=f"Remove `{key}`, or train without PACT (`pact: false`).",
-            )
+        if (config := self._parse(cfg)) is not None:
+            for finding in unserved(cfg, "axolotl", config):
+                raise finding.error
 
     def get_input_args(self) -> str:
         """Where Axolotl finds the schema of the key `pact`."""

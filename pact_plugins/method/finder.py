@@ -30,6 +30,8 @@ from pact_plugins.storage import files
 _VERSION = 3
 """Of the kept tokens."""
 
+_TOKENS = "finding the safety tokens"
+
 _NAME = "kept_as"
 """Where the provenance of tokens that were found says for which model, template and settings."""
 
@@ -61,6 +63,9 @@ class Finder:
 
     def known_tokens(self) -> SafetyTokens | None:
         """The safety tokens that the config names, or that were found before; None if they have yet to be found."""
+        return self._ranks.first(self._known_tokens, _TOKENS)
+
+    def _known_tokens(self) -> SafetyTokens | None:
         named = self.config.safety_tokens
         if isinstance(named, Path):
             return self._changed(SafetyTokens.load(named))
@@ -70,8 +75,8 @@ class Finder:
 
     def tokens(self) -> SafetyTokens:
         """The safety tokens that the config names, or finds; found ones are kept beside the reference caches."""
-        what, ranks = "finding the safety tokens", self._ranks
-        if (known := ranks.first(self.known_tokens, what)) is not None:
+        what, ranks = _TOKENS, self._ranks
+        if (known := self.known_tokens()) is not None:
             return known
         stored = self._tokens_file
         with files.locked(stored, what, ranks, holds=ranks.is_first):

@@ -37,58 +37,69 @@ def decoder_of(base: Any) -> Any:
     return found if isinstance(found, nn.Module) else None
 
 
+def _error(got: str, consequence: str, remedy: str) -> PactError:
+    expected = "a causal language model with a decoder and a plain linear head"
+    return PactError(expected=expected, got=got, consequence=consequence, remedy=remedy)
+
+
+def unsupported_adapter(kind: str) -> PactError:
+    """The error that an adapter of this kind is."""
+    return _error(
+        f"the adapter {kind}",
+        "Virtual tokens shift every position, and the loss would sit on the wrong tokens; others were not tried.",
+        "Use LoRA, QLoRA or full fine-tuning.",
+    )
+
+
+def adapter_on_the_head(kind: str) -> PactError:
+    """The error that an adapter of this kind is on the head."""
+    return _error(
+        f"a {kind} adapter on the head",
+        "PACT would hold the head's weights without the adapter's part, and drift unseen.",
+        "Take `lm_head` out of the adapter's target modules, or train it whole (`modules_to_save`).",
+    )
+
+
 def check_supported(model: nn.Module) -> None:
     """Refuses, before training, the models whose safety logits cannot be read from the last hidden state.
 
     Raises:
-        PactError: the model is wrapped in `DataParallel`, is an encoder-decoder, has a prompt-learning adapter, no
+        PactError: the model is wrapped in `DataParallel`, is an encoder-decoder, has an adapter of virtual tokens, no
             decoder, no linear head, a quantised head, or an adapter on its head.
     """
     base = underlying(model)
 
-    def refuse(got: str, consequence: str, remedy: str) -> None:
-        raise PactError(
-            expected="a causal language model with a decoder and a plain linear head",
-            got=got,
-            consequence=consequence,
-            remedy=remedy,
-        )
-
     name = type(base).__name__
     if isinstance(model, nn.DataParallel):
-        refuse("torch.nn.DataParallel", "Its replicas run in threads that PACT cannot follow.", "Use torchrun (DDP).")
+        raise _error(
+            "torch.nn.DataParallel", "Its replicas run in threads that PACT cannot follow.", "Use torchrun (DDP)."
+        )
     if getattr(getattr(base, "config", None), "is_encoder_decoder", False):
-        refuse(
+        raise _error(
             f"the encoder-decoder model {name}", "Answers would not follow prompts.", "Use a decoder-only chat model."
         )
     for adapter in cast(Any, getattr(model, "peft_config", {})).values():
-        if adapter.is_prompt_learning:
-            refuse(
-                f"the prompt-learning adapter {adapter.peft_type.value}",
-                "Its virtual tokens shift every position, and the loss would sit on the wrong tokens.",
-                "Use LoRA, QLoRA or full fine-tuning.",
-            )
+        if adapter.is_prompt_learning or adapter.is_adaption_prompt:
+            raise unsupported_adapter(adapter.peft_type.value)
     if decoder_of(base) is None:
-        refuse(f"{name}, which has no decoder", "Its hidden states cannot be seen.", "Use a causal language model.")
+        raise _error(
+            f"{name}, which has no decoder", "Its hidden states cannot be seen.", "Use a causal language model."
+        )
     head = base.get_output_embeddings()
     if head is None:
-        refuse(f"{name}, which has no output head", "There are no logits to hold.", "Use a model for causal LM.")
+        raise _error(f"{name}, which has no output head", "There are no logits to hold.", "Use a model for causal LM.")
     if hasattr(head, "base_layer"):
         kind = type(head).__module__.split(".")[-2]
-        refuse(
-            f"a {_ADAPTERS.get(kind, kind)} adapter on the head of {name}",
-            "PACT would hold the head's weights without the adapter's part, and drift unseen.",
-            "Take `lm_head` out of the adapter's target modules, or train it whole (`modules_to_save`).",
-        )
+        raise adapter_on_the_head(_ADAPTERS.get(kind, kind))
     head = trained_module(head)
     if not isinstance(head, nn.Linear | nn.Embedding) or len(full_shape(head.weight)) != 2:
-        refuse(
+        raise _error(
             f"a head of type {type(head).__name__} in {name}",
             "Its logits are no plain matrix product.",
             "Use a model whose head is a linear layer.",
         )
     if not head.weight.is_floating_point():
-        refuse(
+        raise _error(
             f"a quantised head in {name}",
             "PACT reads its weights, and would read codes.",
             "Leave the head out of the quantisation (`llm_int8_skip_modules=['lm_head']`).",

@@ -11,7 +11,7 @@ from pact_plugins.config import PactConfig
 from pact_plugins.method.damping import by_answer
 from pact_plugins.model.progress import progress
 from pact_plugins.run.preparation import prepare
-from pact_plugins.run.trainer import tokenizer_of, training_documents, training_template
+from pact_plugins.run.trainer import Start
 from pact_plugins.storage import files
 
 
@@ -91,26 +91,17 @@ def audit(trainer: Any, config: PactConfig, *, threshold: float | None = None) -
     Raises:
         PactError: PACT cannot serve the run.
     """
-    shown = trainer.is_world_process_zero()
-    documents = list(training_documents(trainer))
-    model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), tokenizer_of(trainer)
-    objective = prepare(
-        model,
-        tokenizer,
-        documents,
-        config.model_copy(update={"conflict": "damp"}),  # which has the harm of prompts computed
-        template=training_template(trainer),
-        autocast=trainer.accelerator.autocast,
-        show_progress=shown,
-    ).objective
+    # To damp has the harm of prompts computed.
+    start = Start.of(trainer, config.model_copy(update={"conflict": "damp"}))
+    objective = prepare(start).objective
     objective.head.remove()
     threshold = config.conflict_threshold if threshold is None else threshold
     copies: dict[bytes, list[Document]] = {}
-    for document in documents:
+    for document in start.documents:
         copies.setdefault(document.key, []).append(document)
     sequences, answers, supervised, damped = 0, 0, 0, 0.0
     listed: list[ConflictingAnswer] = []
-    for same in progress(copies.values(), "PACT: auditing the training set", len(copies), shown):
+    for same in progress(copies.values(), "PACT: auditing the training set", len(copies), start.show_progress):
         document, rows = same[0], [one.row for one in same]
         conflicts = by_answer(objective, document)
         sequences += len(rows) * bool(conflicts)
@@ -121,7 +112,7 @@ def audit(trainer: Any, config: PactConfig, *, threshold: float | None = None) -
             taken = float(config.damps and conflict > config.conflict_threshold)
             damped += len(rows) * taken * tokens
             if conflict > threshold:
-                texts = _texts(tokenizer, document, answer)
+                texts = _texts(start.tokenizer, document, answer)
                 listed.append(ConflictingAnswer(rows, number, conflict, 1 - taken, tokens, *texts))
     return Audit(
         sequences=sequences,

@@ -13,6 +13,7 @@ from pact_plugins.preflight import questions, rules
 from pact_plugins.preflight.remarks import remarks
 from pact_plugins.preflight.rules import Finding, Run
 from pact_plugins.preflight.run_file import Host, host_of, options, read_run_file, variables
+from pact_plugins.preflight.unserved import unserved
 from pact_plugins.run.evidence import EVIDENCE
 
 
@@ -61,13 +62,11 @@ class Check:
         Raises:
             PactError: the file has errors.
         """
-        if len(self.errors) == 1:
-            raise self.errors[0].error
         if self.errors:
             found = [finding.error for finding in self.errors]
             raise PactError(
-                expected="; ".join(e.expected for e in found),
-                got="; ".join(e.got for e in found),
+                expected="; ".join(dict.fromkeys(e.expected for e in found)),
+                got="; ".join(finding.got for finding in self.errors),
                 consequence=" ".join(dict.fromkeys(e.consequence for e in found)),
                 remedy=" ".join(dict.fromkeys(e.remedy for e in found)),
             )
@@ -110,7 +109,7 @@ def _checked(path: Path, settings: dict[str, Any], host: Host, errors: list[Find
     if config is not None:
         errors += [
             *missing,
-            *rules.unserved(run),
+            *unserved(settings, host, config),
             *rules.files(run),
             *rules.folders(run),
             *rules.empty(run),

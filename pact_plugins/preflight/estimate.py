@@ -16,12 +16,8 @@ from pact_plugins.chat.answers import AnswerTokens, Document, on_host, split_doc
 from pact_plugins.chat.fingerprints import digest
 from pact_plugins.chat.format import ChatFormat
 from pact_plugins.config import PactConfig
-from pact_plugins.method.finder import Finder
 from pact_plugins.method.reference import build
-from pact_plugins.method.refusal_probe import Probe
-from pact_plugins.model.fingerprints import model_fingerprint
 from pact_plugins.model.forward import to_device
-from pact_plugins.model.parity import check_parity
 from pact_plugins.model.subset_head import Request, SubsetHead
 from pact_plugins.preflight.cost_report import Estimate, LogNormaliser
 from pact_plugins.run.cost import (
@@ -34,8 +30,8 @@ from pact_plugins.run.cost import (
     padded_tokens,
     stratified,
 )
-from pact_plugins.run.preparation import cache_identity, find_answers, views
-from pact_plugins.run.trainer import expected_step, probe_flop, tokenizer_of, training_documents, training_template
+from pact_plugins.run.examination import examine, views
+from pact_plugins.run.trainer import Start, expected_step, probe_flop
 
 SAMPLE_TOKENS = 16_384
 """Tokens, roughly, of the sequences on which the time to build the cache is measured."""
@@ -50,24 +46,16 @@ def estimate(trainer: Any, config: PactConfig) -> Estimate:
     Raises:
         PactError: PACT cannot serve the run.
     """
-    model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), tokenizer_of(trainer)
-    chat, answered, data, _ = find_answers(
-        list(training_documents(trainer)), tokenizer, config, training_template(trainer)
-    )
-    reach = config.gate_reach
+    seen = examine(Start.of(trainer, config))
+    chat, answered, data, _ = seen.found
+    tokens, probe, reach = seen.tokens, seen.probe, config.gate_reach
     with trainer.accelerator.autocast():
-        fingerprint = model_fingerprint(model)
-        finder = Finder(config, model, tokenizer, fingerprint)
-        tokens = finder.known_tokens()
-        ids = list(tokens.ids) if tokens else list(range(config.top_k))
-        anchors, anchors_known = finder.expected_anchors()
+        head = seen.head(tokens)
+        anchors, anchors_known = seen.finder.expected_anchors()
         referenced = list({d.key: d for d in answered}.values())
-        head = SubsetHead(model, ids)
-        check_parity(head)
         folder = None
         if tokens is not None:
-            identity = cache_identity(config, model, fingerprint, tokenizer, tokens, chat, referenced)
-            folder = config.cache_folder / digest(identity)
+            folder = config.cache_folder / digest(seen.identity(tokens, referenced))
         found = folder is not None and folder.exists()
         build_tokens, seconds, sample = 0, 0.0, _Sample(0, 0)
         if not found:
@@ -75,21 +63,20 @@ def estimate(trainer: Any, config: PactConfig) -> Estimate:
     log_normaliser = _log_normaliser(trainer, config, head, chat)
     head.remove()
     step = expected_step(trainer, data, anchors, config)
-    probe = Probe(tokenizer, config.active_probe) if config.active_probe else None
     assert step is not None, "a trainer that begins to train has a data loader"
-    size = ModelSize.of(model)
+    size = ModelSize.of(seen.start.model)
     answer_tokens = sum(count_answer_tokens(d, chat) for d in referenced)
     reached_tokens = sum(count_reached_tokens(d, chat, reach) for d in referenced)
     return Estimate(
         data=data,
         optimiser_steps=trainer.state.max_steps,
-        safety_tokens=len(ids),
+        safety_tokens=len(head.ids),
         safety_tokens_known=tokens is not None,
         reached_tokens=reached_tokens,
         anchors=config.anchors_per_step,
         anchor_answer_tokens=sum(int(d.supervised.sum()) for d in anchors),
         anchors_known=anchors_known,
-        cache_bytes=cache_bytes(answer_tokens, reached_tokens, len(ids)),
+        cache_bytes=cache_bytes(answer_tokens, reached_tokens, len(head.ids)),
         cache=str(folder) if found else None,
         build_tokens=build_tokens,
         build_seconds=seconds,
@@ -100,7 +87,7 @@ def estimate(trainer: Any, config: PactConfig) -> Estimate:
         overhead=Overhead.of(
             step,
             size,
-            len(ids),
+            len(head.ids),
             log_normaliser=log_normaliser == "computed in chunks",
             probe_flop=probe_flop(trainer, size, probe),
         ),

@@ -15,7 +15,7 @@ from pact_plugins.model.ranks import ALONE
 from pact_plugins.run.agreement import Agreement, check_agreement
 from pact_plugins.run.coverage import Coverage
 from pact_plugins.run.preparation import prepare
-from pact_plugins.run.trainer import tokenizer_of, training_documents, training_template
+from pact_plugins.run.trainer import Start
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,10 @@ def guards(trainer: Any, config: PactConfig) -> Guards:
         PactError: PACT cannot serve the run, or a guard would stop it.
     """
     started = time.perf_counter()
-    preparation = prepare(
-        trainer.accelerator.unwrap_model(trainer.model),
-        tokenizer_of(trainer),
-        list(training_documents(trainer)),
-        config,
-        template=training_template(trainer),
-        autocast=trainer.accelerator.autocast,
-        show_progress=trainer.is_world_process_zero(),
-    )
+    start = Start.of(trainer, config)
+    preparation = prepare(start)
     objective = preparation.objective
-    agreement = check_agreement(trainer, objective, trainer.compute_loss, training_documents(trainer), ALONE)
+    agreement = check_agreement(trainer, objective, trainer.compute_loss, start.documents, ALONE)
     objective.head.remove()
     return Guards(preparation.coverage, agreement, str(objective.cache.folder), time.perf_counter() - started)
 

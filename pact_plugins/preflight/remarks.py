@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pact_plugins.preflight.rules import Finding, Run
+from pact_plugins.preflight.unserved import unserved
 from pact_plugins.run.evidence import EVIDENCE
 
 
@@ -28,13 +29,6 @@ def remarks(run: Run) -> Iterator[Finding]:
             consequence="The run would write into a folder of that name below the one in which it is started.",
             remedy="Write the folder out, or give `--output_dir` on the command line, where the shell fills it in.",
         )
-    if run.settings.get("gradient_checkpointing") and run.config and run.config.anchors_per_step:
-        reentrant = (run.settings.get("gradient_checkpointing_kwargs") or {}).get("use_reentrant")
-        if reentrant:
-            yield Finding.of(
-                "gradient_checkpointing_kwargs",
-                expected="`use_reentrant: false` beside `pact.anchors` where several processes train",
-                got="`use_reentrant: true`",
-                consequence="With several processes the run stops before its first step.",
-                remedy="Set `use_reentrant: false`.",
-            )
+    if run.config is not None:
+        in_several = unserved(run.settings, run.host, run.config, processes=2)
+        yield from (finding for finding in in_several if finding.key.endswith("_checkpointing_kwargs"))

@@ -9,20 +9,17 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.method.asking import Asked
 from pact_plugins.method.safety_tokens import SafetyTokens
-from pact_plugins.preflight import run_file
 from pact_plugins.preflight.requirements import unmet, untested
-from pact_plugins.preflight.run_file import PLUGIN, Host
+from pact_plugins.preflight.run_file import PLUGIN, Host, block
 from pact_plugins.run.evidence import Evidence
 
 _WITHOUT_A_REQUIREMENT = {
@@ -51,6 +48,11 @@ class Finding:
     @classmethod
     def of(cls, key: str, expected: str, got: str, consequence: str, remedy: str) -> Finding:
         return cls(key, PactError(expected=expected, got=got, consequence=consequence, remedy=remedy))
+
+    @property
+    def got(self) -> str:
+        """What is there, with the key where the words do not name it."""
+        return self.error.got if self.key in str(self.error) else f"{self.error.got} (`{self.key}`)"
 
     def as_dict(self) -> dict[str, str]:
         """Its words, one by one."""
@@ -162,82 +164,6 @@ def environment(host: Host) -> tuple[list[Finding], list[Finding]]:
     return errors, warnings
 
 
-def unserved(run: Run) -> Iterator[Finding]:
-    """What the method cannot serve, as far as the file says it."""
-    settings, config = run.settings, run.config
-    assert config is not None, "only asked of runs under PACT"
-
-    def refused(key: str, consequence: str, remedy: str) -> Finding:
-        expected = f"`{key}` to be something that PACT can serve"
-        return Finding.of(key, expected, f"`{key}: {settings.get(key)}`", consequence, remedy)
-
-    for key, consequence in run_file.unserved(settings).items():
-        yield refused(key, consequence, f"Remove `{key}`, or train without PACT (`pact: false`).")
-    if run.host == "axolotl" and settings.get("adapter") not in (None, "lora", "qlora"):
-        yield refused("adapter", "Only LoRA and its kin leave hidden states as long as the labels.", "Use `lora`.")
-    targets = settings.get("lora_target_modules") or []
-    names = [targets] if isinstance(targets, str) else [str(name) for name in targets]
-    if any(name.rpartition(".")[2] == "lm_head" for name in names):
-        yield refused("lora_target_modules", "PACT reads the head itself, without an adapter on it.", "Drop `lm_head`.")
-    for key in ("streaming", "dataset_streaming", "pretraining_dataset"):
-        if settings.get(key):
-            yield refused(
-                key,
-                "Its sequences are not known before the first step, and the reference is computed then.",
-                "Load the data set whole.",
-            )
-    if config.damps:
-        if settings.get("label_smoothing_factor"):
-            key = "label_smoothing_factor"
-            yield refused(key, "Damping subtracts plain cross-entropy.", "Remove it, or set `pact.conflict: keep`.")
-        if settings.get("loss_type") == "dft":
-            yield refused(
-                "loss_type", "Damping subtracts plain cross-entropy.", "Use `nll`, or set `pact.conflict: keep`."
-            )
-    yield from _unserved_sharding(run, refused)
-    parallelism = settings.get("parallelism_config") or {}
-    for name in ("cp_size", "sp_size", "tp_size"):
-        if isinstance(parallelism, dict) and (parallelism.get(name) or 1) > 1:
-            yield refused("parallelism_config", "Answers or layers would be cut between processes.", f"Drop `{name}`.")
-
-
-def _unserved_sharding(run: Run, refused: Callable[[str, str, str], Finding]) -> Iterator[Finding]:
-    """Ways of sharing weights and sequences between processes that PACT does not know."""
-    settings = run.settings
-    unknown = "It is not known that the reference would be computed from whole weights."
-    launched = _block(settings.get("accelerate_config")).get("fsdp_config")
-    fsdp = {k.removeprefix("fsdp_"): v for k, v in _block(settings.get("fsdp_config") or launched).items()}
-    quantised = any(settings.get(key) for key in ("load_in_4bit", "load_in_8bit"))
-    if settings.get("fsdp") or fsdp:
-        key = "accelerate_config" if launched else "fsdp_config" if fsdp else "fsdp"
-        # What the hosts and the launcher take if nothing is said.
-        default = 1 if launched or run.host == "axolotl" else 2
-        version = settings.get("fsdp_version") or fsdp.get("version") or default
-        if str(version) != "2":
-            yield refused(key, f"FSDP1 flattens the weights. {unknown}", "Set `fsdp_version: 2`.")
-        if fsdp.get("offload_params") or fsdp.get("cpu_offload") or "offload" in str(settings.get("fsdp")):
-            yield refused(key, f"It offloads weights to the CPU. {unknown}", "Leave them on the GPUs.")
-        if quantised:
-            yield refused(key, f"The model is quantised. {unknown}", "Use LoRA on a 16-bit model, or DDP.")
-    deepspeed = _block(settings.get("deepspeed"))
-    if _block(deepspeed.get("zero_optimization")).get("stage") == 3 and quantised:
-        yield refused("deepspeed", f"The model is quantised. {unknown}", "Use LoRA on a 16-bit model, or ZeRO-2.")
-    sizes = (deepspeed.get("sequence_parallel_size"), _block(deepspeed.get("tensor_parallel")).get("autotp_size"))
-    if any(isinstance(size, int) and size > 1 for size in sizes):
-        yield refused("deepspeed", "It cuts answers or layers between processes.", "Set its parallel sizes to 1.")
-
-
-def _block(settings: Any) -> Mapping[str, Any]:
-    """A block of settings, or of the file that is named in its place; empty where there is none to be read."""
-    if isinstance(settings, str) and (path := Path(settings)).is_file():
-        read = yaml.safe_load if path.suffix in (".yaml", ".yml") else json.loads
-        try:
-            settings = read(path.read_text(encoding="utf-8"))
-        except (ValueError, yaml.YAMLError):
-            return {}
-    return settings if isinstance(settings, dict) else {}
-
-
 def files(run: Run) -> Iterator[Finding]:
     """Files and folders that are not there. Names on the hub are not asked for."""
     assert run.config is not None, "only asked of runs under PACT"
@@ -338,7 +264,7 @@ def _lacks_template(model: Path) -> bool:
     if not (tokenizer.is_file() and (model / "config.json").is_file()):
         return False
     # A tokenizer with code of its own may render conversations without a template.
-    says = _block(str(tokenizer))
+    says = block(str(tokenizer))
     return (
         bool(says)
         and not any(says.get(key) for key in ("chat_template", "auto_map"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,17 +25,6 @@ _STARTED_BY: dict[Host, tuple[str, str]] = {
     "axolotl": ("Axolotl", "axolotl pact-train"),
 }
 """What each host is called, and what starts a file of it under PACT."""
-
-_UNSERVED = {
-    "rl": "Preference and reinforcement trainers have no supervised answers to constrain.",
-    "reward_model": "A reward model has no answers of its own to constrain.",
-    "process_reward_model": "A reward model has no answers of its own to constrain.",
-    "context_parallel_size": "Answers would be cut between processes.",
-    "sequence_parallel_degree": "Answers would be cut between processes.",
-    "tensor_parallel_size": "The head would be cut between processes.",
-    "expert_parallel_size": "It was not tried whether the reference would be computed from whole weights.",
-}
-"""Keys of either host that PACT cannot serve, and why."""
 
 
 class _KeysOnce(yaml.SafeLoader):
@@ -72,6 +62,17 @@ def read_run_file(path: Path) -> dict[str, Any]:
     )
 
 
+def block(settings: Any) -> Mapping[str, Any]:
+    """A block of settings, or of the file that is named in its place; empty where there is none to be read."""
+    if isinstance(settings, str) and (path := Path(settings)).is_file():
+        read = yaml.safe_load if path.suffix in (".yaml", ".yml") else json.loads
+        try:
+            settings = read(path.read_text(encoding="utf-8"))
+        except (ValueError, yaml.YAMLError):
+            return {}
+    return settings if isinstance(settings, dict) else {}
+
+
 def options(arguments: Sequence[str]) -> dict[str, Any]:
     """The settings among the arguments of a command: `--key value`, `--key=value`, or `--key` for true."""
     found: dict[str, Any] = {}
@@ -94,11 +95,6 @@ def variables(settings: Mapping[str, Any]) -> Generator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def unserved(settings: Mapping[str, Any]) -> dict[str, str]:
-    """The keys among the settings that PACT cannot serve, unless they are off or 1, and why."""
-    return {key: why for key, why in _UNSERVED.items() if settings.get(key) not in (None, False, 1)}
 
 
 def host_of(settings: dict[str, Any], path: Path, asked: Host | None = None) -> Host:

@@ -1,7 +1,20 @@
 """A run under PACT: prepared before its first step, bound to a trainer, recorded, reported and verified.
 
-Others use `callback.PactCallback`, or only what a run does first (`preparation.prepare`); what is read off a `trainer`;
-the guards, the cost, the evidence and the report of a run, and whether weights come from one (`verification.verify`).
+Others use `callback.PactCallback`, or only what a run does first (`preparation.prepare`, or `examination.examine` for
+what needs no answer of the model); what is read off a `trainer`; the guards, the cost, the evidence and the report of a
+run, and whether weights come from one (`verification.verify`).
 """
 
-__all__ = ["agreement", "callback", "cost", "coverage", "evidence", "preparation", "report", "trainer", "verification"]
+__all__ = [
+    "agreement",
+    "callback",
+    "cost",
+    "coverage",
+    "evidence",
+    "examination",
+    "preparation",
+    "report",
+    "served",
+    "trainer",
+    "verification",
+]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
 from typing import Any, cast
 
-from pact_plugins.config import PactConfig
 from pact_plugins.evaluation.of_run import RunEvaluation
 from pact_plugins.evaluation.run import Evaluation
 from pact_plugins.model.ranks import Ranks
@@ -15,24 +13,7 @@ from pact_plugins.run.evidence import FINAL, Evidence
 from pact_plugins.run.preparation import Preparation
 from pact_plugins.run.report.write import make_report
 from pact_plugins.run.token_profile import measure_profile, profile_of_anchors, save_profiles
-from pact_plugins.run.trainer import about_training, output_dir, tokenizer_of
-
-logger = logging.getLogger(__name__)
-
-
-def evaluation_of(trainer: Any, config: PactConfig, ranks: Ranks) -> RunEvaluation | None:
-    """What the model of a run will be asked; None if nothing.
-
-    Raises:
-        PactError: a prompt set or judge cannot be used.
-    """
-    if config.active_eval is None:
-        return None
-    tokenizer = tokenizer_of(trainer)
-    if getattr(tokenizer, "chat_template", None) is None:
-        logger.warning("PACT: without a chat template the model is not asked, and the report shows no behaviour.")
-        return None
-    return RunEvaluation(config.active_eval, output_dir(trainer), tokenizer, config.cache_folder, ranks)
+from pact_plugins.run.trainer import about_training, output_dir
 
 
 def rates_to_log(found: Evaluation) -> dict[str, float]:

@@ -17,24 +17,20 @@ from pact_plugins.method.anchors import Anchors
 from pact_plugins.method.objective import PactObjective, Targets
 from pact_plugins.model.ranks import ALONE, Ranks
 from pact_plugins.run.agreement import check_agreement
-from pact_plugins.run.as_loaded import check_as_loaded
-from pact_plugins.run.before_and_after import Reporting, evaluation_of
+from pact_plugins.run.before_and_after import Reporting
 from pact_plugins.run.cost import ModelSize, Overhead
 from pact_plugins.run.evidence import StartedFrom
 from pact_plugins.run.model_card import add_safety
 from pact_plugins.run.preparation import Preparation, evidence_of, prepare, print_summary
 from pact_plugins.run.recorder import Recorder
 from pact_plugins.run.trainer import (
+    Start,
     about_training,
     check_trainer,
-    check_untrained,
     expected_step,
     mark_trained,
     output_dir,
     probe_flop,
-    tokenizer_of,
-    training_documents,
-    training_template,
     versions,
 )
 
@@ -117,26 +113,13 @@ class Binding:
         started_from: StartedFrom = "checkpoint" if resumed else "trained" if self.preparation else "reference"
         if self.preparation is None:
             started = time.perf_counter()
-            if not resumed:
-                check_untrained(self._model)
-                check_as_loaded(trainer, self._model)
-            # First, since the reference may take long: a misspelt judge is noticed at once.
-            evaluation = evaluation_of(trainer, self.config, self.ranks)
-            self.preparation = prepare(
-                self._model,
-                tokenizer_of(trainer),
-                list(training_documents(trainer)),
-                self.config,
-                template=training_template(trainer),
-                resumed_from=self.output_dir if resumed else None,
-                autocast=trainer.accelerator.autocast,
-                show_progress=self.ranks.is_first,
-                ranks=self.ranks,
-            )
+            start = Start.of(trainer, self.config, self.ranks)
+            self.preparation = prepare(start)
             agreement = None
             if not resumed:
-                documents, objective = training_documents(trainer), self.preparation.objective
-                agreement = check_agreement(trainer, objective, self._compute_loss, documents, self.ranks)
+                agreement = check_agreement(
+                    trainer, self.preparation.objective, self._compute_loss, start.documents, self.ranks
+                )
             startup = time.perf_counter() - started
             about = {
                 "versions": versions(trainer),
@@ -144,7 +127,7 @@ class Binding:
                 "agreement": asdict(agreement) if agreement else None,
             }
             self.recorder = Recorder(trainer, evidence_of(self.preparation, **about))
-            self._reporting = Reporting(trainer, self.preparation, evaluation, self.ranks)
+            self._reporting = Reporting(trainer, self.preparation, start.evaluation, self.ranks)
             self._reporting.begin(resumed=resumed)
             if self.ranks.is_first:
                 checked = agreement.rows(startup) if agreement else ()

@@ -2,48 +2,30 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import nn
 
 from pact_plugins.chat.answers import Document
-from pact_plugins.chat.fingerprints import digest, keys_fingerprint, tokenizer_fingerprint
-from pact_plugins.chat.format import ChatFormat
 from pact_plugins.chat.template import writes_date
-from pact_plugins.config import PactConfig
-from pact_plugins.errors import PactError
 from pact_plugins.method import harm_probe
 from pact_plugins.method.damping import Damping, damping
-from pact_plugins.method.finder import Finder
 from pact_plugins.method.objective import PactObjective
 from pact_plugins.method.reference import open_or_build
 from pact_plugins.method.refusal_probe import Probe
-from pact_plugins.method.safety_tokens import SafetyTokens
-from pact_plugins.model.fingerprints import model_fingerprint
-from pact_plugins.model.forward import precision
-from pact_plugins.model.parity import check_parity
 from pact_plugins.model.progress import tell
-from pact_plugins.model.ranks import ALONE, Ranks
-from pact_plugins.model.sharding import full_shape
-from pact_plugins.model.subset_head import SubsetHead, hold_head
-from pact_plugins.model.support import check_ids, check_lengths
 from pact_plugins.run.cost import Data, Overhead, stratified
-from pact_plugins.run.coverage import Coverage, located
+from pact_plugins.run.coverage import Coverage
 from pact_plugins.run.evidence import Evidence, tokens_source
-from pact_plugins.storage.cache import FORMAT
+from pact_plugins.run.examination import examine
+from pact_plugins.run.trainer import Start
 from pact_plugins.storage.folder import nearest
-
-logger = logging.getLogger(__name__)
 
 SAMPLE = 256
 """Sequences that are kept for looking at the model again when training ends."""
@@ -78,59 +60,24 @@ class Preparation:
     continued: Evidence | None = None
 
 
-def prepare(
-    model: nn.Module,
-    tokenizer: Any,
-    documents: Sequence[Document],
-    config: PactConfig,
-    *,
-    template: str | None = None,
-    resumed_from: Path | None = None,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    show_progress: bool = True,
-    ranks: Ranks = ALONE,
-) -> Preparation:
-    """Readies PACT for `model` as it is now, which becomes the reference.
-
-    Args:
-        model: the model before its first step, adapter included; unwrapped of any engine.
-        tokenizer: its tokenizer, with its chat template.
-        documents: all training sequences.
-        config: the run's settings.
-        template: that the data was rendered with, if it is not the tokenizer's own.
-        resumed_from: folder of a run that is being continued. Its weights are no reference any more: the cache and the
-            tokens of that run are used, and nothing is computed from the model.
-        autocast: makes the context in which the trainer runs its forward passes.
-        show_progress: whether to draw progress bars.
-        ranks: of the run, each with the same model and documents.
+def prepare(start: Start) -> Preparation:
+    """Readies PACT for a model as it is now, which becomes the reference.
 
     Raises:
         PactError: the model, tokenizer, tokens, data or cache cannot be served.
     """
-    chat, answered, data, coverage = find_answers(documents, tokenizer, config, template)
-    check_ids(model, (d.input_ids for d in documents), "the training set")
-    check_lengths(model, [len(d.input_ids) for d in documents])
-    probe = Probe(tokenizer, config.active_probe) if config.active_probe else None
-    if probe is not None:
-        check_ids(model, (d.input_ids for d in probe.documents), "a prompt of the probe")
-    run = ranks.first(lambda: Evidence.load(resumed_from), "resuming") if resumed_from else None
-    hold_head(model)  # the subset head does so too, after the forward passes that find its tokens
-    with autocast():
-        fingerprint = run.identity["model"] if run else model_fingerprint(model)
-        finder = Finder(config, model, tokenizer, fingerprint, show_progress=show_progress, ranks=ranks)
-        tokens = run.tokens if run else finder.tokens()
-        if config.safety_tokens == "auto" and not run:
-            tokens.require_refusals()
-        head = SubsetHead(model, list(tokens.ids))
-        tokens.check(tokenizer, full_shape(head.base.get_output_embeddings().weight)[0])
-        check_parity(head)
+    seen = examine(start)
+    chat, answered, data, coverage = seen.found
+    config, tokenizer, run, finder = start.config, start.tokenizer, seen.continued, seen.finder
+    with start.autocast():
+        tokens = seen.tokens or finder.tokens()
+        head = seen.head(tokens)
         # A resumed run without them keeps none; `Evidence.cache` compares that with the settings.
         anchors = None if run and run.anchors is None else finder.anchors(run.anchors if run else None)
         name = finder.answers_file.name if anchors and not run else run and run.anchors
-        identity = cache_identity(config, model, fingerprint, tokenizer, tokens, chat, answered)
-        ranks.agree(identity, "what the reference is made for")
-        known = harm_probe.prompts(config.prompts) if config.damps else None
-        told: dict[str, Any] = {"ranks": ranks, "show_progress": show_progress}
+        identity = seen.identity(tokens, answered)
+        start.ranks.agree(identity, "what the reference is made for")
+        told: dict[str, Any] = {"ranks": start.ranks, "show_progress": start.show_progress}
         if run:
             cache, built = run.cache(config, identity, dated=writes_date(tokenizer)), False
         else:
@@ -140,7 +87,9 @@ def prepare(
                 answered,
                 head,
                 chat,
-                probe=partial(harm_probe.learn, head, tokenizer, known, answered, chat, **told) if known else None,
+                probe=partial(harm_probe.learn, head, tokenizer, seen.harm, answered, chat, **told)
+                if seen.harm
+                else None,
                 **told,
             )
     objective = PactObjective(config, tokens, chat, head, cache, anchors)
@@ -148,79 +97,7 @@ def prepare(
     if damped is not None:
         damped.warn()
     sample = [answered[i] for i in stratified([len(d.input_ids) for d in answered], SAMPLE)]
-    return Preparation(objective, identity, built, data, coverage, damped, probe, sample, name, run)
-
-
-class Found(NamedTuple):
-    """What a training set holds.
-
-    Attributes:
-        chat: what its chat template puts around turns.
-        answered: the documents that have an answer token.
-        data: how much all of them hold.
-        coverage: how much of what assistants say in them is constrained.
-    """
-
-    chat: ChatFormat
-    answered: list[Document]
-    data: Data
-    coverage: Coverage
-
-
-def find_answers(
-    documents: Sequence[Document], tokenizer: Any, config: PactConfig, template: str | None = None
-) -> Found:
-    """Locates the answers of a training set, which was rendered with `template` or the tokenizer's own.
-
-    Raises:
-        PactError: there is no answer token, too few supervised assistant tokens are in an answer that was located, or
-            the chat template has no header that the settings need.
-    """
-    chat = ChatFormat.from_tokenizer(tokenizer, config.answer_prefix, template)
-    if config.active_gate is not None:
-        chat.require_header("build the reference without the prompt, which the gate needs (`pact.gate`)")
-    chat, coverage, counts, several = located(documents, chat, tokenizer.decode)
-    for note in (*chat.notes, *(chat.history if several else ())):
-        logger.warning("PACT: the chat template %s.", note)
-    answered = [d for d, count in zip(documents, counts, strict=True) if count]
-    if not answered:
-        raise PactError(
-            expected="a training set with at least one answer token: supervised, and in an assistant turn",
-            got=f"none in {len(documents):,} supervised sequences",
-            consequence="The run would train without PACT, or train on nothing.",
-            remedy="Check the chat template, and that `max_length`/`sequence_len` does not cut the answers off.",
-        )
-    coverage.require(config.min_coverage)
-    return Found(chat, answered, Data.of(documents, counts), coverage)
-
-
-def cache_identity(
-    config: PactConfig,
-    model: nn.Module,
-    model_identity: str,
-    tokenizer: Any,
-    tokens: SafetyTokens,
-    chat: ChatFormat,
-    documents: Sequence[Document],
-) -> dict[str, Any]:
-    """What a reference cache must have been made for; to be called in the trainer's autocast context."""
-    return {
-        "format": FORMAT,
-        "model": model_identity,
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "safety_tokens": digest(tokens.ids),
-        "views": views(config),
-        "reach": config.gate_reach,
-        "harm": harm_probe.identity(harm_probe.prompts(config.prompts)) if config.damps else None,
-        "chat": chat.fingerprint(),
-        "precision": precision(model),
-        "data": keys_fingerprint(d.key for d in documents),
-    }
-
-
-def views(config: PactConfig) -> list[str]:
-    """What the cache holds: the reference with its full context and without the prompt, and how harmful prompts are."""
-    return ["full", *(["answer_only"] if config.active_gate else []), *(["harm"] if config.damps else [])]
+    return Preparation(objective, identity, built, data, coverage, damped, seen.probe, sample, name, run)
 
 
 def _damped(damping: Damping | None) -> dict[str, Any]:

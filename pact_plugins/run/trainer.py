@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy
 
 from pact_plugins import __version__
@@ -18,10 +21,16 @@ from pact_plugins.chat.dataset import read_documents
 from pact_plugins.chat.format import check_tokenizer
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
+from pact_plugins.evaluation.of_run import RunEvaluation
 from pact_plugins.method.refusal_probe import Probe
+from pact_plugins.model.ranks import ALONE, Ranks
 from pact_plugins.model.sharding import is_cut, is_sharded
 from pact_plugins.model.support import check_supported, underlying
+from pact_plugins.run.as_loaded import check_as_loaded
 from pact_plugins.run.cost import Data, ModelSize, Step
+from pact_plugins.run.served import Training, refused, sharded_by
+
+logger = logging.getLogger(__name__)
 
 _TRAINED = "_pact_has_trained"
 
@@ -32,60 +41,117 @@ _READ_TWICE = 8
 """Rows that are read a second time, where something of the user's own makes them."""
 
 
+@dataclass(frozen=True)
+class Start:
+    """A run that is about to begin.
+
+    Attributes:
+        model: before its first step, adapter included; unwrapped of any engine.
+        tokenizer: its tokenizer, with its chat template.
+        documents: all training sequences.
+        config: the settings of PACT.
+        template: that the data was rendered with, if it is not the tokenizer's own.
+        evaluation: what the model is asked before and after, if it is.
+        resumed_from: folder of a run that is being continued. Its weights are no reference any more: the cache and the
+            tokens of that run are used, and nothing is computed from the model.
+        autocast: makes the context in which the trainer runs its forward passes.
+        show_progress: whether to draw progress bars.
+        ranks: of the run, each with the same model and documents.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    documents: Sequence[Document]
+    config: PactConfig
+    template: str | None = None
+    evaluation: RunEvaluation | None = None
+    resumed_from: Path | None = None
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    show_progress: bool = True
+    ranks: Ranks = ALONE
+
+    @classmethod
+    def of(cls, trainer: Any, config: PactConfig, ranks: Ranks = ALONE) -> Start:
+        """All of it read off a trainer that begins to train.
+
+        Raises:
+            PactError: its model was trained under PACT before, its rows cannot be read, or its prompt sets or judges
+                cannot be used.
+        """
+        model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), tokenizer_of(trainer)
+        resumed = trainer.state.global_step > 0
+        if not resumed:
+            check_untrained(model)
+            check_as_loaded(trainer, model)
+        return cls(
+            model,
+            tokenizer,
+            # Before the rows, which may take long: a misspelt judge is noticed at once.
+            evaluation=_evaluation(trainer, tokenizer, config, ranks),
+            documents=list(training_documents(trainer)),
+            config=config,
+            template=getattr(trainer, "chat_template", None),  # TRL has its own for some families
+            resumed_from=output_dir(trainer) if resumed else None,
+            autocast=trainer.accelerator.autocast,
+            show_progress=trainer.is_world_process_zero(),
+            ranks=ranks,
+        )
+
+
+def _evaluation(trainer: Any, tokenizer: Any, config: PactConfig, ranks: Ranks) -> RunEvaluation | None:
+    if config.active_eval is None:
+        return None
+    if getattr(tokenizer, "chat_template", None) is None:
+        logger.warning("PACT: without a chat template the model is not asked, and the report shows no behaviour.")
+        return None
+    return RunEvaluation(config.active_eval, output_dir(trainer), tokenizer, config.cache_folder, ranks)
+
+
 def check_trainer(trainer: Any, config: PactConfig) -> None:
     """Refuses trainers on which the safety term would be wrong."""
-
-    def refuse(got: str, consequence: str, remedy: str) -> None:
-        raise PactError(
-            expected="a trainer for supervised fine-tuning", got=got, consequence=consequence, remedy=remedy
-        )
-
-    args = trainer.args
-    # User's own trainers and other hosts' derive from these two.
-    kind = next((cls.__name__ for cls in type(trainer).__mro__ if cls.__module__.startswith("trl.")), "SFTTrainer")
-    if kind != "SFTTrainer":
-        refuse(
-            f"TRL's {kind}",
-            "Its loss is not cross-entropy on answers of the data set, beside which PACT stands.",
-            "Train with `SFTTrainer`, or without PACT.",
-        )
+    for _, error in refused(training_of(trainer), config):
+        raise error
     check_supported(trainer.accelerator.unwrap_model(trainer.model))
     tokenizer_of(trainer)
-    if args.n_gpu > 1:
-        refuse(
-            f"torch.nn.DataParallel over {args.n_gpu} GPUs",
-            "Its replicas run in threads that PACT cannot follow.",
-            "Start the run with torchrun or `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU.",
-        )
-    if unserved := _unserved_sharding(trainer):
-        refuse(
-            unserved,
-            "It is not known that the reference would be computed from whole weights.",
-            "Use DDP, FSDP2 (`fsdp_version: 2`) without offloading, or DeepSpeed ZeRO-1 to ZeRO-3.",
-        )
-    for name, consequence in _parallelism(trainer):
-        refuse(
-            name, consequence, "Set its size to 1: FSDP2 and DeepSpeed ZeRO-3 share weights and keep documents whole."
-        )
-    if config.anchors_per_step and trainer.accelerator.num_processes > 1 and _checkpoints_reentrantly(trainer):
-        refuse(
-            "reentrant gradient checkpointing in several processes together with `pact.anchors`",
-            "The anchors' own forward pass would mark each parameter as ready twice, and DDP and DeepSpeed would stop.",
-            "Set `gradient_checkpointing_kwargs: {use_reentrant: false}`, or `pact.anchors: 0`.",
-        )
-    other_loss = args.label_smoothing_factor > 0 or getattr(args, "loss_type", "nll") == "dft"
-    if config.damps and (other_loss or getattr(trainer, "compute_loss_func", None) is not None):
-        refuse(
-            "label smoothing, the `dft` loss or a `compute_loss_func` together with `pact.conflict: damp`",
-            "Damping subtracts plain cross-entropy, which is not what this trainer computes.",
-            "Set `pact.conflict: keep`, or use plain cross-entropy.",
-        )
-    if trainer.train_dataset is not None and not hasattr(trainer.train_dataset, "__len__"):
-        refuse(
-            "a streaming data set",
-            "Its sequences are not known before the first step, and the reference is computed then.",
-            "Load the data set whole (`streaming: false`).",
-        )
+
+
+def training_of(trainer: Any) -> Training:
+    """How a trainer trains."""
+    args, accelerator = trainer.args, trainer.accelerator
+    # User's own trainers and other hosts' derive from these two.
+    kind = next((cls.__name__ for cls in type(trainer).__mro__ if cls.__module__.startswith("trl.")), "SFTTrainer")
+    fsdp, deepspeed = (getattr(accelerator.state, f"{name}_plugin", None) for name in ("fsdp", "deepspeed"))
+    launched = deepspeed.deepspeed_config if deepspeed is not None else {}
+    sizes, model = getattr(accelerator, "parallelism_config", None), underlying(accelerator.unwrap_model(trainer.model))
+    cut = {
+        "context": getattr(sizes, "cp_enabled", False),
+        "sequence": getattr(sizes, "sp_enabled", False) or launched.get("sequence_parallel_size", 1) > 1,
+        "tensor": getattr(sizes, "tp_enabled", False)
+        or launched.get("tensor_parallel", {}).get("autotp_size", 0) > 1
+        or (getattr(model, "tp_size", None) or 1) > 1
+        or is_cut(model),
+    }
+    losses = {
+        f"`label_smoothing_factor: {args.label_smoothing_factor}`": args.label_smoothing_factor,
+        "`loss_type: dft`": getattr(args, "loss_type", None) == "dft",
+        "a `compute_loss_func`": getattr(trainer, "compute_loss_func", None) is not None,
+    }
+    return Training(
+        other_trainer=f"TRL's {kind}" if kind != "SFTTrainer" else "",
+        gpus=args.n_gpu,
+        sharding=sharded_by(
+            fsdp.fsdp_version if fsdp is not None else 0,
+            deepspeed.zero_stage if deepspeed is not None else 0,
+            offloads=isinstance(getattr(fsdp, "cpu_offload", None), CPUOffloadPolicy),
+            xla=getattr(trainer, "is_fsdp_xla_enabled", False),
+        ),
+        quantised=getattr(trainer.model, "is_quantized", False),
+        parallelism=next((kind for kind, on in cut.items() if on), ""),
+        processes=accelerator.num_processes,
+        reentrant=bool(args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")),
+        streams=trainer.train_dataset is not None and not hasattr(trainer.train_dataset, "__len__"),
+        other_loss=next((loss for loss, on in losses.items() if on), ""),
+    )
 
 
 def tokenizer_of(trainer: Any) -> Any:
@@ -143,52 +209,6 @@ def about_training(trainer: Any) -> dict[str, Any]:
         "processes": trainer.accelerator.num_processes,
         **{name: getattr(args, name) for name in (*names, "gradient_accumulation_steps", "seed")},
     }
-
-
-def _unserved_sharding(trainer: Any) -> str | None:
-    """What shares the weights between processes in a way that PACT does not know, if anything does."""
-    state = trainer.accelerator.state
-    fsdp, deepspeed = getattr(state, "fsdp_plugin", None), getattr(state, "deepspeed_plugin", None)
-    if getattr(trainer, "is_fsdp_xla_enabled", False):
-        return "FSDP through XLA"
-    if fsdp is not None and fsdp.fsdp_version != 2:
-        return "FSDP1"
-    if fsdp is not None and isinstance(fsdp.cpu_offload, CPUOffloadPolicy):
-        return "FSDP2 that offloads weights to the CPU"
-    if (fsdp or (deepspeed and deepspeed.zero_stage == 3)) and getattr(trainer.model, "is_quantized", False):
-        return f"a quantised model under {'FSDP2' if fsdp else 'DeepSpeed ZeRO-3'}"
-    return None
-
-
-def _parallelism(trainer: Any) -> Iterator[tuple[str, str]]:
-    """What cuts documents or layers between processes, and why that cannot be served."""
-    cut_documents, cut_layers = "Answers would be cut between processes.", "The head would be cut between processes."
-    accelerator, model = trainer.accelerator, underlying(trainer.accelerator.unwrap_model(trainer.model))
-    if (config := getattr(accelerator, "parallelism_config", None)) is not None:
-        if config.cp_enabled:
-            yield "context parallelism (`parallelism_config`)", cut_documents
-        if config.sp_enabled:
-            yield "sequence parallelism (`parallelism_config`)", cut_documents
-        if config.tp_enabled:
-            yield "tensor parallelism (`parallelism_config`)", cut_layers
-    if (getattr(model, "tp_size", None) or 1) > 1 or is_cut(model):
-        yield "a model whose layers are cut (`tp_plan`)", cut_layers
-    deepspeed = getattr(accelerator.state, "deepspeed_plugin", None)
-    settings = deepspeed.deepspeed_config if deepspeed is not None else {}
-    if settings.get("sequence_parallel_size", 1) > 1:
-        yield "DeepSpeed's sequence parallelism (`sequence_parallel_size`)", cut_documents
-    if settings.get("tensor_parallel", {}).get("autotp_size", 0) > 1:
-        yield "DeepSpeed's tensor parallelism (`autotp_size`)", cut_layers
-
-
-def _checkpoints_reentrantly(trainer: Any) -> bool:
-    args = trainer.args
-    return bool(args.gradient_checkpointing) and bool((args.gradient_checkpointing_kwargs or {}).get("use_reentrant"))
-
-
-def training_template(trainer: Any) -> str | None:
-    """The chat template that renders the rows, if it is not the tokenizer's: TRL has its own for some families."""
-    return getattr(trainer, "chat_template", None)
 
 
 def training_documents(trainer: Any) -> Iterator[Document]:

@@ -216,9 +216,9 @@ CHECKED = [
     _axolotl("The key without the plugin", "pact: true", r"`plugins: \[pact.*ignore `pact:` and train without", ""),
     _axolotl("The plugin misspelt", "pact: true", r"got `pact_plugins\.PactPlugin`", "pact_plugins.PactPlugin"),
     _axolotl("Preference training", "pact: true\nrl: dpo", r"got `rl: dpo`"),
-    _axolotl("An adapter that changes what is read", "pact: true\nadapter: llama-adapter", r"`adapter: llama-adapter`"),
-    _trl("An adapter on the head", "pact: true\nlora_target_modules: [q_proj, lm_head]", r"`lora_target_modules"),
-    _trl("Streaming data", "pact: true\ndataset_streaming: true", r"`dataset_streaming: True`.*not known before"),
+    _axolotl("An adapter that changes what is read", "pact: true\nadapter: llama-adapter", r"ADAPTION_PROMPT"),
+    _trl("An adapter on the head", "pact: true\nlora_target_modules: [q_proj, lm_head]", r"a LoRA adapter on the head"),
+    _trl("Streaming data", "pact: true\ndataset_streaming: true", r"a streaming data set.*not known before"),
     _trl("A smoothed loss, damped", "pact: true\nlabel_smoothing_factor: 0.1", r"`label_smoothing_factor: 0\.1`"),
     _trl("Another loss, damped", "pact: true\nloss_type: dft", r"`loss_type: dft`.*`pact\.conflict: keep`"),
     _trl("Data that are not there", "pact: true\ndatasets: [{path: json, data_files: rows.jsonl}]", r"rows\.jsonl"),
@@ -238,7 +238,7 @@ CHECKED = [
         "Caches below a file", _below_a_file("pact: {{cache_dir: {}/pact}}"), r"to write .*; got .*, which is a file"
     ),
     BadInput("An output folder below a file", _below_a_file("pact: true\noutput_dir: {}/out"), r" in `output_dir`"),
-    BadInput("FSDP1 by the launcher", _launched_by_fsdp1, r"`accelerate_config: .*FSDP1 .*`fsdp_version: 2`"),
+    BadInput("FSDP1 by the launcher", _launched_by_fsdp1, r"got FSDP1 \(`accel.*`fsdp_version: 2`"),
     _trl("A checkpoint that is not there", "pact: true\noutput_dir: o\nresume_from_checkpoint: o/1", r"a checkpoint"),
     _trl(
         "Going on with a run without evidence",

@@ -15,13 +15,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from pact_plugins.chat.answers import AnswerTokens, Document, split_documents
 from pact_plugins.chat.dataset import read_documents
 from pact_plugins.chat.format import ChatFormat
-from pact_plugins.config import PactConfig
 from pact_plugins.model.subset_head import SubsetHead
-from pact_plugins.run.preparation import prepare
 from tests import tiny
-from tests.bad_inputs.case import BadInput, given
+from tests.bad_inputs.case import BadInput, Begun, config, given, trainer_on
 from tests.caches import IDS, look_up, made
 from tests.rows import alone, conversation, documents, few
+
+_IGNORE = -100
 
 
 def _batch(**columns: Any) -> Callable[[Path], Any]:
@@ -38,15 +38,16 @@ def _document(*ids: int, answer: int = 2) -> Document:
 
 
 def _prepared(
-    *rows: Document, model: Callable[[], Any] = tiny.llama, tokenizer: Any = None, **settings: Any
-) -> Callable[[Path], Any]:
-    """What happens before the first step, on these documents."""
+    *rows: Document, model: Callable[[], Any] = tiny.llama, tokenizer: Any = "tiny", **settings: Any
+) -> Begun:
+    """A run on these documents."""
+    data = [{"input_ids": d.input_ids, "labels": np.where(d.supervised, d.input_ids, _IGNORE)} for d in rows]
 
-    def act(folder: Path) -> Any:
-        config = PactConfig(safety_tokens=[40, 41], anchors=0, cache_dir=folder / "cache", **settings)
-        return prepare(model(), tokenizer or tiny.tokenizer(), list(rows), config, show_progress=False)
+    def make(folder: Path) -> Any:
+        trainer = trainer_on(folder, Dataset.from_list(data), tokenizer, model=model)
+        return trainer, config(folder, **settings)
 
-    return act
+    return Begun(make)
 
 
 def _gpt2() -> Any:
@@ -73,7 +74,6 @@ def _changed_while_training(folder: Path) -> None:
     look_up(cache, alone((ids[:-2], labels[:-2])))
 
 
-_IGNORE = -100
 _NO_BATCH = r"a training batch with .*; got .*data collator"
 _FOR_IMAGES = "{% for m in messages %}{% for p in m['content'] %}{{ p.text }}{% endfor %}{% endfor %}"
 _WITHOUT_END = (
@@ -138,7 +138,7 @@ INPUTS = [
         _prepared(
             *documents([conversation(("Why?", "Because."), on_inputs=True)]), _document(*range(6, 46), answer=39)
         ),
-        r"at least 95% of the supervised.*; got 18\.8% .* begins inside a turn \(first in row 0.*`pact.min_coverage`",
+        r"at least 95% of the supervised.*; got 18\.8% .* begins inside a turn \(first in row 1.*`pact.min_coverage`",
     ),
     BadInput(
         "A token beyond the model's vocabulary",

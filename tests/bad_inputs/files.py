@@ -13,11 +13,11 @@ from pact_plugins.model.subset_head import SubsetHead
 from pact_plugins.run.evidence import EVIDENCE, Evidence
 from pact_plugins.run.preparation import evidence_of, prepare
 from pact_plugins.run.report.files import contents_of
+from pact_plugins.run.trainer import Start
 from pact_plugins.storage import files
 from pact_plugins.storage.cache import ReferenceCache
 from tests import tiny
-from tests.bad_inputs.case import BadInput
-from tests.bad_inputs.trainer import config
+from tests.bad_inputs.case import BadInput, config
 from tests.caches import IDENTITY, IDS, look_up, made
 from tests.rows import alone, documents, few, flip_bit
 from tests.run.report.evaluations import ANSWER, REFUSAL, write
@@ -60,7 +60,7 @@ def _edited(path: Path) -> None:
 
 def _evidence(change: Callable[[Path], Any]) -> Callable[[Path], Any]:
     def act(folder: Path) -> Any:
-        ready = prepare(tiny.llama(), tiny.tokenizer(), documents(few()), config(folder), show_progress=False)
+        ready = prepare(Start(tiny.llama(), tiny.tokenizer(), documents(few()), config(folder), show_progress=False))
         evidence_of(ready).save(folder)
         change(folder / EVIDENCE)
         return Evidence.load(folder)

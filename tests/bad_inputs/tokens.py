@@ -19,38 +19,64 @@ from pact_plugins.method.prompting import Prompts
 from pact_plugins.method.safety_tokens import SafetyTokens, Stability
 from pact_plugins.storage import files
 from tests import tiny
-from tests.bad_inputs.case import BadInput, given, written
+from tests.bad_inputs.case import BadInput, Begun, config, given, trainer_on, written
 
 TOKENIZER = tiny.tokenizer()
 _FILE = r"`pact tokens`.*; got {} on .*tokens\.json"
 
 
-def _of_list(*tokens: int | str) -> Callable[[Path], Any]:
-    return given(SafetyTokens.of_list, list(tokens), TOKENIZER)
+def _of_list(*tokens: int | str) -> Begun:
+    return _held(list(tokens))
+
+
+def _held(
+    tokens: list[int | str] | None = None,
+    tokenizer: Any = TOKENIZER,
+    model: Callable[[], Any] = tiny.llama,
+    **more: Any,
+) -> Begun:
+    """A run that holds these tokens, or those of `tokens.json`, which were made for the tiny tokenizer."""
+
+    def make(folder: Path) -> Any:
+        if tokens is None:
+            _made([50, 200], [1.0, 1.0]).save(folder / "tokens.json")
+        named = folder / "tokens.json" if tokens is None else tokens
+        return trainer_on(folder, tokenizer=tokenizer, model=model), config(folder, safety_tokens=named, **more)
+
+    return Begun(make)
 
 
 def _made(ids: list[int], weights: list[float]) -> SafetyTokens:
     return SafetyTokens.build(ids, weights, TOKENIZER, {})
 
 
-def _with_another_tokenizer(_folder: Path) -> None:
-    """The tokenizer has had a token added since the safety tokens were found."""
+def _larger() -> Any:
+    """The tokenizer with a token more than when the safety tokens were found."""
     other = copy.deepcopy(TOKENIZER)
     other.add_tokens(["<|new|>"])
-    _made([50], [1.0]).check(other, len(other))
+    return other
 
 
-def _with_a_smaller_head(_folder: Path) -> None:
+def _cut() -> Any:
     model = tiny.llama()
     model.resize_token_embeddings(128)
-    _made([50, 200], [1.0, 1.0]).check(TOKENIZER, model.get_output_embeddings().weight.shape[0])
+    return model
 
 
-def _edited(change: Callable[[dict[str, Any]], Any], *, sign: bool = False) -> Callable[[Path], Any]:
+def _in_file(make_file: Callable[[Path], Any]) -> Begun:
+    """A run whose safety tokens are in a file."""
+
+    def make(folder: Path) -> Any:
+        make_file(folder / "tokens.json")
+        return trainer_on(folder), config(folder, safety_tokens=folder / "tokens.json")
+
+    return Begun(make)
+
+
+def _edited(change: Callable[[dict[str, Any]], Any], *, sign: bool = False) -> Begun:
     """A file of safety tokens whose content was changed by hand, with its old checksum or with a new one."""
 
-    def act(folder: Path) -> Any:
-        path = folder / "tokens.json"
+    def make_file(path: Path) -> None:
         _made([50, 60], [1.0, 0.5]).save(path)
         content = json.loads(path.read_text(encoding="utf-8"))
         change(content)
@@ -59,17 +85,12 @@ def _edited(change: Callable[[dict[str, Any]], Any], *, sign: bool = False) -> C
             files.write(path, content)
         else:
             path.write_text(json.dumps(content), encoding="utf-8")
-        return SafetyTokens.load(path)
 
-    return act
+    return _in_file(make_file)
 
 
 def _bare_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=TOKENIZER.backend_tokenizer, eos_token="<|end|>")
-
-
-def _added_and_excluded(_folder: Path) -> None:
-    _made([50, 60], [1.0, 0.5]).changed([70], ["a", 70], TOKENIZER)
 
 
 def _of_a_model_that_refuses_nothing(_folder: Path) -> None:
@@ -94,10 +115,8 @@ INPUTS = [
     BadInput("A negative id", _of_list(-1), r"`pact\.safety_tokens`.*got -1"),
     BadInput("A text of several tokens", _of_list("Sorry"), r"`pact\.safety_tokens`.*got 'Sorry'"),
     BadInput("A text of no token", _of_list(""), r"`pact\.safety_tokens`.*got ''"),
-    BadInput("No token in a list", _of_list(), r"at least one; got 0"),
-    BadInput(
-        "No such tokens file", lambda folder: SafetyTokens.load(folder / "tokens.json"), _FILE.format(r"\w+Error")
-    ),
+    BadInput("No token in a list", given(SafetyTokens.of_list, [], TOKENIZER), r"at least one; got 0"),
+    BadInput("No such tokens file", _in_file(lambda _path: None), _FILE.format(r"\w+Error")),
     BadInput("A folder in place of the tokens file", SafetyTokens.load, r"`pact tokens`.*; got \w+Error on"),
     BadInput("A tokens file that is empty", written("", "tokens.json", SafetyTokens.load), _FILE.format(r"\w+Error")),
     BadInput(
@@ -120,10 +139,14 @@ INPUTS = [
         lambda _folder: replace(_made([50, 60], [1.0, 0.5]), stability=Stability((1.0,), (0.0,), (1.0,), ("",), 1.0)),
         r"a stability of each token; got 1 for 2",
     ),
-    BadInput("A token that is added and excluded", _added_and_excluded, r"either added or excluded; got .* in both"),
+    BadInput(
+        "A token that is added and excluded",
+        _held([50, 60], safety_tokens_add=[70], safety_tokens_exclude=["a", 70]),
+        r"either added or excluded; got .* in both",
+    ),
     BadInput(
         "Every token excluded",
-        lambda _folder: _made([50], [1.0]).changed([], [50], TOKENIZER),
+        _held([50], safety_tokens_exclude=[50]),
         r"something to hold; got nothing",
     ),
     BadInput(
@@ -134,8 +157,8 @@ INPUTS = [
     BadInput("More harmful than harmless prompts", _own_prompts("a\nb\n", "c\n"), r"as many .*; got 2 in .* and 1 in"),
     BadInput("Prompt files that are empty", _own_prompts("\n", ""), r"at least one.*; got 0 in .* and 0 in"),
     BadInput("A prompt file that is not there", _own_prompts("a", None), r"harmless\.txt; got FileNotFoundError"),
-    BadInput("Tokens made for another tokenizer", _with_another_tokenizer, r"has 263 tokens; got .*of 262 tokens"),
-    BadInput("Embeddings cut down after the tokens were made", _with_a_smaller_head, r"head, 128; got 200"),
+    BadInput("Tokens made for another tokenizer", _held(tokenizer=_larger()), r"has 263 tokens; got .*of 262 tokens"),
+    BadInput("Embeddings cut down after the tokens were made", _held(model=_cut), r"head, 128; got 200"),
     BadInput(
         "Tokens to be found without a chat template",
         lambda _folder: discovery.discover(tiny.llama(), _bare_tokenizer(), show_progress=False),

@@ -11,57 +11,32 @@ import torch
 from accelerate.parallelism_config import ParallelismConfig
 from datasets import Dataset
 from torch.distributed.fsdp import CPUOffloadPolicy
-from transformers import Trainer, TrainingArguments, default_data_collator
+from transformers import Trainer, default_data_collator
 
-from pact_plugins import PactCallback, PactConfig
+from pact_plugins import PactCallback
 from pact_plugins.config import Objective
 from pact_plugins.model.subset_head import SubsetHead
 from pact_plugins.run.preparation import evidence_of, prepare
+from pact_plugins.run.trainer import Start
 from tests import tiny
-from tests.bad_inputs.case import BadInput, given
+from tests.bad_inputs.case import ROWS, BadInput, Begun, config, given, trainer_on
 from tests.rows import documents, few
 
-ROWS = [{"input_ids": [0, 7, 7, 8, 9], "labels": [-100, -100, -100, 8, 9]}] * 2
 
+def _bound(
+    change: Callable[[Any], Any] = lambda trainer: None, settings: dict[str, Any] | None = None, **of_trainer: Any
+) -> Begun:
+    """A run on a trainer that was changed."""
 
-def trainer_on(
-    folder: Path,
-    data: Any = None,
-    tokenizer: Any = "tiny",
-    model_init: Callable[[], Any] | None = None,
-    **settings: Any,
-) -> Any:
-    """Transformers' own trainer: what every host is derived from."""
-    args = TrainingArguments(
-        output_dir=str(folder / "out"), use_cpu=True, report_to=[], max_steps=1, disable_tqdm=True, **settings
-    )
-    return Trainer(
-        model=None if model_init else tiny.llama(),
-        model_init=model_init,
-        args=args,
-        train_dataset=Dataset.from_list(ROWS) if data is None else data,
-        processing_class=tiny.tokenizer() if tokenizer == "tiny" else tokenizer,
-        data_collator=default_data_collator,
-    )
-
-
-def config(folder: Path, **settings: Any) -> PactConfig:
-    plain = {"cache_dir": folder / "cache", "safety_tokens": [40, 41], "anchors": 0, "eval": False}
-    return PactConfig(**{**plain, **settings})
-
-
-def _bound(change: Callable[[Any], Any] = lambda trainer: None, settings: Any = None, **of_trainer: Any) -> Any:
-    """Binds PACT to a trainer that was changed."""
-
-    def act(folder: Path) -> PactCallback:
+    def make(folder: Path) -> Any:
         trainer = trainer_on(folder, **of_trainer)
         change(trainer)
-        return PactCallback(trainer, config(folder, **(settings or {})))
+        return trainer, config(folder, **(settings or {}))
 
-    return act
+    return Begun(make)
 
 
-def _accelerator(**state: Any) -> Callable[[Any], None]:
+def accelerator(**state: Any) -> Callable[[Any], None]:
     """Lets the trainer's accelerator look as it would under another engine."""
 
     def change(trainer: Any) -> None:
@@ -71,22 +46,24 @@ def _accelerator(**state: Any) -> Callable[[Any], None]:
     return change
 
 
-def _fsdp(**settings: Any) -> Callable[[Any], None]:
-    return _accelerator(state=SimpleNamespace(fsdp_plugin=SimpleNamespace(**settings)))
+def fsdp(**settings: Any) -> Callable[[Any], None]:
+    """With these settings of its plugin."""
+    plugin = SimpleNamespace(**{"cpu_offload": None, **settings})
+    return accelerator(state=SimpleNamespace(fsdp_plugin=plugin))
 
 
-def _deepspeed(**settings: Any) -> Callable[[Any], None]:
+def deepspeed(**settings: Any) -> Callable[[Any], None]:
     plugin = SimpleNamespace(zero_stage=3, deepspeed_config=settings)
-    return _accelerator(state=SimpleNamespace(deepspeed_plugin=plugin))
+    return accelerator(state=SimpleNamespace(deepspeed_plugin=plugin))
 
 
 def _quantised_zero3(trainer: Any) -> None:
-    _deepspeed()(trainer)
+    deepspeed()(trainer)
     trainer.model.is_quantized = True
 
 
 def _parallelism(**sizes: int) -> Callable[[Any], None]:
-    return _accelerator(parallelism_config=ParallelismConfig(**sizes))
+    return accelerator(parallelism_config=ParallelismConfig(**sizes))
 
 
 def _gpus(trainer: Any) -> None:
@@ -150,36 +127,21 @@ def _after_training(folder: Path) -> None:
     PactCallback(trainer, config(folder))
 
 
-def _preference_trainer(folder: Path) -> None:
-    trainer = trainer_on(folder)
+def _rows_of_chance(trainer: Any) -> None:
+    answers = iter(range(40, 100))
+    other = Dataset.from_list(ROWS)
+    trainer.train_dataset = other.with_transform(lambda rows: {**rows, "input_ids": [[0, 7, 8, 9, next(answers)]]})
+
+
+def _of_trl(trainer: Any) -> None:
     of_trl = type("DPOTrainer", (Trainer,), {"__module__": "trl.trainer.dpo_trainer"})
     trainer.__class__ = type("MyTrainer", (of_trl,), {})
-    trainer.add_callback(PactCallback(config(folder)))
-    trainer.train()
-
-
-def _rows_of_chance(folder: Path) -> None:
-    answers = iter(range(40, 100))
-    other = Dataset.from_list(ROWS).with_transform(lambda rows: {**rows, "input_ids": [[0, 7, 8, 9, next(answers)]]})
-    trainer = trainer_on(folder, data=other)
-    trainer.add_callback(PactCallback(trainer, config(folder)))
-    trainer.train()
 
 
 def _the_end_without_a_beginning(folder: Path) -> None:
     binding = PactCallback(trainer_on(folder), config(folder)).binding
     assert binding is not None
     binding.end()
-
-
-def _trained(change: Callable[[Any], Any] = lambda trainer: None, **settings: Any) -> Callable[[Path], Any]:
-    def act(folder: Path) -> Any:
-        trainer = trainer_on(folder)
-        change(trainer)
-        trainer.add_callback(PactCallback(trainer, config(folder, **settings)))
-        return trainer.train()
-
-    return act
 
 
 def _resumed(**now: Any) -> Callable[[Path], Any]:
@@ -190,7 +152,7 @@ def _resumed(**now: Any) -> Callable[[Path], Any]:
             rows = documents(few()[: settings.pop("rows", 4)])
             settings = config(folder, **settings)
             return prepare(
-                tiny.llama(), tiny.tokenizer(), rows, settings, resumed_from=resumed_from, show_progress=False
+                Start(tiny.llama(), tiny.tokenizer(), rows, settings, resumed_from=resumed_from, show_progress=False)
             )
 
         evidence_of(ready(None)).save(folder / "run")
@@ -204,8 +166,6 @@ def _paper(**more: Any) -> dict[str, Any]:
     return {"objective": objective, **more}
 
 
-_OTHER_LOSS = r"`compute_loss_func` together with `pact\.conflict: damp`"
-
 INPUTS = [
     BadInput(
         "A trainer without a tokenizer", _bound(tokenizer=None), r"`processing_class`.*; got a trainer without one"
@@ -215,18 +175,18 @@ INPUTS = [
         _bound(tokenizer=ImageProcessor()),
         r"`processing_class`.*; got a ImageProcessor\..*processing_class=tokenizer",
     ),
-    BadInput("Images in the training set", _trained(_with_images), r"text alone; got `pixel_values` in the"),
+    BadInput("Images in the training set", _bound(_with_images), r"text alone; got `pixel_values` in the"),
     BadInput(
         "A streaming data set",
         _bound(data=Dataset.from_list(ROWS).to_iterable_dataset()),
         r"a streaming data set.*whole",
     ),
-    BadInput("Rows that are others each time", _rows_of_chance, r"gives row 0 differently the second time"),
+    BadInput("Rows that are others each time", _bound(_rows_of_chance), r"gives row 0 differently the second time"),
     BadInput("Several GPUs in one process", _bound(_gpus), r"DataParallel over 2 GPUs.*torchrun"),
-    BadInput("FSDP1", _bound(_fsdp(fsdp_version=1)), r"; got FSDP1\..*fsdp_version: 2"),
+    BadInput("FSDP1", _bound(fsdp(fsdp_version=1)), r"; got FSDP1\..*fsdp_version: 2"),
     BadInput(
         "FSDP2 that offloads weights",
-        _bound(_fsdp(fsdp_version=2, cpu_offload=CPUOffloadPolicy())),
+        _bound(fsdp(fsdp_version=2, cpu_offload=CPUOffloadPolicy())),
         r"; got FSDP2 that offloads weights.*without offloading",
     ),
     BadInput("A quantised model under ZeRO-3", _bound(_quantised_zero3), r"; got a quantised model under DeepSpeed"),
@@ -235,27 +195,31 @@ INPUTS = [
     BadInput("Tensor parallelism", _bound(_parallelism(tp_size=2)), r"; got tensor parallelism"),
     BadInput(
         "DeepSpeed's sequence parallelism",
-        _bound(_deepspeed(sequence_parallel_size=2)),
-        r"; got DeepSpeed's sequence parallelism",
+        _bound(deepspeed(sequence_parallel_size=2)),
+        r"; got sequence parallelism",
     ),
     BadInput(
         "DeepSpeed's tensor parallelism",
-        _bound(_deepspeed(tensor_parallel={"autotp_size": 2})),
-        r"; got DeepSpeed's tensor parallelism",
+        _bound(deepspeed(tensor_parallel={"autotp_size": 2})),
+        r"; got tensor parallelism",
     ),
     BadInput(
         "Anchors beside re-entrant checkpointing in several processes",
         _bound(
-            _accelerator(num_processes=2),
+            accelerator(num_processes=2),
             {"anchors": 2},
             gradient_checkpointing=True,
             gradient_checkpointing_kwargs={"use_reentrant": True},
         ),
-        r"reentrant gradient checkpointing.*`pact\.anchors: 0`",
+        r"re-entrant gradient checkpointing.*`pact\.anchors: 0`",
     ),
-    BadInput("Label smoothing beside damping", _bound(label_smoothing_factor=0.1), _OTHER_LOSS),
-    BadInput("A loss of one's own beside damping", _bound(_own_loss), _OTHER_LOSS),
-    BadInput("A trainer for preferences", _preference_trainer, r"; got TRL's DPOTrainer\..*`SFTTrainer`"),
+    BadInput("Label smoothing beside damping", _bound(label_smoothing_factor=0.1), r"smoothing_factor: 0\.1`.*keep"),
+    BadInput(
+        "A loss of one's own beside damping",
+        _bound(_own_loss),
+        r"`compute_loss_func`.*keep",
+    ),
+    BadInput("A trainer for preferences", _bound(_of_trl), r"; got TRL's DPOTrainer\..*`SFTTrainer`"),
     BadInput(
         "The class of a trainer in its place",
         given(PactCallback, Trainer),
@@ -294,13 +258,24 @@ INPUTS = [
         "A step with two forward passes", given(SubsetHead.one, [None, None]), r"exactly one forward pass.*; got 2"
     ),
     BadInput(
-        "A prompt file that is missing when training begins", _trained(eval={"prompts": ["mine.csv"]}), r"mine\.csv"
+        "A prompt file that is missing when training begins",
+        _bound(settings={"eval": {"prompts": ["mine.csv"]}}),
+        r"mine\.csv",
     ),
-    BadInput("A judge that is misspelt when training begins", _trained(eval={"judges": ["opning"]}), r"`opening`"),
+    BadInput(
+        "A judge that is misspelt when training begins", _bound(settings={"eval": {"judges": ["opning"]}}), r"`opening`"
+    ),
     BadInput(
         "Resuming a run that had no PACT",
         lambda folder: prepare(
-            tiny.llama(), tiny.tokenizer(), documents(few()), config(folder), resumed_from=folder, show_progress=False
+            Start(
+                tiny.llama(),
+                tiny.tokenizer(),
+                documents(few()),
+                config(folder),
+                resumed_from=folder,
+                show_progress=False,
+            )
         ),
         r"the evidence of the run being resumed.*pact_evidence\.json",
     ),

@@ -14,7 +14,7 @@ from pact_plugins.chat.answers import Document, split_documents
 from pact_plugins.chat.dataset import read_documents
 from pact_plugins.run.trainer import training_documents
 from tests import tiny
-from tests.bad_inputs.trainer import trainer_on
+from tests.bad_inputs.case import trainer_on
 
 
 @pytest.fixture(autouse=True)

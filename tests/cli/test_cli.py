@@ -14,6 +14,7 @@ from pact_plugins.cli import main
 from pact_plugins.config import PactConfig
 from pact_plugins.method.safety_tokens import SafetyTokens, Stability
 from pact_plugins.run.preparation import prepare
+from pact_plugins.run.trainer import Start
 from pact_plugins.storage import files
 from tests import tiny
 from tests.rows import documents, few, flip_bit
@@ -24,7 +25,7 @@ def caches(tmp_path: Path) -> Path:
     """A folder with two caches."""
     for seed in (0, 1):
         config = PactConfig(safety_tokens=[40, 41], anchors=0, cache_dir=tmp_path)
-        prepare(tiny.llama(seed), tiny.tokenizer(), documents(few()), config, show_progress=False)
+        prepare(Start(tiny.llama(seed), tiny.tokenizer(), documents(few()), config, show_progress=False))
     return tmp_path
 
 
@@ -45,7 +46,7 @@ def test_info_tells_caches_apart(tmp_path: Path) -> None:
     """Prevents: two caches of one model that the table shows alike."""
     for rows in (few(), few()[:-1]):
         config = PactConfig(safety_tokens=[40, 41], anchors=0, cache_dir=tmp_path)
-        prepare(tiny.llama(), tiny.tokenizer(), documents(rows), config, show_progress=False)
+        prepare(Start(tiny.llama(), tiny.tokenizer(), documents(rows), config, show_progress=False))
     caches = json.loads(pact("cache", "info", "--dir", str(tmp_path), "--json").stdout)
     result = CliRunner().invoke(main, ["cache", "info", "--dir", str(tmp_path)], env={"COLUMNS": "200"})
     header, *lines = [line for line in result.stdout.splitlines() if line[0] in "┃│"]

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from pact_plugins.chat.answers import AnswerTokens, Document
 from pact_plugins.chat.format import ChatFormat
 from pact_plugins.config import PactConfig
-from pact_plugins.run.preparation import find_answers
-from pact_plugins.run.trainer import training_documents, training_template
+from pact_plugins.run.examination import find_answers
+from pact_plugins.run.trainer import Start
 from tests import tiny
 from tests.contract.hosts import common
 from tests.conversations import MASKS, ONE, SHAPES, THOUGHT, TWO, Row, assistant, found, left_alone, row, user
@@ -96,9 +96,9 @@ def test_rows_of_trl_are_covered(name: str, own: bool, tmp_path: Path, caplog: p
         )
     except ValueError as error:
         pytest.skip(f"TRL does not train on this template: {error}")
-    documents = list(training_documents(trainer))
-    template = training_template(trainer)
-    found = find_answers(documents, trainer.processing_class, PactConfig(), template)
+    start = Start.of(trainer, PactConfig(eval=False))
+    documents, template = start.documents, start.template
+    found = find_answers(documents, start.tokenizer, start.config, template)
     assert (found.coverage.share, found.coverage.missed) == (1.0, ())
     (document,) = documents
     constrained = AnswerTokens.of([document], found.chat)

@@ -21,7 +21,7 @@ from pact_plugins.chat.answers import split_documents
 from pact_plugins.model.subset_head import SubsetHead
 from pact_plugins.preflight.requirements import TESTED
 from pact_plugins.run.preparation import prepare
-from pact_plugins.run.trainer import training_documents
+from pact_plugins.run.trainer import Start, training_documents
 from tests import tiny
 from tests.contract.hosts import HOSTS, Trainer, axolotl_trainer, common, config, model_of, trl_trainer
 from tests.counting import Counting
@@ -83,7 +83,13 @@ def test_a_micro_batch_equals_the_bare_loop(
         mine.data = mine.data.to(theirs.dtype)  # TRL trains adapters of 4-bit models in bfloat16
     inputs = {k: v for k, v in batch.items() if k in ("input_ids", "labels", "attention_mask", "position_ids")}
     objective = prepare(
-        model, tiny.tokenizer(), list(training_documents(trainer)), config(tmp_path, **settings), show_progress=False
+        Start(
+            model,
+            tiny.tokenizer(),
+            list(training_documents(trainer)),
+            config(tmp_path, **settings),
+            show_progress=False,
+        )
     ).objective
     targets = objective.targets(inputs)
     assert "conflict_threshold" not in settings or 0 < targets.damped < len(targets.position)
@@ -203,7 +209,9 @@ def test_accumulation_in_a_bare_loop(tmp_path: Path) -> None:
     for batches in ([padded(rows)], [padded([row]) for row in rows]):
         model = tiny.llama()
         objective = prepare(
-            model, tiny.tokenizer(), documents(rows), config(tmp_path, conflict_threshold=0.0), show_progress=False
+            Start(
+                model, tiny.tokenizer(), documents(rows), config(tmp_path, conflict_threshold=0.0), show_progress=False
+            )
         ).objective
         with torch.no_grad():
             model.lm_head.weight[40] += 0.1  # far enough to matter, and not where log(1 - mass) magnifies rounding

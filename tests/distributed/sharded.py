@@ -28,6 +28,7 @@ from pact_plugins.model.ranks import ALONE, Ranks
 from pact_plugins.model.sharding import take_apart, whole
 from pact_plugins.run.preparation import Preparation, prepare
 from pact_plugins.run.token_profile import measure_profile
+from pact_plugins.run.trainer import Start
 from tests import tiny
 
 Engine = Callable[[nn.Module, Any], tuple[Callable[..., Any], Callable[[Tensor], None], Callable[[], None]]]
@@ -178,7 +179,7 @@ def _train(case: Case, folder: Path, engine: Engine, rank: int) -> Result:
     # Anchors beside re-entrant checkpointing are refused where several processes train.
     settings = {**CONFIG, "anchors": 0} if case.checkpointing == "reentrant" else CONFIG
     config, ranks = PactConfig(cache_dir=folder, **settings), Ranks.of_run(TIMEOUT) if case.layout else ALONE
-    preparation = prepare(model, tiny.tokenizer(), docs, config, show_progress=False, ranks=ranks)
+    preparation = prepare(Start(model, tiny.tokenizer(), docs, config, show_progress=False, ranks=ranks))
     objective = preparation.objective
     losses = []
     for number in range(STEPS):

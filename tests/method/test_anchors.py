@@ -20,6 +20,7 @@ from pact_plugins.method.anchors import Anchors, worth_keeping
 from pact_plugins.method.asking import Asked
 from pact_plugins.method.prompting import answered
 from pact_plugins.run.preparation import Preparation, evidence_of, prepare
+from pact_plugins.run.trainer import Start
 from tests import tiny
 from tests.rows import documents, few
 
@@ -53,12 +54,14 @@ def ready(
         {"anchors": number, "safety_tokens": [40, 41, 42], "cache_dir": tmp_path, "conflict": "keep", **settings}
     )
     return prepare(
-        model,
-        tokenizer or tiny.tokenizer(),
-        rows or documents(few()),
-        config,
-        resumed_from=resumed_from,
-        show_progress=False,
+        Start(
+            model,
+            tokenizer or tiny.tokenizer(),
+            rows or documents(few()),
+            config,
+            resumed_from=resumed_from,
+            show_progress=False,
+        )
     )
 
 

@@ -15,6 +15,7 @@ from pact_plugins.errors import PactError
 from pact_plugins.method import loss
 from pact_plugins.method.safety_tokens import SafetyTokens
 from pact_plugins.run.preparation import Preparation, evidence_of, prepare
+from pact_plugins.run.trainer import Start
 from tests import tiny
 
 TOKENS: list[int | str] = [40, 41, 42, 43]
@@ -50,7 +51,7 @@ def packed(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def prepared(model: Any, folder: Path, inputs: dict[str, torch.Tensor], **settings: Any) -> Preparation:
     config = PactConfig(cache_dir=folder, **{"safety_tokens": TOKENS, "anchors": 0, **settings})
-    return prepare(model, tiny.tokenizer(), split_documents(inputs), config, show_progress=False)
+    return prepare(Start(model, tiny.tokenizer(), split_documents(inputs), config, show_progress=False))
 
 
 def step(preparation: Preparation, model: Any, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -203,10 +204,12 @@ def test_resuming_keeps_the_first_reference(tmp_path: Path) -> None:
     evidence_of(first).save(tmp_path / "out")
     trained = moved(tiny.llama())
     documents, config = split_documents(inputs), first.objective.config
-    again = prepare(trained, tiny.tokenizer(), documents, config, resumed_from=tmp_path / "out", show_progress=False)
+    again = prepare(
+        Start(trained, tiny.tokenizer(), documents, config, resumed_from=tmp_path / "out", show_progress=False)
+    )
     assert again.objective.cache.folder == first.objective.cache.folder
     with pytest.raises(PactError, match="no reference"):
-        prepare(trained, tiny.tokenizer(), documents, config, resumed_from=tmp_path, show_progress=False)
+        prepare(Start(trained, tiny.tokenizer(), documents, config, resumed_from=tmp_path, show_progress=False))
 
 
 def test_data_without_answers_is_refused(tmp_path: Path) -> None:

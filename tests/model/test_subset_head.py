@@ -268,8 +268,8 @@ REFUSED: list[tuple[str, Callable[[], nn.Module], str, str]] = [
             _llama(),  # type: ignore[arg-type]
             peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
         ),
-        "prompt-learning adapter",
-        "Its virtual tokens shift every position, and the loss would sit on the wrong tokens.",
+        "the adapter PROMPT_TUNING",
+        "Virtual tokens shift every position, and the loss would sit on the wrong tokens; others were not tried.",
     ),
     (
         "lora on the head",
@@ -277,7 +277,7 @@ REFUSED: list[tuple[str, Callable[[], nn.Module], str, str]] = [
             _llama(),  # type: ignore[arg-type]
             peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "lm_head"]),
         ),
-        "a LoRA adapter on the head of LlamaForCausalLM",
+        "a LoRA adapter on the head",
         "PACT would hold the head's weights without the adapter's part, and drift unseen.",
     ),
     (

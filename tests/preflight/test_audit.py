@@ -19,7 +19,7 @@ from pact_plugins.demo import ALIGNED_MODEL, criteria, evaluate, world
 from pact_plugins.preflight.audit import Audit, ConflictingAnswer, audit
 from pact_plugins.preflight.audit_table import show
 from pact_plugins.run.preparation import prepare
-from pact_plugins.run.trainer import training_documents
+from pact_plugins.run.trainer import Start, training_documents
 from tests import openings
 from tests.rows import alone
 
@@ -92,7 +92,7 @@ def test_takes_away_what_the_run_takes_away(demo: tuple[Any, Any], cache: Path) 
     found = audit(host, config)
     batches = [alone((row["input_ids"], row["labels"])) for row in host.train_dataset]
     documents = [d for batch in batches for d in split_documents(batch)]
-    objective = prepare(*demo, documents, config, show_progress=False).objective
+    objective = prepare(Start(*demo, documents, config, show_progress=False)).objective
     targets = [objective.targets(batch) for batch in batches]
     objective.head.remove()
     damped = sum(t.damped for t in targets) / sum(t.supervised for t in targets)
@@ -155,7 +155,7 @@ def test_what_is_damped_is_told_before_the_first_step(
         caplog.clear()
         rows = [*harmless, *harmful]
         documents = list(training_documents(trainer(demo, rows, cache)))
-        prepared = prepare(*demo, documents, PactConfig(cache_dir=cache, anchors=0), show_progress=False)
+        prepared = prepare(Start(*demo, documents, PactConfig(cache_dir=cache, anchors=0), show_progress=False))
         prepared.objective.head.remove()
         found = prepared.damping
         assert found is not None

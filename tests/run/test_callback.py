@@ -15,7 +15,7 @@ from pact_plugins import PactCallback
 from pact_plugins.run.evidence import Evidence
 from pact_plugins.run.verification import verify
 from tests import tiny
-from tests.bad_inputs.trainer import config, trainer_on
+from tests.bad_inputs.case import config, trainer_on
 from tests.contract.hosts import trl_trainer
 
 pytestmark = pytest.mark.usefixtures("brief_runs")

@@ -27,6 +27,7 @@ from pact_plugins.method.finder import Finder
 from pact_plugins.method.safety_tokens import SafetyTokens
 from pact_plugins.run.cost import Overhead, count_answer_tokens
 from pact_plugins.run.preparation import Preparation, evidence_of, prepare, print_summary
+from pact_plugins.run.trainer import Start
 from pact_plugins.storage import files
 from pact_plugins.storage.folder import nearest
 from tests import tiny
@@ -53,13 +54,15 @@ def ready(tmp_path: Path, model: Any = None, docs: list[Document] | None = None,
     config = PactConfig.parse({"safety_tokens": WORDS, "anchors": 0, "cache_dir": tmp_path / "cache", **settings})
     assert config is not None
     return prepare(
-        model or tiny.llama(),
-        tokenizer,
-        documents(ROWS) if docs is None else docs,
-        config,
-        resumed_from=resumed_from,
-        autocast=autocast,
-        show_progress=False,
+        Start(
+            model or tiny.llama(),
+            tokenizer,
+            documents(ROWS) if docs is None else docs,
+            config,
+            resumed_from=resumed_from,
+            autocast=autocast,
+            show_progress=False,
+        )
     )
 
 
@@ -182,7 +185,7 @@ def test_what_a_template_does_otherwise_is_said(tmp_path: Path, turns: int, capl
     ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
     config = PactConfig.parse({"safety_tokens": WORDS, "cache_dir": tmp_path, "anchors": 0})
     assert config is not None
-    prepare(tiny.llama(), tokenizer, documents([(ids, ids)]), config, show_progress=False)
+    prepare(Start(tiny.llama(), tokenizer, documents([(ids, ids)]), config, show_progress=False))
     said = [record.getMessage() for record in caplog.records if "chat template" in record.getMessage()]
     assert "adds no generation prompt" in said[0]
     assert ["once the conversation goes on" in one for one in said[1:]] == [True] * (turns - 1)
@@ -239,7 +242,7 @@ def test_the_gate_needs_a_header(tmp_path: Path, settings: dict[str, Any]) -> No
     config = PactConfig.parse({"safety_tokens": WORDS, "cache_dir": tmp_path, **settings})
     assert config is not None
     with pytest.raises(PactError, match=r"pact\.gate"):
-        prepare(tiny.llama(), bare, documents(ROWS), config, show_progress=False)
+        prepare(Start(tiny.llama(), bare, documents(ROWS), config, show_progress=False))
 
 
 def test_resuming_without_notes_is_refused(tmp_path: Path) -> None:

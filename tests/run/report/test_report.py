@@ -24,6 +24,7 @@ from pact_plugins.run.report.files import contents_of
 from pact_plugins.run.report.plots import plots
 from pact_plugins.run.report.write import make_report, write_report
 from pact_plugins.run.token_profile import measure_profile, save_profiles
+from pact_plugins.run.trainer import Start
 from pact_plugins.storage import files
 from tests import tiny
 from tests.rows import documents, few
@@ -35,7 +36,7 @@ HOSTILE = "</svg><script>alert(1)</script> `x` | y\n# **h** [a](https://evil.exa
 def leave_run(folder: Path) -> Path:
     """A run's files, as training leaves them."""
     config = PactConfig(safety_tokens=[40, 41, 42], anchors=0, cache_dir=folder / "cache")
-    preparation = prepare(tiny.llama(), tiny.tokenizer(), documents(few()), config, show_progress=False)
+    preparation = prepare(Start(tiny.llama(), tiny.tokenizer(), documents(few()), config, show_progress=False))
     evidence_of(preparation, versions={"torch": "x"}, training={"model": "my/model", "adapter": True}).save(folder)
     log = [{"step": s, "loss": 1 / s, "pact/kl": 0.01 * s, "pact/gate": 0.5} for s in (1, 2, 3)]
     Evidence.save_history([*log, {"step": 3, "train_loss": float("nan")}], folder)
