@@ -219,15 +219,15 @@ REFUSED: dict[str, tuple[Make, str]] = {
     ),
     "prompt tuning": (
         adapted(peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)),
-        "the prompt-learning adapter",
+        "the adapter PROMPT_TUNING",
     ),
     "p-tuning": (
         adapted(peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, encoder_hidden_size=8)),
-        "the prompt-learning adapter",
+        "the adapter P_TUNING",
     ),
     "prefix tuning": (
         adapted(peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)),
-        "the prompt-learning adapter",
+        "the adapter PREFIX_TUNING",
     ),
 }
 
