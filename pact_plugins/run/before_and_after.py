@@ -66,6 +66,7 @@ class Reporting:
             evidence: of the run, with the fingerprints of the model as it is now.
         """
         trainer, objective = self.trainer, self.preparation.objective
+        self._keep_history()
         with trainer.accelerator.autocast():
             profiles = {"training answers": measure_profile(objective, self.preparation.sample)}
             if objective.anchors is not None:
@@ -82,6 +83,9 @@ class Reporting:
                     weights=evidence.weights.get(FINAL, ()),
                 )
                 trainer.log(self.ranks.first(lambda: rates_to_log(cast(Evaluation, found)), "logging the rates"))
-        if self.ranks.is_first:
-            Evidence.save_history(trainer.state.log_history, self._folder)
+                self._keep_history()
         return make_report(self._folder, saved=False) if self.ranks.is_first else None
+
+    def _keep_history(self) -> None:
+        if self.ranks.is_first:
+            Evidence.save_history(self.trainer.state.log_history, self._folder)

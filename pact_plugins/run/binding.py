@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import MissingReferenceError, PactError
-from pact_plugins.method.anchors import Anchors
+from pact_plugins.method.anchors import WEIGHT, Anchors
 from pact_plugins.method.objective import PactObjective, Targets
 from pact_plugins.model.ranks import ALONE, Ranks
 from pact_plugins.run.agreement import check_agreement
@@ -285,7 +285,7 @@ class Binding:
     def _anchored(
         self, objective: PactObjective, anchors: Anchors, targets: Targets, num_items_in_batch: Any
     ) -> Tensor:
-        """weight * rows * mean KL over their tokens of this step's anchors, once per step whatever the accumulation."""
+        """weight * `anchors.WEIGHT` * mean divergence of this step's anchors, once whatever the accumulation."""
         accelerator = self.trainer.accelerator
         processes = accelerator.num_processes
         turn = self.trainer.state.global_step * processes + accelerator.process_index
@@ -299,7 +299,7 @@ class Binding:
         tokens = sum(anchors.tokens(anchors.rows(other)) for other in range(first, first + processes)) / processes
         # Without a count of items, the trainer divides each micro-batch's loss by their number.
         divisor = self.trainer.current_gradient_accumulation_steps if num_items_in_batch is None else 1
-        return terms.total(self.config.weight) * (divisor * anchors.per_step / tokens)
+        return terms.total(self.config.weight) * (WEIGHT * divisor / tokens)
 
     def _add(self, counts: dict[str, int], statistics: dict[str, Tensor]) -> None:
         """Adds to the sums of the next log entry, without waiting for the device."""

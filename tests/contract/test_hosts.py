@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 
 from pact_plugins import PactCallback, PactError
 from pact_plugins.chat.answers import split_documents
+from pact_plugins.method.anchors import WEIGHT
 from pact_plugins.model.subset_head import SubsetHead
 from pact_plugins.preflight.requirements import TESTED
 from pact_plugins.run.preparation import prepare
@@ -99,8 +100,8 @@ def test_a_micro_batch_equals_the_bare_loop(
     weight = objective.config.weight
     total = own + objective.terms(captured, targets).total(weight) / targets.supervised
     if objective.anchors is not None:
-        anchored = objective.anchor_terms(objective.anchors, 0, own.device)
-        total = total + weight * anchored.kl / anchored.count
+        anchored = objective.anchor_terms(objective.anchors, objective.anchors.rows(0), own.device)
+        total = total + weight * WEIGHT * anchored.kl / anchored.count
     total.backward()
     assert (total - own).abs() > 1e-3
     torch.testing.assert_close(loss, total, rtol=1e-5, atol=1e-5)
@@ -116,7 +117,7 @@ def test_fused_heads_give_the_normaliser(tmp_path: Path, monkeypatch: pytest.Mon
     """Prevents a second pass over the vocabulary where TRL's head has just made one."""
     trainer = trl_trainer(tiny.llama(), tmp_path)
     PactCallback(trainer, config(tmp_path, conflict_threshold=0.0)).on_train_begin()
-    monkeypatch.setattr(SubsetHead, "_log_normaliser", lambda *_: pytest.fail("computed once more"))
+    monkeypatch.setattr(SubsetHead, "_over_vocabulary", lambda *_: pytest.fail("computed once more"))
     trainer.model.train()
     trainer.compute_loss(trainer.model, dict(next(iter(trainer.get_train_dataloader())))).backward()
     assert all(p.grad is None or p.grad.layout == torch.strided for p in trainer.model.parameters())

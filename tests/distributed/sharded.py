@@ -193,7 +193,8 @@ def _train(case: Case, folder: Path, engine: Engine, rank: int) -> Result:
             terms = objective.terms(captured, targets)
             loss = (cross_entropy + terms.total(objective.config.weight)) / supervised
             if objective.anchors is not None:
-                beside = objective.anchor_terms(objective.anchors, number * WORLD + part, torch.device("cpu"))
+                rows = objective.anchors.rows(number * WORLD + part)
+                beside = objective.anchor_terms(objective.anchors, rows, torch.device("cpu"))
                 loss = loss + beside.total(objective.config.weight) / (beside.count * WORLD)
             backward(loss * world)
             summed += loss.detach().float()
