@@ -29,8 +29,8 @@ ANSWERS = Asked(
     [answered([10, 11], [12]), answered([20], [21, 22])],
     torch.tensor([[12, 7], [21, 22]], dtype=torch.int32),
     torch.tensor([[0.5, 0.25], [0.5, 0.5]]),
-    torch.randn(3, 4),
-    torch.randn(3),
+    torch.tensor([[12, 7], [21, 22], [22, 9]], dtype=torch.int32),
+    torch.log(torch.tensor([[0.5, 0.25], [0.5, 0.4], [0.9, 0.1]])),
 )
 DOCUMENTS = sorted(documents(few(3)), key=lambda d: d.key)
 CACHE = ("manifest.json", "index.safetensors", "full.safetensors", "answer_only.safetensors")
@@ -109,7 +109,7 @@ def check_tokens(path: Path) -> None:
 def check_answers(path: Path) -> None:
     found = Asked.load(path)
     assert [d.key for d in found.documents] == [d.key for d in ANSWERS.documents]
-    for name in ("likely", "probabilities", "hidden", "log_normalisers"):
+    for name in ("likely", "probabilities", "candidates", "log_probabilities"):
         assert torch.equal(getattr(found, name), getattr(ANSWERS, name))
 
 
@@ -184,7 +184,7 @@ def test_forged_files(folder: Path, name: str, data: st.DataObject) -> None:
 
 
 @given(
-    name=st.sampled_from(["ids", "lengths", "likely", "probabilities", "hidden", "log_normalisers", "more"]),
+    name=st.sampled_from(["ids", "lengths", "likely", "probabilities", "candidates", "log_probabilities", "more"]),
     values=st.lists(st.integers(-3, 30), max_size=4) | st.lists(st.floats(width=32), max_size=4),
     twice=st.booleans(),
 )
@@ -198,7 +198,7 @@ def test_forged_answers(folder: Path, name: str, values: list[Any], twice: bool)
     except PactError:
         return
     assert all(d.supervised.any() and not d.supervised[0] and d.input_ids.min() >= 0 for d in found.documents)
-    assert len(found.hidden) == len(found.log_normalisers) == sum(map(len, found.answers()))
+    assert len(found.candidates) == len(found.log_probabilities) == sum(map(len, found.answers()))
 
 
 @pytest.mark.parametrize("name", PARTIAL)

@@ -96,8 +96,8 @@ class Asked:
                 raise ValueError("a prompt without an answer, or an answer without a prompt")
             pairs = (asked.likely, asked.probabilities), (asked.candidates, asked.log_probabilities)
             for (ids, values), count in zip(pairs, (len(rows), sum(lengths)), strict=True):
-                if ids.shape != values.shape or len(ids) != count:
-                    raise ValueError("not as many values as answers")
+                if ids.shape != values.shape or len(ids) != count or not ids.numel() or ids.min() < 0:
+                    raise ValueError("not as many values as answers, or of no tokens")
             return asked
         except (OSError, ValueError) as error:
             gone = isinstance(error, FileNotFoundError)

@@ -36,7 +36,7 @@ SOME = 0.03
 CONFIGS = [
     {"objective": "paper"},
     {"objective": "confidence", "conflict_threshold": SOME, "weight": 2.0},
-    {"objective": "confidence", "anchors": 2, "gate": True},
+    {"objective": "confidence", "conflict": "keep", "anchors": 2, "gate": True},
 ]
 
 

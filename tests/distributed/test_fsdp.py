@@ -98,7 +98,7 @@ def test_mixed_precision_is_near_the_exact_run(results: dict[Case, list[Any]], t
     for found in results[MIXED]:
         assert found.fingerprint == expected.fingerprint
         assert found.losses == pytest.approx(expected.losses, rel=5e-2)
-        assert found.profile == pytest.approx(expected.profile, rel=0.2, abs=2e-2)
+        assert found.profile == pytest.approx(expected.profile, rel=0.2, abs=3e-2)
     assert results[MIXED][0].trained == results[MIXED][1].trained
 
 

@@ -74,8 +74,8 @@ def _uneven(ask: Any) -> Any:
         return replace(
             asked,
             documents=[Document(d.input_ids[:e], d.supervised[:e]) for d, e in zip(asked.documents, ends, strict=True)],
-            hidden=asked.hidden[kept],
-            log_normalisers=asked.log_normalisers[kept],
+            candidates=asked.candidates[kept],
+            log_probabilities=asked.log_probabilities[kept],
         )
 
     return cut
