@@ -19,6 +19,12 @@ settings.register_profile("long", max_examples=10_000, deadline=None, suppress_h
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A name with an address in it differs from process to process: two workers would not share such a test."""
+    if unstable := [item.nodeid for item in items if " at 0x" in item.nodeid]:
+        raise pytest.UsageError(f"give these parameters an `id`, their names hold an address: {unstable}")
+
+
 def pytest_collection_finish() -> None:
     """Each training collects garbage: among all that the imports made, that takes longer than the training itself."""
     gc.collect()

@@ -131,7 +131,10 @@ AXOLOTL_ALONE = ({"rl": "dpo"}, {"reward_model": True}, {"process_reward_model":
 """Of what its plugin reads of a file: its own trainers are another matter."""
 
 
-@pytest.mark.parametrize(("part", "host", "settings", "change"), SHOWN, ids=str)
+@pytest.mark.parametrize(
+    ("part", "host", "settings", "change"),
+    [pytest.param(*shown, id="-".join(map(str, shown[:3]))) for shown in SHOWN],
+)
 def test_refused_alike(part: str, host: Host, settings: dict[str, Any], change: Change, tmp_path: Path) -> None:
     """Prevents: a file that `pact check` calls sound and whose run stops, or a check that says something else."""
     trainer, own = trainer_on(tmp_path), config(tmp_path)
