@@ -177,7 +177,7 @@ def own_seconds(objective: Any, batch: dict[str, Any], host_tells: bool) -> dict
     done("split and look up")
     capture = objective.head._capture(hidden, targets.request, log_probs)
     done("logits")
-    total = objective.terms([capture], targets).total(1.0) / targets.supervised
+    total = objective.terms([capture], targets).kl / targets.supervised
     done("loss")
     total.backward()
     done("backward")

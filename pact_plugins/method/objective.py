@@ -34,9 +34,10 @@ class Targets:
         full: [N, S] log-probabilities of the reference with its full context.
         answer_only: [N, S] the same without the prompt; None where the gate is off.
         position: [N] index of each answer token in its answer, below 0 before the answer's own words.
-        damped: number M of the tokens whose cross-entropy is left out (`request.labelled`).
+        labels: [B, L] the batch's own without those that are damped: what the host's cross-entropy is to see.
+        damped: number M of the tokens whose cross-entropy is left out.
         documents: number of documents looked up.
-        supervised: number of tokens that the batch's cross-entropy is the mean of.
+        supervised: number of tokens that have a label in the batch, damped ones among them.
         share: [N] what is left of each token's divergence (`loss.yielding`), or None where it does not yield.
     """
 
@@ -44,6 +45,7 @@ class Targets:
     full: Tensor
     answer_only: Tensor | None
     position: Tensor
+    labels: Tensor
     damped: int
     documents: int
     supervised: int
@@ -74,20 +76,15 @@ class Terms:
     """What PACT adds to the loss of a batch, as sums over its answer tokens: the host normalises.
 
     Attributes:
-        kl: scalar, sum of the divergences, with gradient.
-        damped: scalar, sum of the cross-entropy that is left out, with gradient; to be subtracted.
+        kl: scalar, sum of the divergences, with gradient; times `weight`, to be divided by what the host divides its
+            cross-entropy by.
         count: number of answer tokens N.
         statistics: detached sums over the answer tokens, to be divided by `count`.
     """
 
     kl: Tensor
-    damped: Tensor
     count: int
     statistics: dict[str, Tensor]
-
-    def total(self, weight: float) -> Tensor:
-        """weight * kl - damped: to be divided by what the host divides its cross-entropy by."""
-        return weight * self.kl - self.damped
 
 
 class PactObjective:
@@ -97,9 +94,11 @@ class PactObjective:
 
         targets = objective.targets(batch)
         with objective.watch(targets) as captured:
-            cross_entropy = model(**batch).loss
+            outputs = model(**{**batch, "labels": targets.labels}, num_items_in_batch=targets.supervised)
         terms = objective.terms(captured, targets)
-        loss = cross_entropy + terms.total(config.weight) / targets.supervised
+        loss = outputs.loss + config.weight * terms.kl / targets.supervised
+
+    Damped tokens have no label for the host's loss, whatever it does with labels, and count among its items as before.
 
     Args:
         config: the run's settings.
@@ -137,20 +136,25 @@ class PactObjective:
         device = device or cast(Tensor, inputs["input_ids"]).device
         if self._weights.device != device:
             self._weights, self._positive = self._weights.to(device), self._positive.to(device)
-        inputs = on_host(inputs)
-        tokens = AnswerTokens.of(split_documents(inputs), self.chat)
+        own = on_host(inputs)
+        tokens = AnswerTokens.of(split_documents(own), self.chat)
         reference = self.cache.look_up(tokens)
-        labels = inputs["labels"]
+        labels, (_, width) = torch.as_tensor(inputs["labels"]), own["labels"].shape
         damped, share = _NOTHING_DAMPED, None
         if damps and self.config.damps:
             damped = self._damped(tokens, reference)
             share = to_device(self._share(tokens, reference), device)
+        flat = tokens.flat(width)
         request = Request(
-            flat=to_device(tokens.flat(labels.shape[1]), device),
+            flat=to_device(flat, device),
             label=to_device(tokens.label, device),
             normalise=self.config.objective == "confidence",
-            labelled=to_device(damped, device) if len(damped) else None,
+            unlabelled=to_device(damped, device) if len(damped) else None,
         )
+        if len(damped):
+            # The token in column c is predicted in column c - 1.
+            places = to_device(flat[damped] + 1, labels.device)
+            labels = labels.flatten().index_fill(0, places, IGNORE_INDEX).view_as(labels)
         answer_only = None
         if self._gate is not None and reference.answer_only is not None:
             answer_only = to_device(reference.answer_only, device).float()
@@ -159,9 +163,10 @@ class PactObjective:
             full=to_device(reference.full, device).float(),
             answer_only=answer_only,
             position=to_device(tokens.position, device),
+            labels=labels,
             damped=len(damped),
             documents=len(tokens.documents),
-            supervised=max(int((labels[:, 1:] != IGNORE_INDEX).sum()), 1),
+            supervised=max(int((own["labels"][:, 1:] != IGNORE_INDEX).sum()), 1),
             share=share,
         )
 
@@ -177,9 +182,6 @@ class PactObjective:
         normalised = capture.log_normaliser is not None
         student = log_probabilities(capture) if normalised else capture.logits
         kl, gate = self.divergence(student, targets)
-        damped = kl.new_zeros(())
-        if capture.cross_entropy is not None:
-            damped = capture.cross_entropy.sum()
         with torch.no_grad():
             statistics = {
                 "kl": kl.detach().sum(),
@@ -192,7 +194,7 @@ class PactObjective:
                 statistics["safety_mass"] = self.held_mass(student).sum()
         if targets.share is not None:
             kl = kl * targets.share
-        return Terms(kl.sum(), damped, len(kl), statistics)
+        return Terms(kl.sum(), len(kl), statistics)
 
     def divergence(self, student: Tensor, targets: Targets) -> tuple[Tensor, Tensor | None]:
         """[N] divergence of each answer token, and [N] the gate where it is on.
@@ -225,7 +227,7 @@ class PactObjective:
         """The divergence at these anchors, from a forward pass of the decoder alone."""
         seen = self.at_anchors(anchors, rows, device)
         kl = seen.divergence.sum()
-        return Terms(kl + seen.connection, kl.new_zeros(()), len(seen.position), {"kl": kl.detach()})
+        return Terms(kl + seen.connection, len(seen.position), {"kl": kl.detach()})
 
     def at_anchors(self, anchors: Anchors, rows: Sequence[int], device: torch.device) -> AtAnchors:
         """What the model would say at these anchors, beside the reference."""

@@ -132,10 +132,10 @@ def _log_probabilities(head: SubsetHead, documents: Sequence[Document]) -> Tenso
             ids = own["input_ids"]
             rows, columns = (part.numpy() for part in (inputs["labels"] != IGNORE_INDEX).nonzero(as_tuple=True))
             flat, owner = (to_device(v, device) for v in (rows * ids.shape[1] + columns - 1, np.asarray(batch)[rows]))
-            request = Request(flat, ids.reshape(-1)[flat + 1], labelled=torch.arange(len(flat), device=device))
-            with head.watch(request) as captures:
+            label = ids.reshape(-1)[flat + 1]
+            with head.watch(Request(flat, label, candidates=label.unsqueeze(1))) as captures:
                 head.decode(**own)
-            cross_entropy = head.one(captures).cross_entropy
-            assert cross_entropy is not None, "the request asks for it"
-            scores.index_add_(0, owner, -cross_entropy)
+            log_probabilities = head.one(captures).candidates
+            assert log_probabilities is not None, "the request asks for them"
+            scores.index_add_(0, owner, log_probabilities.squeeze(1))
     return scores

@@ -44,20 +44,15 @@ class Request:
         flat: [N] positions row * L + column of the hidden states.
         label: [N] ids of the tokens that they predict.
         normalise: whether the log-normaliser is wanted.
-        labelled: [M] indices into the N tokens whose cross-entropy is wanted.
+        unlabelled: [M] indices into the N tokens whose labels the host's own loss is not given.
         candidates: [N, K] ids, of each token's own, whose log-probabilities are wanted.
     """
 
     flat: Tensor
     label: Tensor
     normalise: bool = False
-    labelled: Tensor | None = None
+    unlabelled: Tensor | None = None
     candidates: Tensor | None = None
-
-    @property
-    def reads_the_loss(self) -> bool:
-        """Whether log-probabilities of the labels are of use."""
-        return self.normalise or self.labelled is not None
 
 
 @dataclass
@@ -67,14 +62,12 @@ class Capture:
     Attributes:
         logits: [N, S] logits of the safety tokens.
         log_normaliser: [N] logsumexp of the full-vocabulary logits, or None if it was not asked for.
-        cross_entropy: [M] cross-entropy of the labelled tokens, or None if none was asked for.
         candidates: [N, K] log-probabilities of the candidates, or None if none was asked for.
         from_host: whether the host's own loss gave the log-probabilities of the labels.
     """
 
     logits: Tensor
     log_normaliser: Tensor | None = None
-    cross_entropy: Tensor | None = None
     candidates: Tensor | None = None
     from_host: bool = False
 
@@ -162,7 +155,7 @@ class SubsetHead:
 
     def _reads_the_loss(self) -> bool:
         request = self._watching()
-        return request is not None and request.reads_the_loss
+        return request is not None and request.normalise
 
     def _before_model(self, _module: nn.Module, _args: Any) -> None:
         self._hidden = []
@@ -186,7 +179,7 @@ class SubsetHead:
 
     def _host_log_probs(self, hidden: Tensor, output: Any, request: Request) -> Tensor | None:
         """[N] log-probabilities of the labels from the host's own loss over `hidden` [B, L, H], if any are of use."""
-        if not request.reads_the_loss:
+        if not request.normalise:
             return None
         rows, width = hidden.shape[:2]
         log_probs = getattr(output, "log_probs", None)  # TRL's fused head: [B, L - 1]
@@ -226,26 +219,14 @@ class SubsetHead:
             if log_probs is None:
                 capture.log_normaliser = self._over_vocabulary(rows, weight, bias)
             else:
-                capture.log_normaliser = self._label_logits(rows, request.label, weight, bias) - log_probs
-        if (labelled := request.labelled) is not None:
-            if log_probs is None:
-                capture.cross_entropy = self._cross_entropy(rows, request.label, labelled, capture, weight, bias)
-            else:
-                capture.cross_entropy = -log_probs.index_select(0, labelled)
+                normaliser = self._label_logits(rows, request.label, weight, bias) - log_probs
+                if (unlabelled := request.unlabelled) is not None:
+                    own = self._over_vocabulary(rows.index_select(0, unlabelled), weight, bias)
+                    normaliser = normaliser.index_copy(0, unlabelled, own)
+                capture.log_normaliser = normaliser
         if request.candidates is not None:
             capture.candidates = self._over_vocabulary(rows, weight, bias, request.candidates)
         return capture
-
-    def _cross_entropy(
-        self, rows: Tensor, label: Tensor, labelled: Tensor, capture: Capture, weight: Tensor, bias: Tensor | None
-    ) -> Tensor:
-        """[M] cross-entropies of the labels at `labelled`, with the log-normalisers of `capture` if it has them."""
-        rows, label = rows.index_select(0, labelled), label.index_select(0, labelled)
-        if capture.log_normaliser is not None:
-            normaliser = capture.log_normaliser.index_select(0, labelled)
-        else:
-            normaliser = self._over_vocabulary(rows, weight, bias)
-        return normaliser - self._label_logits(rows, label, weight, bias)
 
     @contextmanager
     def _head(self) -> Generator[tuple[Tensor, Tensor | None]]:

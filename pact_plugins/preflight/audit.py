@@ -10,6 +10,7 @@ from pact_plugins.chat.answers import Answer, Document
 from pact_plugins.config import PactConfig
 from pact_plugins.method.damping import by_answer
 from pact_plugins.model.progress import progress
+from pact_plugins.run.host_loss import measure_host_loss
 from pact_plugins.run.preparation import prepare
 from pact_plugins.run.trainer import Start
 from pact_plugins.storage import files
@@ -95,6 +96,7 @@ def audit(trainer: Any, config: PactConfig, *, threshold: float | None = None) -
     start = Start.of(trainer, config.model_copy(update={"conflict": "damp"}))
     objective = prepare(start).objective
     objective.head.remove()
+    measure_host_loss(trainer, trainer.compute_loss, damps=config.damps)
     threshold = config.conflict_threshold if threshold is None else threshold
     copies: dict[bytes, list[Document]] = {}
     for document in start.documents:

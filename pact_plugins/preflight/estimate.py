@@ -31,6 +31,7 @@ from pact_plugins.run.cost import (
     stratified,
 )
 from pact_plugins.run.examination import examine, views
+from pact_plugins.run.host_loss import measure_host_loss
 from pact_plugins.run.trainer import Start, expected_step, probe_flop
 
 SAMPLE_TOKENS = 16_384
@@ -60,6 +61,7 @@ def estimate(trainer: Any, config: PactConfig) -> Estimate:
         build_tokens, seconds, sample = 0, 0.0, _Sample(0, 0)
         if not found:
             build_tokens, seconds, sample = _build_time(head, chat, referenced, config)
+    measure_host_loss(trainer, trainer.compute_loss, damps=config.damps)
     log_normaliser = _log_normaliser(trainer, config, head, chat)
     head.remove()
     step = expected_step(trainer, data, anchors, config)

@@ -36,10 +36,6 @@ def _training(settings: Mapping[str, Any], host: Host) -> Iterator[tuple[str, st
         yield "streams", key, bool(settings.get(key))
     for key in ("load_in_4bit", "load_in_8bit"):
         yield "quantised", key, bool(settings.get(key))
-    if smoothing := settings.get("label_smoothing_factor"):
-        yield "other_loss", "label_smoothing_factor", f"`label_smoothing_factor: {smoothing}`"
-    if settings.get("loss_type") == "dft":
-        yield "other_loss", "loss_type", "`loss_type: dft`"
     for name in ("activation_checkpointing", "gradient_checkpointing"):  # as transformers calls it, new and old
         reentrant = settings.get(name) and block(settings.get(f"{name}_kwargs")).get("use_reentrant")
         yield "reentrant", f"{name}_kwargs", bool(reentrant)

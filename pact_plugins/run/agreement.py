@@ -8,29 +8,23 @@ answer depends on, and the run would be constrained to something that its model 
 
 from __future__ import annotations
 
-import copy
-import random
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader
 
 from pact_plugins.chat.answers import AnswerTokens, Document, on_host, split_documents
 from pact_plugins.errors import PactError
 from pact_plugins.method.objective import PactObjective
-from pact_plugins.model.forward import autocast_dtype, evaluating
+from pact_plugins.model.forward import autocast_dtype
 from pact_plugins.model.ranks import Ranks
 from pact_plugins.model.subset_head import SubsetHead
+from pact_plugins.run.first_batches import first_batches
 from pact_plugins.storage.cache import log_probabilities
-
-BATCHES, TOKENS = 4, 2048
-"""Micro-batches that are looked at, of each process: at most so many, and no more once they hold so many tokens."""
 
 TOLERANCE = 0.02
 """Largest accepted difference of a sequence: mean over its answer tokens and S of |log p - log p of the reference|.
@@ -74,7 +68,7 @@ def check_agreement(
     documents: Iterable[Document],
     ranks: Ranks,
 ) -> Agreement:
-    """Compares the reference with the model, through the trainer's own loss in eval mode; draws no random number.
+    """Compares the reference with the model, through the trainer's own loss.
 
     Args:
         trainer: about to begin training, with untrained weights.
@@ -89,13 +83,8 @@ def check_agreement(
     started = time.perf_counter()
     model = trainer.accelerator.unwrap_model(trainer.model)
     sequences, answer_tokens, largest = 0, 0, 0.0
-    loader = trainer.callback_handler.train_dataloader
-    if loader is None:
-        loader = trainer.get_train_dataloader()
-    with _as_it_was(trainer, loader), evaluating(model):
-        own = _first(_batches(loader))
-        batches = min(ranks.exchange(len(own), "comparing the reference with the model"))
-        for inputs in map(trainer._prepare_inputs, own[:batches]):
+    with first_batches(trainer, ranks) as batches:
+        for inputs in batches:
             tokens = AnswerTokens.of(split_documents(on_host(inputs)), objective.chat)
             differences, tolerance = _differences(trainer, model, objective, compute_loss, inputs, tokens)
             for document, difference in zip(tokens.documents, differences, strict=True):
@@ -103,7 +92,7 @@ def check_agreement(
                     raise _disagrees(document, float(difference), tolerance, documents)
             sequences, answer_tokens = sequences + len(tokens.documents), answer_tokens + len(tokens)
             largest = max(largest, *differences.tolist(), 0.0)
-    return Agreement(batches, sequences, answer_tokens, largest, time.perf_counter() - started)
+    return Agreement(len(batches), sequences, answer_tokens, largest, time.perf_counter() - started)
 
 
 def _differences(
@@ -120,11 +109,13 @@ def _differences(
     with trainer.accelerator.autocast():  # which hosts leave to the model's own forward pass
         tolerance = TOLERANCE if _computes_in(model) in (torch.float32, torch.float64) else HALF_TOLERANCE
     with trainer.compute_loss_context_manager(), objective.head.watch(request) as captures:
-        compute_loss(model, inputs)
+        compute_loss(model, {**inputs})  # trainers take keys out
     if not len(tokens):
         return np.empty(0), tolerance
-    own = log_probabilities(SubsetHead.one(captures))
-    of_tokens = (own - targets.full).abs().mean(-1).double().cpu().numpy()
+    # TRL runs some losses' passes twice, once for its metrics: without gradients, both are seen here.
+    passes = captures or [SubsetHead.one(captures)]
+    own = torch.stack([log_probabilities(capture) for capture in passes])
+    of_tokens = (own - targets.full).abs().mean(-1).amax(0).double().cpu().numpy()
     return np.add.reduceat(of_tokens, np.cumsum([0, *tokens.counts[:-1]])) / tokens.counts, tolerance
 
 
@@ -144,50 +135,3 @@ def _disagrees(document: Document, difference: float, tolerance: float, document
         remedy="Use the trainer's own data collator. In packed batches, documents must not see one another: leave out "
         "`attention_mask`, or use an attention implementation that separates them.",
     )
-
-
-def _first(batches: Iterator[Any]) -> list[Any]:
-    """As many of them as are looked at."""
-    taken: list[Any] = []
-    while len(taken) < BATCHES and sum(b["input_ids"].numel() for b in taken) < TOKENS:
-        if (batch := next(batches, None)) is None:
-            break
-        taken.append(batch)
-    return taken
-
-
-def _batches(loader: Any) -> Iterator[Any]:
-    """What `loader` gives, made in this process; the loader itself is not iterated, since it keeps count."""
-    if not isinstance(loader, DataLoader):
-        return iter(loader)
-    if loader.batch_sampler is None:
-        return iter(DataLoader(loader.dataset, None, sampler=loader.sampler, collate_fn=loader.collate_fn))
-    return iter(DataLoader(loader.dataset, batch_sampler=loader.batch_sampler, collate_fn=loader.collate_fn))
-
-
-@contextmanager
-def _as_it_was(trainer: Any, loader: Any) -> Generator[None]:
-    """Random numbers, and what TRL notes of a forward pass for its logs, are afterwards as they were before."""
-    noted = copy.deepcopy(getattr(trainer, "_metrics", None))
-    state, numbers = random.getstate(), np.random.get_state()
-    samplers = (getattr(loader, name, None) for name in ("sampler", "batch_sampler"))
-    generators = [g for sampler in samplers for g in _generators(sampler)]
-    states = [generator.get_state() for generator in generators]
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(state)
-        np.random.set_state(numbers)
-        for generator, before in zip(generators, states, strict=True):
-            generator.set_state(before)
-        if noted is not None:
-            trainer._metrics = noted
-
-
-def _generators(sampler: Any) -> Iterator[torch.Generator]:
-    """Of a sampler, and of those that it wraps."""
-    while sampler is not None:
-        if isinstance(generator := getattr(sampler, "generator", None), torch.Generator):
-            yield generator
-        sampler = getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None)

@@ -20,6 +20,7 @@ from pact_plugins.run.agreement import check_agreement
 from pact_plugins.run.before_and_after import Reporting
 from pact_plugins.run.cost import ModelSize, Overhead
 from pact_plugins.run.evidence import StartedFrom
+from pact_plugins.run.host_loss import HostLoss, measure_host_loss
 from pact_plugins.run.model_card import add_safety
 from pact_plugins.run.preparation import Preparation, evidence_of, prepare, print_summary
 from pact_plugins.run.recorder import Recorder
@@ -71,6 +72,7 @@ class Binding:
         """The processes of the run, once it is being prepared."""
         self.noted: dict[str, float] = {}
         """Metrics of others that join PACT's own at the next log entry."""
+        self.host_loss = HostLoss()
         self._reporting: Reporting | None = None
         self._sums: dict[str, Tensor | float] = {}
         self._compute_loss, self._log = trainer.compute_loss, trainer.log
@@ -115,11 +117,10 @@ class Binding:
             started = time.perf_counter()
             start = Start.of(trainer, self.config, self.ranks)
             self.preparation = prepare(start)
-            agreement = None
+            objective, agreement = self.preparation.objective, None
+            self.host_loss = measure_host_loss(trainer, self._compute_loss, damps=self.config.damps, ranks=self.ranks)
             if not resumed:
-                agreement = check_agreement(
-                    trainer, self.preparation.objective, self._compute_loss, start.documents, self.ranks
-                )
+                agreement = check_agreement(trainer, objective, self._compute_loss, start.documents, self.ranks)
             startup = time.perf_counter() - started
             about = {
                 "versions": versions(trainer),
@@ -229,14 +230,14 @@ class Binding:
         )
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kw: Any) -> Any:
-        """The trainer's own loss, plus weight * KL - damped cross-entropy, normalised like its cross-entropy.
+        """The trainer's own loss without damped tokens, plus weight * KL divided as that loss is, plus anchors.
 
         The rest is handed on as it came: trainers of people's own take `**kwargs`, or name less than transformers does.
         """
         if not (model.training and torch.is_grad_enabled()):
             return self._compute_loss(model, inputs, *args, **kw)
         given = {**dict(zip(("return_outputs", "num_items_in_batch"), args, strict=False)), **kw}
-        return_outputs, num_items_in_batch = given.get("return_outputs", False), given.get("num_items_in_batch")
+        return_outputs = given.get("return_outputs", False)
         if self.preparation is None:
             raise PactError(
                 expected="PACT to be prepared before the first training step",
@@ -245,17 +246,22 @@ class Binding:
                 remedy="Add the callback: `trainer.add_callback(PactCallback(trainer))`, then `trainer.train()`.",
             )
         objective = self.preparation.objective
+        # Without a number of items, a loss is the mean over the labels of its micro-batch.
+        items = given.get("num_items_in_batch") if self.host_loss.per_item else None
         # Before the trainer's own loss: trainers take keys out of the inputs.
         targets = self._targets(objective, inputs)
         with objective.watch(targets) as captured:
-            result = self._compute_loss(model, inputs, *args, **kw)
+            result = self._undamped_loss(targets, items is None, model, inputs, *args, **kw)
         terms = objective.terms(captured, targets)
         counts = {"answer_tokens": terms.count, "cache_hits": targets.documents}
         self._recorder.add({"micro_batches": 1, "supervised_tokens": targets.supervised, **counts})
         self._add(counts, terms.statistics)
-        safety = terms.total(self.config.weight) * self._scale(targets, num_items_in_batch)
+        scale = 1 / targets.supervised if items is None else self._processes / items
+        safety = self.config.weight * terms.kl * scale
         if objective.anchors is not None and self.trainer.accelerator.sync_gradients:
-            safety = safety + self._anchored(objective, objective.anchors, targets, num_items_in_batch)
+            # Of means over micro-batches, a step is the sum, which the trainer may divide by their number.
+            means = self.trainer.current_gradient_accumulation_steps if items is None else 1
+            safety = safety + self._anchored(objective, objective.anchors, targets) * means
         own, *outputs = result if return_outputs else (result,)
         loss = own + safety.to(own.device)
         return (loss, *outputs) if return_outputs else loss
@@ -275,16 +281,27 @@ class Binding:
             self._recorder.fail(error)
             raise
 
-    def _scale(self, targets: Targets, num_items_in_batch: Any) -> Any:
-        """What turns a sum over tokens into the trainer's loss: exactly what it does to its cross-entropy."""
-        if num_items_in_batch is None:
-            return 1 / targets.supervised
-        across = self.trainer.args.average_tokens_across_devices
-        return (self.trainer.accelerator.num_processes if across else 1) / num_items_in_batch
+    @property
+    def _processes(self) -> int:
+        """Processes whose labels are counted together; gradients are averaged over them."""
+        return self.trainer.accelerator.num_processes if self.trainer.args.average_tokens_across_devices else 1
 
-    def _anchored(
-        self, objective: PactObjective, anchors: Anchors, targets: Targets, num_items_in_batch: Any
-    ) -> Tensor:
+    def _undamped_loss(
+        self, targets: Targets, is_mean: bool, model: Any, inputs: dict[str, Any], *args: Any, **kw: Any
+    ) -> Any:
+        """What the trainer's own loss gives over the labels that are not damped, divided as if all were there."""
+        if not targets.damped:
+            return self._compute_loss(model, inputs, *args, **kw)
+        kept = targets.supervised - targets.damped
+        if kept:  # without any label left, some losses are 0 / 0
+            inputs = {**inputs, "labels": targets.labels}
+        result = self._compute_loss(model, inputs, *args, **kw)
+        share = kept / targets.supervised if is_mean else float(kept > 0)
+        if isinstance(result, tuple):
+            return result[0] * share, *result[1:]
+        return result * share
+
+    def _anchored(self, objective: PactObjective, anchors: Anchors, targets: Targets) -> Tensor:
         """weight * `anchors.WEIGHT` * mean divergence of this step's anchors, once whatever the accumulation."""
         accelerator = self.trainer.accelerator
         processes = accelerator.num_processes
@@ -297,9 +314,7 @@ class Binding:
         # the mean over all tokens. Every process knows the others' turns.
         first = turn - accelerator.process_index
         tokens = sum(anchors.tokens(anchors.rows(other)) for other in range(first, first + processes)) / processes
-        # Without a count of items, the trainer divides each micro-batch's loss by their number.
-        divisor = self.trainer.current_gradient_accumulation_steps if num_items_in_batch is None else 1
-        return terms.total(self.config.weight) * (WEIGHT * divisor / tokens)
+        return self.config.weight * terms.kl * (WEIGHT / tokens)
 
     def _add(self, counts: dict[str, int], statistics: dict[str, Tensor]) -> None:
         """Adds to the sums of the next log entry, without waiting for the device."""

@@ -19,7 +19,6 @@ class Training:
         gpus: that one process drives.
         sharding: what shares weights between processes (`sharded_by`), if anything does.
         parallelism: what cuts documents or layers between them (context, sequence, tensor, expert), if anything does.
-        other_loss: what is no plain cross-entropy, if it is none.
     """
 
     other_trainer: str = ""
@@ -30,7 +29,6 @@ class Training:
     processes: int = 1
     reentrant: bool = False
     streams: bool = False
-    other_loss: str = ""
 
 
 def sharded_by(fsdp: int, zero: int, *, offloads: bool = False, xla: bool = False) -> str:
@@ -100,13 +98,6 @@ RULES = (
         "a streaming data set",
         "Its sequences are not known before the first step, and the reference is computed then.",
         "Load the data set whole (`streaming: false`).",
-    ),
-    Rule(
-        "other_loss",
-        "{0.other_loss} together with `pact.conflict: damp`",
-        "Damping subtracts plain cross-entropy, which is not what this run would compute.",
-        "Set `pact.conflict: keep`, or use plain cross-entropy.",
-        lambda _, config: config.damps,
     ),
 )
 

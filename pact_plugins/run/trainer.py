@@ -131,11 +131,6 @@ def training_of(trainer: Any) -> Training:
         or (getattr(model, "tp_size", None) or 1) > 1
         or is_cut(model),
     }
-    losses = {
-        f"`label_smoothing_factor: {args.label_smoothing_factor}`": args.label_smoothing_factor,
-        "`loss_type: dft`": getattr(args, "loss_type", None) == "dft",
-        "a `compute_loss_func`": getattr(trainer, "compute_loss_func", None) is not None,
-    }
     return Training(
         other_trainer=f"TRL's {kind}" if kind != "SFTTrainer" else "",
         gpus=args.n_gpu,
@@ -150,7 +145,6 @@ def training_of(trainer: Any) -> Training:
         processes=accelerator.num_processes,
         reentrant=bool(args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")),
         streams=trainer.train_dataset is not None and not hasattr(trainer.train_dataset, "__len__"),
-        other_loss=next((loss for loss, on in losses.items() if on), ""),
     )
 
 

@@ -219,8 +219,6 @@ CHECKED = [
     _axolotl("An adapter that changes what is read", "pact: true\nadapter: llama-adapter", r"ADAPTION_PROMPT"),
     _trl("An adapter on the head", "pact: true\nlora_target_modules: [q_proj, lm_head]", r"a LoRA adapter on the head"),
     _trl("Streaming data", "pact: true\ndataset_streaming: true", r"a streaming data set.*not known before"),
-    _trl("A smoothed loss, damped", "pact: true\nlabel_smoothing_factor: 0.1", r"`label_smoothing_factor: 0\.1`"),
-    _trl("Another loss, damped", "pact: true\nloss_type: dft", r"`loss_type: dft`.*`pact\.conflict: keep`"),
     _trl("Data that are not there", "pact: true\ndatasets: [{path: json, data_files: rows.jsonl}]", r"rows\.jsonl"),
     _on_rows("Data of zero bytes", "", r"rows in .*rows\.jsonl; got zero bytes"),
     _on_rows(

@@ -60,8 +60,9 @@ def step(preparation: Preparation, model: Any, inputs: dict[str, torch.Tensor]) 
     objective = preparation.objective
     targets = objective.targets(inputs)
     with objective.watch(targets) as captured:
-        cross_entropy = model(**inputs, use_cache=False).loss
-    total = cross_entropy + objective.terms(captured, targets).total(objective.config.weight) / targets.supervised
+        given = {**inputs, "labels": targets.labels, "num_items_in_batch": targets.supervised}
+        own = model(**given, use_cache=False).loss
+    total = own + objective.config.weight * objective.terms(captured, targets).kl / targets.supervised
     total.backward()
     return total.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
@@ -163,7 +164,7 @@ def test_a_batch_without_answers_gives_a_connected_zero(tmp_path: Path) -> None:
     targets = preparation.objective.targets(nothing)
     with preparation.objective.watch(targets) as captured:
         model(input_ids=nothing["input_ids"])
-    total = preparation.objective.terms(captured, targets).total(1.0)
+    total = preparation.objective.terms(captured, targets).kl
     total.backward()
     assert total.item() == 0
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pact_plugins.errors import PactError
 from pact_plugins.model import subset_head
@@ -21,7 +20,7 @@ from tests import tiny
 VOCABULARY = 64
 IDS = [3, 5, 60, 7]
 ROWS, COLUMNS = [0, 0, 1, 1, 1], [1, 6, 0, 3, 5]
-LABELLED = [0, 2, 4]
+UNLABELLED = [0, 2, 4]
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -87,25 +86,22 @@ def _inputs(length: int = 8) -> Tensor:
     return torch.randint(1, VOCABULARY, (2, length), generator=torch.Generator().manual_seed(3))
 
 
-def _captured(head: SubsetHead, ids: Tensor, *, normalise: bool = True) -> tuple[Capture, Tensor]:
+def _captured(head: SubsetHead, ids: Tensor) -> tuple[Capture, Tensor]:
     flat = torch.tensor(ROWS) * ids.shape[1] + torch.tensor(COLUMNS)
-    labelled = torch.tensor(LABELLED)
     labels = ids[torch.tensor(ROWS), torch.tensor(COLUMNS) + 1]
-    with head.watch(Request(flat, labels, normalise, labelled)) as captures:
+    with head.watch(Request(flat, labels, normalise=True)) as captures:
         logits = head.model(input_ids=ids).logits
     return head.one(captures), logits
 
 
-def _expected(logits: Tensor, ids: Tensor) -> Capture:
+def _expected(logits: Tensor) -> Capture:
     rows = logits[ROWS, COLUMNS]
-    labels = ids[torch.tensor(ROWS), torch.tensor(COLUMNS) + 1]
-    cross_entropy = F.cross_entropy(rows[LABELLED], labels[LABELLED], reduction="none")
-    return Capture(rows[:, IDS], rows.logsumexp(-1), cross_entropy)
+    return Capture(rows[:, IDS], rows.logsumexp(-1))
 
 
 def _scalar(capture: Capture) -> Tensor:
     """A number that depends on every element of a capture, each with another weight."""
-    parts = [p.flatten() for p in (capture.logits, capture.log_normaliser, capture.cross_entropy) if p is not None]
+    parts = [p.flatten() for p in (capture.logits, capture.log_normaliser) if p is not None]
     everything = torch.cat(parts)
     return (everything * torch.linspace(-1, 2, len(everything))).sum()
 
@@ -122,8 +118,8 @@ def test_equals_full_logits(model: nn.Module, chunk_elements: int, monkeypatch: 
     monkeypatch.setattr(subset_head, "CHUNK_ELEMENTS", chunk_elements)
     head, ids = SubsetHead(model, IDS), _inputs()
     capture, logits = _captured(head, ids)
-    expected = _expected(logits, ids)
-    for name in ("logits", "log_normaliser", "cross_entropy"):
+    expected = _expected(logits)
+    for name in ("logits", "log_normaliser"):
         assert torch.allclose(getattr(capture, name), getattr(expected, name), atol=2e-5), name
     wanted = _gradients(model, _scalar(expected))
     capture, _ = _captured(head, ids)
@@ -141,17 +137,17 @@ def test_the_model_s_own_loss_gives_the_normaliser(
     """Prevents: a second pass over the vocabulary beside the model's own loss, or a loss that reading it changes."""
     ids = _inputs()
     plain = model(input_ids=ids, labels=ids, **settings)
-    expected = _expected(plain.logits, ids)
+    expected = _expected(plain.logits)
     wanted = _gradients(model, plain.loss + _scalar(expected))
     head = SubsetHead(model, IDS)
     monkeypatch.setattr(head, "_over_vocabulary", lambda *_: pytest.fail("computed once more"))
     flat = torch.tensor(ROWS) * ids.shape[1] + torch.tensor(COLUMNS)
-    request = Request(flat, ids[torch.tensor(ROWS), torch.tensor(COLUMNS) + 1], True, torch.tensor(LABELLED))
+    request = Request(flat, ids[torch.tensor(ROWS), torch.tensor(COLUMNS) + 1], True)
     with head.watch(request) as captures:
         loss = model(input_ids=ids, labels=ids, **settings).loss
     capture = head.one(captures)
     torch.testing.assert_close(loss, plain.loss, rtol=1e-6, atol=1e-6)
-    for name in ("logits", "log_normaliser", "cross_entropy"):
+    for name in ("logits", "log_normaliser"):
         torch.testing.assert_close(getattr(capture, name), getattr(expected, name), atol=2e-5, rtol=1e-5)
     found = _gradients(model, loss + _scalar(capture))
     assert found.keys() == wanted.keys() != set()
@@ -195,14 +191,22 @@ def test_candidates_are_each_tokens_own(model: nn.Module, monkeypatch: pytest.Mo
         assert torch.allclose(ours[name].to_dense(), gradient.to_dense(), atol=1e-4), name
 
 
-def test_cross_entropy_without_normaliser(model: nn.Module) -> None:
-    """Prevents: `paper` with damping subtracting a cross-entropy of the wrong tokens."""
-    ids = _inputs()
-    capture, logits = _captured(SubsetHead(model, IDS), ids, normalise=False)
-    assert capture.log_normaliser is None
-    assert capture.cross_entropy is not None
-    expected = _expected(logits, ids).cross_entropy
-    assert torch.allclose(capture.cross_entropy, expected, atol=2e-5)  # type: ignore[arg-type]
+@pytest.mark.parametrize("settings", [{}, {"num_items_in_batch": 7}], ids=["mean", "sum"])
+def test_labels_that_the_loss_does_not_see(model: nn.Module, settings: dict[str, Any]) -> None:
+    """Prevents: log-normalisers of damped tokens read off a loss that leaves them out."""
+    ids, unlabelled = _inputs(), torch.tensor(UNLABELLED)
+    flat = torch.tensor(ROWS) * ids.shape[1] + torch.tensor(COLUMNS)
+    labels = ids.flatten().index_fill(0, flat[unlabelled] + 1, -100).view_as(ids)
+    head = SubsetHead(model, IDS)
+    request = Request(flat, ids.flatten()[flat + 1], normalise=True, unlabelled=unlabelled)
+    with head.watch(request) as captures:
+        logits = model(input_ids=ids, labels=labels, **settings).logits
+    capture, expected = head.one(captures), _expected(logits)
+    assert capture.from_host
+    torch.testing.assert_close(capture.log_normaliser, expected.log_normaliser, atol=2e-5, rtol=1e-5)
+    found, wanted = (_gradients(model, _scalar(of)) for of in (capture, _expected(model(input_ids=ids).logits)))
+    for name, gradient in wanted.items():
+        assert torch.allclose(found[name].to_dense(), gradient, atol=2e-4 * max(1.0, gradient.abs().max().item())), name
 
 
 def test_parity_check_passes(model: nn.Module) -> None:
@@ -411,7 +415,7 @@ def test_bfloat16_is_returned_in_float32() -> None:
     """Prevents: log-normalisers in half precision, whose error is larger than the divergences that are trained."""
     head, ids = SubsetHead(tiny.llama().bfloat16(), IDS), _inputs()
     capture, logits = _captured(head, ids)
-    expected = _expected(logits.float(), ids)
-    for name in ("logits", "log_normaliser", "cross_entropy"):
+    expected = _expected(logits.float())
+    for name in ("logits", "log_normaliser"):
         assert getattr(capture, name).dtype == torch.float32
         assert torch.allclose(getattr(capture, name), getattr(expected, name), atol=0.15), name

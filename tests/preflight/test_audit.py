@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from rich.console import Console
-from transformers import Trainer, TrainingArguments
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from pact_plugins import PactConfig
 from pact_plugins.chat.answers import split_documents
@@ -48,7 +48,13 @@ def trainer(demo: tuple[Any, Any], rows: list[openings.Row], folder: Path) -> Tr
         ids = render(tokenizer, [*user, {"role": "assistant", "content": answer}], generation_prompt=False)
         data.append({"input_ids": ids, "labels": [-100] * len(before) + ids[len(before) :]})
     args = TrainingArguments(output_dir=str(folder), use_cpu=True, bf16=False, report_to=[])
-    return Trainer(model, args, train_dataset=Dataset.from_list(data), processing_class=tokenizer)
+    return Trainer(
+        model,
+        args,
+        train_dataset=Dataset.from_list(data),
+        processing_class=tokenizer,
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+    )
 
 
 def audited(demo: tuple[Any, Any], rows: list[openings.Row], cache: Path, **settings: Any) -> Audit:

@@ -83,17 +83,17 @@ def test_off_is_said_and_not_refused(tmp_path: Path) -> None:
 
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     """Prevents a refusal of what the command line corrects, and of what it makes worse, silence."""
-    wrong = TRL | {"loss_type": "dft"}
+    wrong = TRL | {"streaming": True}
     assert not checked(tmp_path, wrong).sound
-    assert checked(tmp_path, wrong, "--loss_type", "nll").sound
+    assert checked(tmp_path, wrong, "--streaming", "false").sound
     assert not checked(tmp_path, TRL, "--streaming", "--max_steps=3", "--dataset-streaming", "true").sound
 
 
 def test_all_errors_come_at_once(tmp_path: Path) -> None:
     """Prevents a user who corrects one key after the other, and an error that names no key."""
-    found = checked(tmp_path, TRL | {"dataset_streaming": True, "loss_type": "dft"})
-    assert [finding.key for finding in found.errors] == ["dataset_streaming", "loss_type"]
-    with pytest.raises(PactError, match=r"dataset_streaming.*loss_type") as caught:
+    found = checked(tmp_path, TRL | {"dataset_streaming": True, "fsdp": "full_shard", "load_in_4bit": True})
+    assert [finding.key for finding in found.errors] == ["load_in_4bit", "dataset_streaming"]
+    with pytest.raises(PactError, match=r"load_in_4bit.*dataset_streaming") as caught:
         found.require_sound()
     assert str(caught.value).count("Expected") == 1
 

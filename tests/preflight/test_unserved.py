@@ -80,8 +80,6 @@ SHOWN: list[tuple[str, Host, dict[str, Any], Change]] = [
     ("streams", "axolotl", {"streaming": True}, _streaming),
     ("streams", "trl", {"dataset_streaming": True}, _streaming),
     ("streams", "axolotl", {"pretraining_dataset": "d"}, _streaming),
-    ("other_loss", "trl", {"label_smoothing_factor": 0.1}, _args(label_smoothing_factor=0.1)),
-    ("other_loss", "trl", {"loss_type": "dft"}, _args(loss_type="dft")),
     ("sharding", "trl", {"fsdp": True, "fsdp_config": {"version": 1}}, fsdp(fsdp_version=1)),
     ("sharding", "axolotl", {"fsdp_config": {"reshard_after_forward": True}}, fsdp(fsdp_version=1)),
     ("sharding", "trl", {"fsdp": "full_shard offload"}, fsdp(fsdp_version=2, cpu_offload=OFFLOADING)),
@@ -200,8 +198,3 @@ def test_what_depends_on_the_number_of_processes_is_a_remark(name: str, tmp_path
 def test_what_is_served_is_not_refused(settings: dict[str, Any], tmp_path: Path) -> None:
     """Prevents: a rule that refuses what is off, or what stands where it does no harm."""
     assert not [*unserved(settings, "axolotl", config(tmp_path))]
-
-
-def test_other_losses_are_for_damping_alone(tmp_path: Path) -> None:
-    """Prevents: a refusal of a loss that nothing is subtracted from."""
-    assert not [*unserved({"loss_type": "dft"}, "trl", config(tmp_path, conflict="keep"))]

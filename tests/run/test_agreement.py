@@ -124,7 +124,7 @@ def test_the_run_is_as_without_the_guard(host: Trainer, tmp_path: Path, monkeypa
     """Prevents: batches in another order, or another dropout, because a guard has drawn random numbers."""
     drawn: list[list[Any]] = []
     for batches in (4, 0):
-        monkeypatch.setattr("pact_plugins.run.agreement.BATCHES", batches)
+        monkeypatch.setattr("pact_plugins.run.first_batches.BATCHES", batches)
         trainer = host(tiny.llama(), tmp_path, seed=3)
         PactCallback(trainer, config(tmp_path)).on_train_begin()
         order = [batch["input_ids"].tolist() for batch in trainer.get_train_dataloader()]
