@@ -9,7 +9,7 @@ from pact_plugins.config import PactConfig
 from pact_plugins.model.support import adapter_on_the_head, unsupported_adapter
 from pact_plugins.preflight.rules import Finding
 from pact_plugins.preflight.run_file import Host, block
-from pact_plugins.run.served import Training, refused, sharded_by
+from pact_plugins.run.served import Training, of_axolotl, refused, sharded_by
 
 
 def unserved(settings: Mapping[str, Any], host: Host, config: PactConfig, processes: int = 1) -> Iterator[Finding]:
@@ -32,6 +32,9 @@ def _training(settings: Mapping[str, Any], host: Host) -> Iterator[tuple[str, st
     """Attributes of `Training`, the keys that say them, and what they say; of each, the first that is on counts."""
     for key in ("rl", "reward_model", "process_reward_model"):
         yield "other_trainer", key, settings.get(key) and f"`{key}: {settings[key]}`"
+    if host == "axolotl":
+        yield from ((part, "plugins", words) for part, words in of_axolotl(*_plugins(settings)).items())
+        yield "elsewhere", "cloud", settings.get("cloud") and f"`--cloud {settings['cloud']}`"
     for key in ("streaming", "dataset_streaming", "pretraining_dataset"):
         yield "streams", key, bool(settings.get(key))
     for key in ("load_in_4bit", "load_in_8bit"):
@@ -67,3 +70,10 @@ def _training(settings: Mapping[str, Any], host: Host) -> Iterator[tuple[str, st
     stage = block(deepspeed.get("zero_optimization")).get("stage")
     key = ("accelerate_config" if launched else "fsdp_config" if fsdp else "fsdp") if version else "deepspeed"
     yield "sharding", key, sharded_by(version, stage or 0, offloads=bool(offloads), xla=bool(fsdp.get("xla")))
+
+
+def _plugins(settings: Mapping[str, Any]) -> list[str]:
+    """Names of Axolotl's plugins that bring a trainer along; a plugin can be named by several paths."""
+    said = settings.get("plugins") or []
+    names = [str(plugin).rpartition(".")[2] for plugin in ([said] if isinstance(said, str) else said)]
+    return [name for name in names if name != "KDPlugin" or settings.get("kd_trainer")]
