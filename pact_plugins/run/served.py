@@ -19,6 +19,7 @@ class Training:
         noised: what trains on noise in place of rows, if anything does.
         elsewhere: what trains on other machines, if anything does.
         taught: what trains on more than labels, if anything does.
+        rounds: whether the head computes with rounded weights that it does not store.
         gpus: that one process drives.
         sharding: what shares weights between processes (`sharded_by`), if anything does.
         parallelism: what cuts documents or layers between them (context, sequence, tensor, expert), if anything does.
@@ -29,6 +30,7 @@ class Training:
     noised: str = ""
     elsewhere: str = ""
     taught: str = ""
+    rounds: bool = False
     gpus: int = 1
     sharding: str = ""
     quantised: bool = False
@@ -100,6 +102,12 @@ RULES = (
         "A teacher's words about damped answers would go on being trained on: damping takes away labels alone.",
         "Set `pact.conflict: keep`, or leave its plugin out.",
         lambda _, config: config.damps,
+    ),
+    Rule(
+        "rounds",
+        "a head that training rounds as it will be quantised",
+        "PACT reads its weights, which are not what the logits are computed with.",
+        "Leave out training for quantisation (`qat`), or train without PACT.",
     ),
     Rule(
         "gpus",

@@ -140,6 +140,7 @@ def training_of(trainer: Any) -> Training:
     return Training(
         other_trainer=f"TRL's {kind}" if kind != "SFTTrainer" else "",
         **of_axolotl(*of_host),
+        rounds="FakeQuantized" in type(getattr(model, "get_output_embeddings", lambda: None)()).__name__,
         gpus=args.n_gpu,
         sharding=sharded_by(
             fsdp.fsdp_version if fsdp is not None else 0,

@@ -15,7 +15,10 @@ from transformers import AutoTokenizer
 from pact_plugins.demo import ALIGNED_MODEL
 from pact_plugins.preflight.check import check
 from pact_plugins.preflight.run_file import PLUGIN
-from pact_plugins.run.served import of_axolotl
+from pact_plugins.preflight.unserved import unserved
+from pact_plugins.run.served import of_axolotl, refused
+from pact_plugins.run.trainer import training_of
+from tests.bad_inputs.case import config, trainer_on
 from tests.contract.commands import EXAMPLES, needs_axolotl, run, shortened
 
 pytestmark = needs_axolotl
@@ -93,6 +96,19 @@ def test_distillation(conflict: str, tmp_path: Path) -> None:
         (training,) = json.loads((tmp_path / "out" / "pact_report" / "report.json").read_text())["trainings"]
         held = [entry["pact/kl"] for entry in training["log"] if "pact/kl" in entry]
         assert 100 * abs(held[0]) < held[-1]
+
+
+@pytest.mark.parametrize("weights", ["int4", "ternary"])
+def test_training_for_quantisation(weights: str, tmp_path: Path) -> None:
+    """Prevents: `pact check` that refuses what the run serves, or the other way round."""
+    from axolotl.utils.quantization import prepare_model_for_qat
+    from axolotl.utils.schemas.enums import TorchAOQuantDType
+
+    trainer, own = trainer_on(tmp_path), config(tmp_path)
+    prepare_model_for_qat(trainer.model, TorchAOQuantDType.from_string(weights), 32)
+    words = [error.words for _, error in refused(training_of(trainer), own)]
+    assert bool(words) == (weights != "ternary")
+    assert words == [f.error.words for f in unserved({"qat": {"weight_dtype": weights}}, "axolotl", own)]
 
 
 def test_other_machines_are_refused(tmp_path: Path) -> None:

@@ -56,6 +56,12 @@ def _of_axolotl(name: str) -> Change:
     return change
 
 
+def _rounding(trainer: Any) -> None:
+    head = trainer.model.lm_head
+    # What torchao puts in its place.
+    head.__class__ = type("FakeQuantizedLinear", (type(head),), {})
+
+
 def _streaming(trainer: Any) -> None:
     trainer.train_dataset = Dataset.from_list(ROWS).to_iterable_dataset()
 
@@ -93,6 +99,7 @@ SHOWN: list[tuple[str, Host, dict[str, Any], Change]] = [
     ("elsewhere", "axolotl", {"plugins": ["hatchery.HatcheryPlugin"]}, _of_axolotl("HatcheryTrainer")),
     ("elsewhere", "axolotl", {"plugins": "hatchery.HatcheryPlugin"}, _of_axolotl("HatcheryRLTrainer")),
     ("taught", "axolotl", {"plugins": ["kd.KDPlugin"], "kd_trainer": True}, _of_axolotl("AxolotlKDTrainer")),
+    ("rounds", "axolotl", {"qat": {"weight_dtype": "int4"}}, _rounding),
     ("streams", "axolotl", {"streaming": True}, _streaming),
     ("streams", "trl", {"dataset_streaming": True}, _streaming),
     ("streams", "axolotl", {"pretraining_dataset": "d"}, _streaming),
@@ -214,6 +221,7 @@ def test_what_depends_on_the_number_of_processes_is_a_remark(name: str, tmp_path
         {"load_in_4bit": True},
         {"fsdp": True, "fsdp_version": 2},
         {"context_parallel_size": 1, "tensor_parallel_size": 1, "streaming": False},
+        {"qat": {"weight_dtype": "ternary"}},
         {"plugins": ["axolotl.integrations.kd.KDPlugin", "axolotl.integrations.liger.LigerPlugin"]},
         {"adapter": "qlora", "lora_target_modules": "q_proj"},
         {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
@@ -223,6 +231,20 @@ def test_what_depends_on_the_number_of_processes_is_a_remark(name: str, tmp_path
 def test_what_is_served_is_not_refused(settings: dict[str, Any], tmp_path: Path) -> None:
     """Prevents: a rule that refuses what is off, or what stands where it does no harm."""
     assert not [*unserved(settings, "axolotl", config(tmp_path))]
+
+
+def test_tokens_of_a_tied_model(tmp_path: Path) -> None:
+    """Prevents: a head that only the trained model shows to be none, where the model's own file tells."""
+    tied, untied = (tiny.save(tmp_path / str(tie), tie_word_embeddings=tie) for tie in (True, False))
+    tokens: dict[str, Any] = {"adapter": "lora", "peft_trainable_token_indices": [7]}
+    trainer, own = trainer_on(tmp_path, model=lambda: tiny.llama(tie_word_embeddings=True)), config(tmp_path)
+    adapter = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], trainable_token_indices=[7])
+    trainer.model = peft.get_peft_model(trainer.model, adapter)
+    with pytest.raises(PactError) as of_run:
+        check_trainer(trainer, own)
+    (finding,) = unserved(tokens | {"base_model": tied}, "axolotl", own)
+    assert finding.error.words == of_run.value.words
+    assert not [*unserved(tokens | {"base_model": untied}, "axolotl", own)]
 
 
 def test_a_teacher_is_refused_for_damping_alone(tmp_path: Path) -> None:
