@@ -49,6 +49,8 @@ class PactPlugin(BasePlugin):  # pyright: ignore[reportUntypedBaseClass]
         from pact_plugins.run.callback import PactCallback
 
         config = self._parse(cfg)
+        if config is not None:
+            _tell_template(cfg, trainer)
         return [PactCallback(trainer, config if config is not None else False)]
 
     @staticmethod
@@ -67,6 +69,27 @@ class PactPlugin(BasePlugin):  # pyright: ignore[reportUntypedBaseClass]
             )
         # Axolotl hands blocks over as a dict whose misspelt reads give None: only a plain one fails loudly.
         return PactConfig.parse(dict(value) if isinstance(value, dict) else value)
+
+
+def _tell_template(cfg: Any, trainer: Any) -> None:
+    """Tells PACT of the chat template of the data sets, where they have one that is not the tokenizer's.
+
+    Raises:
+        PactError: their templates mark turns differently.
+    """
+    from axolotl.utils.chat_templates import (  # pyright: ignore[reportMissingImports]
+        get_chat_template_from_config,
+    )
+
+    from pact_plugins.chat.rendered import rendered_with
+    from pact_plugins.run.trainer import tokenizer_of
+
+    tokenizer = tokenizer_of(trainer)
+    # Rows of other types, and rows that hold their ids, are rendered by no template.
+    entries = [e for e in cfg.get("datasets") or () if "chat_template" in str(e.get("type")).split(".")]
+    trainer.chat_template = rendered_with(
+        tokenizer, [(str(e["path"]), get_chat_template_from_config(cfg, e, tokenizer)) for e in entries]
+    )
 
 
 def in_place_of_training(path: Path, act: Act[T]) -> T:
@@ -95,6 +118,7 @@ def _every_trainer(attach: Callable[[Any], None]) -> Generator[None]:
     own = PactPlugin.add_callbacks_post_trainer
 
     def add_callbacks_post_trainer(self: PactPlugin, cfg: Any, trainer: Any) -> list[Any]:
+        _tell_template(cfg, trainer)
         attach(trainer)
         return []
 

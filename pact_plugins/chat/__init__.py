@@ -4,4 +4,4 @@ Others use `answers.AnswerTokens` and `answers.Document`, what the template puts
 documents of a data set, and fingerprints of tokenizers and data.
 """
 
-__all__ = ["answers", "dataset", "fingerprints", "format", "template"]
+__all__ = ["answers", "dataset", "fingerprints", "format", "rendered", "template"]

@@ -43,6 +43,9 @@ IGNORE_INDEX = -100
 _READ = ("input_ids", "labels", "position_ids", "attention_mask")
 """What `split_documents` reads of a batch."""
 
+_TEACHER = ("target_logprobs",)
+"""Fractions that Axolotl's distillation takes out of a batch for its loss, before the model is given the rest."""
+
 
 @dataclass(frozen=True)
 class Document:
@@ -325,7 +328,8 @@ def on_host(inputs: Mapping[str, Any]) -> dict[str, Ints]:
     Raises:
         PactError: the batch holds images or sounds, which no token id tells apart, or fractions in place of integers.
     """
-    other = [k for k, v in inputs.items() if k not in _READ and isinstance(v, torch.Tensor) and v.is_floating_point()]
+    floats = [k for k, v in inputs.items() if isinstance(v, torch.Tensor) and v.is_floating_point()]
+    other = [k for k in floats if k not in _READ and k not in _TEACHER]
     if other:
         raise PactError(
             expected="a training batch of text",

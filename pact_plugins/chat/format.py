@@ -151,7 +151,7 @@ class ChatFormat:
             PactError: the template refuses a plain conversation of one user turn and one assistant turn, or leaves
                 the text of a message out.
         """
-        if getattr(tokenizer, "chat_template", None) is None:
+        if template is None and getattr(tokenizer, "chat_template", None) is None:
             return cls(prefix=prefix)
         return _found(TemplateProbe(tokenizer, template), prefix)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from pact_plugins.config import PactConfig
-from pact_plugins.model.support import adapter_on_the_head, unsupported_adapter
+from pact_plugins.model.support import adapter_on_the_head, no_linear_head, unsupported_adapter
 from pact_plugins.preflight.rules import Finding
 from pact_plugins.preflight.run_file import Host, block
-from pact_plugins.run.served import Training, refused, sharded_by
+from pact_plugins.run.served import Training, of_axolotl, refused, sharded_by
 
 
 def unserved(settings: Mapping[str, Any], host: Host, config: PactConfig, processes: int = 1) -> Iterator[Finding]:
@@ -22,6 +23,10 @@ def unserved(settings: Mapping[str, Any], host: Host, config: PactConfig, proces
     if host == "axolotl" and adapter not in (None, "lora", "qlora"):
         # As PEFT calls it.
         yield Finding("adapter", unsupported_adapter("ADAPTION_PROMPT" if adapter == "llama-adapter" else str(adapter)))
+    model = block(str(Path(str(settings.get("base_model"))) / "config.json")) if host == "axolotl" else {}
+    if adapter and settings.get("peft_trainable_token_indices") and model.get("tie_word_embeddings"):
+        kind = str(next(iter(model.get("architectures") or ()), "its model"))
+        yield Finding("peft_trainable_token_indices", no_linear_head("TrainableTokensWrapper", kind))
     targets = settings.get("lora_target_modules") or []
     names = [targets] if isinstance(targets, str) else [str(name) for name in targets]
     if any(name.rpartition(".")[2] == "lm_head" for name in names):
@@ -32,6 +37,12 @@ def _training(settings: Mapping[str, Any], host: Host) -> Iterator[tuple[str, st
     """Attributes of `Training`, the keys that say them, and what they say; of each, the first that is on counts."""
     for key in ("rl", "reward_model", "process_reward_model"):
         yield "other_trainer", key, settings.get(key) and f"`{key}: {settings[key]}`"
+    if host == "axolotl":
+        yield from ((part, "plugins", words) for part, words in of_axolotl(*_plugins(settings)).items())
+        yield "elsewhere", "cloud", settings.get("cloud") and f"`--cloud {settings['cloud']}`"
+        # That for ternary weights leaves the head out.
+        rounded = block(settings.get("qat"))
+        yield "rounds", "qat", bool(rounded) and rounded.get("weight_dtype") != "ternary"
     for key in ("streaming", "dataset_streaming", "pretraining_dataset"):
         yield "streams", key, bool(settings.get(key))
     for key in ("load_in_4bit", "load_in_8bit"):
@@ -63,3 +74,10 @@ def _training(settings: Mapping[str, Any], host: Host) -> Iterator[tuple[str, st
     stage = block(deepspeed.get("zero_optimization")).get("stage")
     key = ("accelerate_config" if launched else "fsdp_config" if fsdp else "fsdp") if version else "deepspeed"
     yield "sharding", key, sharded_by(version, stage or 0, offloads=bool(offloads), xla=bool(fsdp.get("xla")))
+
+
+def _plugins(settings: Mapping[str, Any]) -> list[str]:
+    """Names of Axolotl's plugins that bring a trainer along; a plugin can be named by several paths."""
+    said = settings.get("plugins") or []
+    names = [str(plugin).rpartition(".")[2] for plugin in ([said] if isinstance(said, str) else said)]
+    return [name for name in names if name != "KDPlugin" or settings.get("kd_trainer")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
@@ -16,12 +16,20 @@ class Training:
 
     Attributes:
         other_trainer: what is no trainer for supervised fine-tuning, if it is none.
+        noised: what trains on noise in place of rows, if anything does.
+        elsewhere: what trains on other machines, if anything does.
+        taught: what trains on more than labels, if anything does.
+        rounds: whether the head computes with rounded weights that it does not store.
         gpus: that one process drives.
         sharding: what shares weights between processes (`sharded_by`), if anything does.
         parallelism: what cuts documents or layers between them (context, sequence, tensor, expert), if anything does.
     """
 
     other_trainer: str = ""
+    noised: str = ""
+    elsewhere: str = ""
+    taught: str = ""
+    rounds: bool = False
     gpus: int = 1
     sharding: str = ""
     quantised: bool = False
@@ -38,6 +46,19 @@ def sharded_by(fsdp: int, zero: int, *, offloads: bool = False, xla: bool = Fals
     if fsdp:
         return f"FSDP{fsdp} that offloads weights to the CPU" if offloads else f"FSDP{fsdp}"
     return "DeepSpeed ZeRO-3" if zero == 3 else ""
+
+
+_OF_AXOLOTL = (
+    ("noised", "DiffusionPlugin", ("DiffusionTrainer",)),
+    ("elsewhere", "HatcheryPlugin", ("HatcheryTrainer", "HatcheryRLTrainer")),
+    ("taught", "KDPlugin", ("AxolotlKDTrainer",)),
+)
+"""Attributes of `Training`, Axolotl's own plugins that fill them, and the trainers that these bring along."""
+
+
+def of_axolotl(*names: str) -> dict[str, Any]:
+    """What names of such plugins or trainers say of a run; others say nothing."""
+    return {part: f"Axolotl's {name}" for part, name, brought in _OF_AXOLOTL if {name, *brought} & {*names}}
 
 
 class Rule(NamedTuple):
@@ -58,6 +79,33 @@ RULES = (
         "{0.other_trainer}",
         "Its loss is not cross-entropy on answers of the data set, beside which PACT stands.",
         "Train with `SFTTrainer` in TRL and without `rl` or a reward model in Axolotl, or without PACT.",
+    ),
+    Rule(
+        "noised",
+        "{0.noised}",
+        "Its model is trained on noised rows that it reads in both directions, and would be held to a reference of the "
+        "rows as they are, read from left to right.",
+        "Leave its plugin out, or train without PACT.",
+    ),
+    Rule(
+        "elsewhere",
+        "{0.elsewhere}",
+        "It would train on other machines, where PACT is not, or may be missing: there Axolotl logs a plugin that "
+        "cannot be imported and trains on without it.",
+        "Start `axolotl pact-train` on the machine that trains, or train without PACT.",
+    ),
+    Rule(
+        "taught",
+        "{0.taught} together with `pact.conflict: damp`",
+        "A teacher's words about damped answers would go on being trained on: damping takes away labels alone.",
+        "Set `pact.conflict: keep`, or leave its plugin out.",
+        lambda _, config: config.damps,
+    ),
+    Rule(
+        "rounds",
+        "a head that training rounds as it will be quantised",
+        "PACT reads its weights, which are not what the logits are computed with.",
+        "Leave out training for quantisation (`qat`), or train without PACT.",
     ),
     Rule(
         "gpus",

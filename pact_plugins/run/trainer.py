@@ -28,7 +28,7 @@ from pact_plugins.model.sharding import is_cut, is_sharded
 from pact_plugins.model.support import check_supported, underlying
 from pact_plugins.run.as_loaded import check_as_loaded
 from pact_plugins.run.cost import Data, ModelSize, Step
-from pact_plugins.run.served import Training, refused, sharded_by
+from pact_plugins.run.served import Training, of_axolotl, refused, sharded_by
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +120,7 @@ def training_of(trainer: Any) -> Training:
     args, accelerator = trainer.args, trainer.accelerator
     # User's own trainers and other hosts' derive from these two.
     kind = next((cls.__name__ for cls in type(trainer).__mro__ if cls.__module__.startswith("trl.")), "SFTTrainer")
+    of_host = (cls.__name__ for cls in type(trainer).__mro__ if cls.__module__.startswith("axolotl."))
     fsdp, deepspeed = (getattr(accelerator.state, f"{name}_plugin", None) for name in ("fsdp", "deepspeed"))
     launched = deepspeed.deepspeed_config if deepspeed is not None else {}
     sizes, model = getattr(accelerator, "parallelism_config", None), underlying(accelerator.unwrap_model(trainer.model))
@@ -133,6 +134,8 @@ def training_of(trainer: Any) -> Training:
     }
     return Training(
         other_trainer=f"TRL's {kind}" if kind != "SFTTrainer" else "",
+        **of_axolotl(*of_host),
+        rounds="FakeQuantized" in type(getattr(model, "get_output_embeddings", lambda: None)()).__name__,
         gpus=args.n_gpu,
         sharding=sharded_by(
             fsdp.fsdp_version if fsdp is not None else 0,

@@ -15,6 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from pact_plugins.chat.answers import AnswerTokens, Document, split_documents
 from pact_plugins.chat.dataset import read_documents
 from pact_plugins.chat.format import ChatFormat
+from pact_plugins.chat.rendered import rendered_with
 from pact_plugins.model.subset_head import SubsetHead
 from tests import tiny
 from tests.bad_inputs.case import BadInput, Begun, config, given, trainer_on
@@ -81,6 +82,8 @@ _WITHOUT_END = (
     "{{ 'A:' if add_generation_prompt }}"
 )
 _NO_GENERATION_PROMPT = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+
+_OTHER_TURNS = tiny.TEMPLATE.replace("<|{{ m['role'] }}|>", "<|assistant|>{{ m['role'] }}")
 
 INPUTS = [
     BadInput("A batch without labels", _batch(input_ids=[[1, 2]]), r"`labels`; got the keys \['input_ids'\]"),
@@ -170,6 +173,11 @@ INPUTS = [
         "A gate without a generation prompt",
         _prepared(*documents(few()), tokenizer=_template(_NO_GENERATION_PROMPT), gate=True),
         r"a chat template, whose tokens.*puts nothing before an answer.*`pact\.gate`",
+    ),
+    BadInput(
+        "Data sets whose chat templates mark turns differently",
+        given(rendered_with, tiny.tokenizer(), [("a.jsonl", tiny.TEMPLATE), ("b.jsonl", _OTHER_TURNS)]),
+        r"got other tokens around the turns of `b\.jsonl` than around those of `a\.jsonl`",
     ),
     BadInput(
         "A chat template with a mistake",

@@ -49,6 +49,19 @@ def _of_trl(name: str) -> Change:
     return change
 
 
+def _of_axolotl(name: str) -> Change:
+    def change(trainer: Any) -> None:
+        trainer.__class__ = type(name, (Trainer,), {"__module__": "axolotl.integrations.its_own.trainer"})
+
+    return change
+
+
+def _rounding(trainer: Any) -> None:
+    head = trainer.model.lm_head
+    # What torchao puts in its place.
+    head.__class__ = type("FakeQuantizedLinear", (type(head),), {})
+
+
 def _streaming(trainer: Any) -> None:
     trainer.train_dataset = Dataset.from_list(ROWS).to_iterable_dataset()
 
@@ -77,6 +90,16 @@ ZERO3 = {"zero_optimization": {"stage": 3}}
 OFFLOADING = CPUOffloadPolicy()
 
 SHOWN: list[tuple[str, Host, dict[str, Any], Change]] = [
+    (
+        "noised",
+        "axolotl",
+        {"plugins": ["axolotl.integrations.diffusion.DiffusionPlugin"]},
+        _of_axolotl("DiffusionTrainer"),
+    ),
+    ("elsewhere", "axolotl", {"plugins": ["hatchery.HatcheryPlugin"]}, _of_axolotl("HatcheryTrainer")),
+    ("elsewhere", "axolotl", {"plugins": "hatchery.HatcheryPlugin"}, _of_axolotl("HatcheryRLTrainer")),
+    ("taught", "axolotl", {"plugins": ["kd.KDPlugin"], "kd_trainer": True}, _of_axolotl("AxolotlKDTrainer")),
+    ("rounds", "axolotl", {"qat": {"weight_dtype": "int4"}}, _rounding),
     ("streams", "axolotl", {"streaming": True}, _streaming),
     ("streams", "trl", {"dataset_streaming": True}, _streaming),
     ("streams", "axolotl", {"pretraining_dataset": "d"}, _streaming),
@@ -125,7 +148,13 @@ SHOWN: list[tuple[str, Host, dict[str, Any], Change]] = [
 ]
 """The part of a run at fault, the host, what its file says, and the change that makes a trainer of it."""
 
-AXOLOTL_ALONE = ({"rl": "dpo"}, {"reward_model": True}, {"process_reward_model": True}, {"expert_parallel_size": 2})
+AXOLOTL_ALONE = (
+    {"rl": "dpo"},
+    {"reward_model": True},
+    {"process_reward_model": True},
+    {"expert_parallel_size": 2},
+    {"cloud": "modal.yaml"},
+)
 """Of what its plugin reads of a file: its own trainers are another matter."""
 
 
@@ -190,6 +219,8 @@ def test_what_depends_on_the_number_of_processes_is_a_remark(name: str, tmp_path
         {"load_in_4bit": True},
         {"fsdp": True, "fsdp_version": 2},
         {"context_parallel_size": 1, "tensor_parallel_size": 1, "streaming": False},
+        {"qat": {"weight_dtype": "ternary"}},
+        {"plugins": ["axolotl.integrations.kd.KDPlugin", "axolotl.integrations.liger.LigerPlugin"]},
         {"adapter": "qlora", "lora_target_modules": "q_proj"},
         {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
     ],
@@ -198,3 +229,23 @@ def test_what_depends_on_the_number_of_processes_is_a_remark(name: str, tmp_path
 def test_what_is_served_is_not_refused(settings: dict[str, Any], tmp_path: Path) -> None:
     """Prevents: a rule that refuses what is off, or what stands where it does no harm."""
     assert not [*unserved(settings, "axolotl", config(tmp_path))]
+
+
+def test_tokens_of_a_tied_model(tmp_path: Path) -> None:
+    """Prevents: a head that only the trained model shows to be none, where the model's own file tells."""
+    tied, untied = (tiny.save(tmp_path / str(tie), tie_word_embeddings=tie) for tie in (True, False))
+    tokens: dict[str, Any] = {"adapter": "lora", "peft_trainable_token_indices": [7]}
+    trainer, own = trainer_on(tmp_path, model=lambda: tiny.llama(tie_word_embeddings=True)), config(tmp_path)
+    adapter = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], trainable_token_indices=[7])
+    trainer.model = peft.get_peft_model(trainer.model, adapter)
+    with pytest.raises(PactError) as of_run:
+        check_trainer(trainer, own)
+    (finding,) = unserved(tokens | {"base_model": tied}, "axolotl", own)
+    assert finding.error.words == of_run.value.words
+    assert not [*unserved(tokens | {"base_model": untied}, "axolotl", own)]
+
+
+def test_a_teacher_is_refused_for_damping_alone(tmp_path: Path) -> None:
+    """Prevents: a refusal of distillation that PACT can stand beside."""
+    taught = {"plugins": ["axolotl.integrations.kd.KDPlugin"], "kd_trainer": True}
+    assert not [*unserved(taught, "axolotl", config(tmp_path, conflict="keep"))]
