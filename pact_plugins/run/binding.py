@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 _ATTRIBUTE = "pact_binding"
 
+_WRAPPED = ("compute_loss", "training_step", "log", "create_model_card")
+
 UNPROTECTED = "pact_unprotected_weights"
 """In the output folder of a run that trained to its end without constraining what it should have."""
 
@@ -46,7 +48,7 @@ UNPROTECTED = "pact_unprotected_weights"
 class Binding:
     """PACT on one trainer (transformers' `Trainer` or any trainer derived from it).
 
-    Wraps `compute_loss`, `log` and `create_model_card` of the instance, so it composes with any trainer class.
+    Wraps methods of the instance, so it composes with any trainer class.
     Evaluation passes through untouched.
 
     Args:
@@ -75,12 +77,14 @@ class Binding:
         self.host_loss = HostLoss()
         self._reporting: Reporting | None = None
         self._sums: dict[str, Tensor | float] = {}
-        self._compute_loss, self._log = trainer.compute_loss, trainer.log
-        self._create_model_card = trainer.create_model_card
-        self._hidden = {name: vars(trainer).get(name) for name in ("compute_loss", "log", "create_model_card")}
+        self._of_host: Tensor | None = None
+        """What the host's own loss is of the whole, in the last micro-batch."""
+        self._compute_loss, self._training_step = trainer.compute_loss, trainer.training_step
+        self._log, self._create_model_card = trainer.log, trainer.create_model_card
+        self._hidden = {name: vars(trainer).get(name) for name in _WRAPPED}
         check_trainer(trainer, config)
-        trainer.compute_loss, trainer.log = self.compute_loss, self.log
-        trainer.create_model_card = self.create_model_card
+        for name in _WRAPPED:
+            setattr(trainer, name, getattr(self, name))
         setattr(trainer, _ATTRIBUTE, self)
 
     def remove(self) -> None:
@@ -264,7 +268,22 @@ class Binding:
             safety = safety + self._anchored(objective, objective.anchors, targets) * means
         own, *outputs = result if return_outputs else (result,)
         loss = own + safety.to(own.device)
+        self._of_host = (own / loss).detach()
         return (loss, *outputs) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kw: Any) -> Any:
+        """The trainer's own step, for whose logs it returns the host's loss alone.
+
+        A perplexity, or a watchdog, is made of what is logged as `loss`, and curves are compared with those of other
+        runs. How the host scales its loss for its logs, it does alike to all parts.
+        """
+        whole = self._training_step(*args, **kw)
+        share, self._of_host = self._of_host, None
+        if share is None:
+            return whole
+        own = torch.where(whole == 0, whole, whole * share.to(whole.device))
+        self._add({"steps": int(self.trainer.accelerator.sync_gradients)}, {"loss": whole - own})
+        return own
 
     def log(self, logs: dict[str, float], *args: Any, **kw: Any) -> None:
         """Adds PACT's metrics to the trainer's own where it logs the training loss."""
@@ -328,7 +347,8 @@ class Binding:
         sums = self.trainer.accelerator.reduce(values, reduction="sum").tolist()
         self._sums = {}
         total = dict(zip(names, sums, strict=True))
+        steps = {"steps": total.pop("steps", 0.0)}
         counts = {name: total.pop(name) for name in ("answer_tokens", "cache_hits", "anchor_tokens") if name in total}
-        tokens = {"anchor_kl": "anchor_tokens"}
-        means = {name: value / max(counts[tokens.get(name, "answer_tokens")], 1.0) for name, value in total.items()}
+        of = {"anchor_kl": "anchor_tokens", "loss": "steps"}
+        means = {n: value / max({**counts, **steps}[of.get(n, "answer_tokens")], 1.0) for n, value in total.items()}
         return {f"pact/{name}": value for name, value in {**means, **counts}.items()}

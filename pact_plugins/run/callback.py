@@ -31,6 +31,7 @@ class PactCallback(TrainerCallback):
     ===========================================  =======================================================================
     metric                                       meaning
     ===========================================  =======================================================================
+    `pact/loss`                                  what PACT adds to a step's loss; `loss` is the host's own
     `pact/kl`                                    divergence from the reference, per answer token, before the weight
     `pact/gate`                                  mean gate, if it is on
     `pact/safety_mass`                           the model's probability on the held tokens (`confidence` alone)

@@ -7,23 +7,22 @@ that is how damping works. Plain cross-entropy, label smoothing, DFT, EAFT, or w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pact_plugins.chat.answers import IGNORE_INDEX
 from pact_plugins.errors import PactError
 from pact_plugins.model.ranks import ALONE, Ranks
+from pact_plugins.model.support import decoder_of, underlying
 from pact_plugins.run.first_batches import first_batches
 
-ROUNDING = 0.02
-"""Largest accepted difference between a loss and the sum of its parts, relative to the loss."""
-
-BESIDE = 0.1
-"""Largest accepted share of a loss that does not come from labels, such as the balance of a router's experts."""
+ROUNDING = 1e-3
+"""Largest accepted difference between two losses that should be one, relative to them."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,8 @@ class HostLoss:
 def measure_host_loss(trainer: Any, compute_loss: Callable[..., Any], *, damps: bool, ranks: Ranks = ALONE) -> HostLoss:
     """Four forward passes over one micro-batch.
 
-    With L(labels, n) the host's loss where `num_items_in_batch` is n, A all N labels, and E and O every second of them,
-    a loss that divides by n is c / n + x with c = 2 (L(A, N) - L(A, 2 N)) N, and x from elsewhere; one that divides by
-    the labels of its micro-batch does not change with n. A sum over tokens gives as much for A as for E and O together.
+    A loss that changes with `num_items_in_batch` is divided by it. One that hidden labels take a token out of does not
+    change with what the model says there: the hidden state of every second label is turned round for that.
 
     Args:
         trainer: about to begin training.
@@ -52,44 +50,51 @@ def measure_host_loss(trainer: Any, compute_loss: Callable[..., Any], *, damps: 
         ranks: of the run. Hosts gather their metrics: all have to take part.
 
     Raises:
-        PactError: they will be, and the loss is not a sum over the tokens that have a label.
+        PactError: they will be, and tokens without a label take part in the loss.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
 
-    def loss(inputs: dict[str, Any], hidden: Tensor, items: int) -> float:
-        labels: Tensor = inputs["labels"]
-        seen = labels.flatten().index_fill(0, hidden, IGNORE_INDEX).view_as(labels)
-        divisor = torch.tensor(items, device=labels.device)
+    def loss(inputs: dict[str, Any], items: int) -> float:
         with trainer.compute_loss_context_manager():
             # A new dictionary: trainers take keys out of it.
-            return float(compute_loss(model, {**inputs, "labels": seen}, num_items_in_batch=divisor))
+            return float(compute_loss(model, {**inputs}, num_items_in_batch=torch.tensor(items, device=model.device)))
 
     with first_batches(trainer, ranks) as batches:
         inputs = next((b for b in batches if _places(b["labels"]).numel() > 1), None)
         if not all(ranks.exchange(inputs is not None, "measuring the host's loss")) or inputs is None:
             return HostLoss()
-        places = _places(inputs["labels"])
-        none, count = places[:0], places.numel()
-        whole, halved = loss(inputs, none, count), loss(inputs, none, 2 * count)
-        even, odd = loss(inputs, places[1::2], count), loss(inputs, places[::2], count)
-    from_labels = 2 * (whole - halved)
-    per_item = abs(from_labels) > BESIDE * abs(whole)
-    if per_item:
-        beside = whole - from_labels
-        together = even + odd - beside
-    else:
-        beside = 0.0
-        together = (even * places[::2].numel() + odd * places[1::2].numel()) / count
-    sums_up = abs(together - whole) <= ROUNDING * abs(whole) and abs(beside) <= BESIDE * abs(whole)
-    if damps and (whole == even == odd or not sums_up):
+        labels: Tensor = inputs["labels"]
+        count, hidden = _places(labels).numel(), _places(labels)[::2]
+        whole, halved = loss(inputs, count), loss(inputs, 2 * count)
+        inputs = {**inputs, "labels": labels.flatten().index_fill(0, hidden, IGNORE_INDEX).view_as(labels)}
+        without = loss(inputs, count)
+        with _turned_round(decoder_of(underlying(model)), hidden - 1):
+            turned = loss(inputs, count)
+    if damps and abs(turned - without) > ROUNDING * abs(without):
         raise PactError(
-            expected="a loss that is a sum over the tokens that have a label, since `pact.conflict: damp` takes the "
-            "labels of harmful answers away",
-            got=f"one of {whole:.4g} for {count} labels, and of {even:.4g} and {odd:.4g} for the two halves of them",
+            expected="a loss of the tokens that have a label, since `pact.conflict: damp` takes the labels of harmful "
+            "answers away",
+            got=f"one that goes from {without:.4g} to {turned:.4g} with what the model says where labels are hidden",
             consequence="Harmful answers would be learned in spite of PACT.",
             remedy="Use a loss over labels alone, or set `pact.conflict: keep`.",
         )
-    return HostLoss(per_item)
+    return HostLoss(per_item=abs(halved - whole) > ROUNDING * abs(whole))
+
+
+@contextmanager
+def _turned_round(decoder: nn.Module, places: Tensor) -> Generator[None]:
+    """The last hidden states at `places` of the flat batch have the opposite sign within the block."""
+
+    def turn(_module: nn.Module, _args: Any, output: Any) -> None:
+        hidden = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
+        rows = hidden.view(-1, hidden.shape[-1])
+        rows[places] = -rows[places]
+
+    hook = decoder.register_forward_hook(turn)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _places(labels: Tensor) -> Tensor:
