@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pact_plugins.preflight.rules import Finding, Run
-from pact_plugins.preflight.unserved import unserved
 from pact_plugins.run.evidence import EVIDENCE
 
 
@@ -29,6 +28,3 @@ def remarks(run: Run) -> Iterator[Finding]:
             consequence="The run would write into a folder of that name below the one in which it is started.",
             remedy="Write the folder out, or give `--output_dir` on the command line, where the shell fills it in.",
         )
-    if run.config is not None:
-        in_several = unserved(run.settings, run.host, run.config, processes=2)
-        yield from (finding for finding in in_several if finding.key.endswith("_checkpointing_kwargs"))

@@ -13,10 +13,10 @@ from pact_plugins.preflight.run_file import Host, block
 from pact_plugins.run.served import Training, of_axolotl, refused, sharded_by
 
 
-def unserved(settings: Mapping[str, Any], host: Host, config: PactConfig, processes: int = 1) -> Iterator[Finding]:
-    """What cannot be served in so many processes, each under the key that says it."""
+def unserved(settings: Mapping[str, Any], host: Host, config: PactConfig) -> Iterator[Finding]:
+    """What cannot be served each under the key that says it."""
     said = {part: (key, value) for part, key, value in reversed([*_training(settings, host)]) if value}
-    training = Training(**{part: value for part, (_, value) in said.items()}, processes=processes)
+    training = Training(**{part: value for part, (_, value) in said.items()})
     for part, error in refused(training, config):
         yield Finding(said[part][0], error)
     adapter = settings.get("adapter")
@@ -51,6 +51,7 @@ def _training(settings: Mapping[str, Any], host: Host) -> Iterator[tuple[str, st
         reentrant = settings.get(name) and block(settings.get(f"{name}_kwargs")).get("use_reentrant")
         yield "reentrant", f"{name}_kwargs", bool(reentrant)
     deepspeed, parallelism = block(settings.get("deepspeed")), block(settings.get("parallelism_config"))
+    yield "deepspeed", "deepspeed", bool(settings.get("deepspeed"))
     for kind, key, size in (
         ("context", "context_parallel_size", settings.get("context_parallel_size")),
         ("context", "sequence_parallel_degree", settings.get("sequence_parallel_degree")),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import MissingReferenceError, PactError
-from pact_plugins.method.anchors import WEIGHT, Anchors
+from pact_plugins.method.anchors import WEIGHT
 from pact_plugins.method.objective import PactObjective, Targets
 from pact_plugins.model.ranks import ALONE, Ranks
 from pact_plugins.run.agreement import check_agreement
@@ -30,6 +30,7 @@ from pact_plugins.run.trainer import (
     check_trainer,
     expected_step,
     mark_trained,
+    marks_once,
     output_dir,
     probe_flop,
     versions,
@@ -254,6 +255,10 @@ class Binding:
         items = given.get("num_items_in_batch") if self.host_loss.per_item else None
         # Before the trainer's own loss: trainers take keys out of the inputs.
         targets = self._targets(objective, inputs)
+        joins = objective.anchors is not None and self.trainer.accelerator.sync_gradients
+        apart = joins and marks_once(self.trainer)
+        if apart:
+            self._backward(self._anchored(objective, targets, items), items)
         with objective.watch(targets) as captured:
             result = self._undamped_loss(targets, items is None, model, inputs, *args, **kw)
         terms = objective.terms(captured, targets)
@@ -262,10 +267,8 @@ class Binding:
         self._add(counts, terms.statistics)
         scale = 1 / targets.supervised if items is None else self._processes / items
         safety = self.config.weight * terms.kl * scale
-        if objective.anchors is not None and self.trainer.accelerator.sync_gradients:
-            # Of means over micro-batches, a step is the sum, which the trainer may divide by their number.
-            means = self.trainer.current_gradient_accumulation_steps if items is None else 1
-            safety = safety + self._anchored(objective, objective.anchors, targets) * means
+        if joins and not apart:
+            safety = safety + self._anchored(objective, targets, items)
         own, *outputs = result if return_outputs else (result,)
         loss = own + safety.to(own.device)
         self._of_host = (own / loss).detach()
@@ -320,9 +323,10 @@ class Binding:
             return result[0] * share, *result[1:]
         return result * share
 
-    def _anchored(self, objective: PactObjective, anchors: Anchors, targets: Targets) -> Tensor:
+    def _anchored(self, objective: PactObjective, targets: Targets, items: Any) -> Tensor:
         """weight * `anchors.WEIGHT` * mean divergence of this step's anchors, once whatever the accumulation."""
-        accelerator = self.trainer.accelerator
+        accelerator, anchors = self.trainer.accelerator, objective.anchors
+        assert anchors is not None, "it is asked before"
         processes = accelerator.num_processes
         turn = self.trainer.state.global_step * processes + accelerator.process_index
         with accelerator.autocast():
@@ -333,7 +337,17 @@ class Binding:
         # the mean over all tokens. Every process knows the others' turns.
         first = turn - accelerator.process_index
         tokens = sum(anchors.tokens(anchors.rows(other)) for other in range(first, first + processes)) / processes
-        return self.config.weight * terms.kl * (WEIGHT / tokens)
+        # Of means over micro-batches, a step is the sum, which the trainer may divide by their number.
+        means = self.trainer.current_gradient_accumulation_steps if items is None else 1
+        return self.config.weight * terms.kl * (WEIGHT * means / tokens)
+
+    def _backward(self, loss: Tensor, items: Any) -> None:
+        """A backward pass of its own, before that of the step: DDP adds it to what the processes share afterwards."""
+        trainer = self.trainer
+        scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
+        if scaled is None:
+            scaled = (trainer.model_accepts_loss_kwargs and items is not None) or trainer.compute_loss_func is not None
+        trainer.accelerator.backward(loss if scaled else loss / trainer.current_gradient_accumulation_steps)
 
     def _add(self, counts: dict[str, int], statistics: dict[str, Tensor]) -> None:
         """Adds to the sums of the next log entry, without waiting for the device."""

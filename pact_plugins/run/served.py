@@ -34,9 +34,14 @@ class Training:
     sharding: str = ""
     quantised: bool = False
     parallelism: str = ""
-    processes: int = 1
+    deepspeed: bool = False
     reentrant: bool = False
     streams: bool = False
+
+    @property
+    def engine(self) -> str:
+        """What has a part in every backward pass, if anything but DDP does."""
+        return self.sharding or ("DeepSpeed" if self.deepspeed else "")
 
 
 def sharded_by(fsdp: int, zero: int, *, offloads: bool = False, xla: bool = False) -> str:
@@ -136,10 +141,10 @@ RULES = (
     ),
     Rule(
         "reentrant",
-        "re-entrant gradient checkpointing in several processes together with `pact.anchors`",
-        "The anchors' own forward pass would mark each parameter as ready twice, and DDP and DeepSpeed would stop.",
+        "re-entrant gradient checkpointing under {0.engine} together with `pact.anchors`",
+        "The anchors' own forward pass would mark each parameter as ready twice, and the run would stop.",
         "Set `gradient_checkpointing_kwargs: {use_reentrant: false}`, or `pact.anchors: 0`.",
-        lambda training, config: training.processes > 1 and config.anchors_per_step > 0,
+        lambda training, config: bool(training.engine) and config.anchors_per_step > 0,
     ),
     Rule(
         "streams",

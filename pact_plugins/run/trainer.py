@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy
+from torch.nn.parallel import DistributedDataParallel
 
 from pact_plugins import __version__
 from pact_plugins.chat.answers import Document, split_documents
@@ -145,10 +146,15 @@ def training_of(trainer: Any) -> Training:
         ),
         quantised=getattr(trainer.model, "is_quantized", False),
         parallelism=next((kind for kind, on in cut.items() if on), ""),
-        processes=accelerator.num_processes,
+        deepspeed=deepspeed is not None,
         reentrant=bool(args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")),
         streams=trainer.train_dataset is not None and not hasattr(trainer.train_dataset, "__len__"),
     )
+
+
+def marks_once(trainer: Any) -> bool:
+    """Whether a parameter may be used by one pass alone in each backward pass: DDP, beside re-entrant checkpointing."""
+    return training_of(trainer).reentrant and isinstance(trainer.model_wrapped, DistributedDataParallel)
 
 
 def tokenizer_of(trainer: Any) -> Any:

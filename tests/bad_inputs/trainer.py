@@ -204,14 +204,14 @@ INPUTS = [
         r"; got tensor parallelism",
     ),
     BadInput(
-        "Anchors beside re-entrant checkpointing in several processes",
+        "Anchors beside re-entrant checkpointing under DeepSpeed",
         _bound(
-            accelerator(num_processes=2),
+            deepspeed(),
             {"anchors": 2},
             gradient_checkpointing=True,
             gradient_checkpointing_kwargs={"use_reentrant": True},
         ),
-        r"re-entrant gradient checkpointing.*`pact\.anchors: 0`",
+        r"re-entrant gradient checkpointing under DeepSpeed.*`pact\.anchors: 0`",
     ),
     BadInput(
         "A loss that labels do not rule, beside damping",

@@ -298,16 +298,6 @@ def test_models_that_cannot_be_served_are_refused(tmp_path: Path) -> None:
         PactCallback(trainer, config(tmp_path))
 
 
-def test_settings_that_cannot_be_served_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prevents a crash in the first backward pass."""
-    trainer = trl_trainer(tiny.llama(), tmp_path)
-    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
-    trainer.args.gradient_checkpointing = True
-    trainer.args.gradient_checkpointing_kwargs = {"use_reentrant": True}
-    with pytest.raises(PactError, match="use_reentrant: false"):
-        PactCallback(trainer, config(tmp_path, anchors=2))
-
-
 def test_a_removed_binding_does_not_prepare(tmp_path: Path) -> None:
     """Prevents a run that prints PACT's table and trains without it."""
     trainer = trl_trainer(tiny.llama(), tmp_path)

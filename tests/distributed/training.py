@@ -25,12 +25,21 @@ IN_ORDER = {"train_sampling_strategy": "sequential"}
 
 CHECKPOINTING = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
 
+REENTRANT = {
+    "gradient_checkpointing": True,
+    "gradient_checkpointing_kwargs": {"use_reentrant": True},
+    "ddp_find_unused_parameters": False,
+}
+"""As Axolotl does where nothing is said."""
+
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "full": ("full", {}, {"objective": "paper", "gate": True}),
     "lora": ("lora", {}, {"anchors": 4, "gate": True}),
     "packed": ("lora", {"packing": True, "max_length": 128}, {"anchors": 4}),
     "accumulated": ("full", {"gradient_accumulation_steps": 2}, {"anchors": 4}),
     "checkpointed": ("lora", {"gradient_accumulation_steps": 2, **CHECKPOINTING}, {"anchors": 4}),
+    "re-entrant": ("lora", {"gradient_accumulation_steps": 2, **REENTRANT}, {"anchors": 4}),
+    "re-entrant, full": ("full", REENTRANT, {"anchors": 4}),
 }
 """By name: what is trained, settings of the trainer, and settings of PACT, whose anchors are those of all processes."""
 
@@ -98,6 +107,8 @@ def _train(folder: Path, host: str, case: str) -> Any:
     if kept.get("objective") == "paper":
         del kept["conflict_threshold"]
     trainer.add_callback(PactCallback(trainer, config(folder, **kept)))
+    if settings.keys() >= REENTRANT.keys():
+        trainer.model.enable_input_require_grads()
     gradients = _Gradients()
     trainer.add_callback(gradients)
     trainer.train()

@@ -14,8 +14,6 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import Trainer
 
 from pact_plugins.errors import PactError
-from pact_plugins.preflight.remarks import remarks
-from pact_plugins.preflight.rules import Run
 from pact_plugins.preflight.run_file import Host
 from pact_plugins.preflight.unserved import unserved
 from pact_plugins.run.served import RULES
@@ -82,7 +80,7 @@ def _args(**settings: Any) -> Change:
 
 
 def _reentrant(trainer: Any) -> None:
-    accelerator(num_processes=2)(trainer)
+    deepspeed()(trainer)
     _args(gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True})(trainer)
 
 
@@ -197,17 +195,18 @@ def test_a_trainer_of_another_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["gradient_checkpointing", "activation_checkpointing"])
-def test_what_depends_on_the_number_of_processes_is_a_remark(name: str, tmp_path: Path) -> None:
-    """Prevents: a refusal of a run in one process, silence about one in several, and words of their own for it."""
+def test_anchors_beside_reentrant_checkpointing(name: str, tmp_path: Path) -> None:
+    """Prevents: a run under DeepSpeed that stops in its first backward pass, or a refusal of DDP, which is served."""
     trainer, own = trainer_on(tmp_path), config(tmp_path, anchors=2)
     _reentrant(trainer)
     said = {name: True, f"{name}_kwargs": {"use_reentrant": True}}
     with pytest.raises(PactError) as of_run:
         check_trainer(trainer, own)
     assert not [*unserved(said, "trl", own)]
-    (remark,) = remarks(Run(tmp_path, "trl", said, own))
-    assert remark.error.words == of_run.value.words
-    assert not [*remarks(Run(tmp_path, "trl", said, config(tmp_path)))]
+    said["deepspeed"] = ZERO3
+    (finding,) = unserved(said, "trl", own)
+    assert finding.error.words == of_run.value.words
+    assert not [*unserved(said, "trl", config(tmp_path))]
 
 
 @pytest.mark.parametrize(
