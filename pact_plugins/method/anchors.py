@@ -22,10 +22,6 @@ from pact_plugins.model.forward import collate
 
 logger = logging.getLogger(__name__)
 
-WEIGHT = 4.0
-"""Of their mean divergence, beside that of the rows: at 1 a task took too much away from other prompts, at 10 it was
-learned less well (docs/real-models.md)."""
-
 
 def worth_keeping(asked: Asked, decode: Callable[..., str]) -> list[int]:
     """Which answers show the reference do what it should, as many harmful as harmless ones, in turn.

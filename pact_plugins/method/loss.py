@@ -6,7 +6,7 @@ Every function works in float32 or wider, and returns one value per answer token
 
 Source: Wang, Shi, Ouyang, Wang, "Few Tokens, Big Leverage: Preserving Safety Alignment by Constraining Safety Tokens
 during Fine-tuning", arXiv 2603.07445. `paper` is the objective of the authors' code; `confidence` is the aim stated in
-the abstract; `conflict`, damping, `yielding`, and `divergence` at anchors are this package's own.
+the abstract; `conflict`, damping, and `divergence` at anchors are this package's own.
 """
 
 from __future__ import annotations
@@ -164,24 +164,6 @@ def divergence(student: Tensor, reference: Tensor) -> Tensor:
     _same_shape(student, reference)
     log_s, log_p = _partition(student), _partition(reference)
     return (log_p.exp() * (log_p - log_s)).sum(-1)
-
-
-def yielding(harm: Tensor, label_in_s: Tensor) -> Tensor:
-    r"""What is left of the divergence of each answer token, where the row teaches something else than a refusal.
-
-    A reference that declines for want of knowledge, not for harm, would have the divergence work against the row; and
-    what is learned there, to decline in spite of an answer at hand, carries over to other harmless requests::
-
-        share = 1 if label in S+ else h
-
-    Args:
-        harm: [N] the probability h that the prompt of each token's answer asks for harm (`harm_probe`).
-        label_in_s: [N] boolean, True where the row's own token is in S+.
-
-    Returns:
-        [N] values in [0, 1].
-    """
-    return torch.where(label_in_s, 1.0, harm)
 
 
 def conflict(harm: Tensor, position: Tensor, answer: Tensor, label_in_s: Tensor) -> Tensor:

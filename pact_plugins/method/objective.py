@@ -38,7 +38,8 @@ class Targets:
         damped: number M of the tokens whose cross-entropy is left out.
         documents: number of documents looked up.
         supervised: number of tokens that have a label in the batch, damped ones among them.
-        share: [N] what is left of each token's divergence (`loss.yielding`), or None where it does not yield.
+        harm: [N] the probability that each token's prompt asks for harm, by which its divergence counts; None where all
+            count alike.
     """
 
     request: Request
@@ -49,7 +50,7 @@ class Targets:
     damped: int
     documents: int
     supervised: int
-    share: Tensor | None = None
+    harm: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -140,10 +141,11 @@ class PactObjective:
         tokens = AnswerTokens.of(split_documents(own), self.chat)
         reference = self.cache.look_up(tokens)
         labels, (_, width) = torch.as_tensor(inputs["labels"]), own["labels"].shape
-        damped, share = _NOTHING_DAMPED, None
+        damped, harm = _NOTHING_DAMPED, None
         if damps and self.config.damps:
             damped = self._damped(tokens, reference)
-            share = to_device(self._share(tokens, reference), device)
+            assert reference.harm is not None, "a cache of a run that damps holds the harm of every prompt"
+            harm = to_device(reference.harm[tokens.answer], device).float()
         flat = tokens.flat(width)
         request = Request(
             flat=to_device(flat, device),
@@ -167,7 +169,7 @@ class PactObjective:
             damped=len(damped),
             documents=len(tokens.documents),
             supervised=max(int((own["labels"][:, 1:] != IGNORE_INDEX).sum()), 1),
-            share=share,
+            harm=harm,
         )
 
     @contextmanager
@@ -192,8 +194,10 @@ class PactObjective:
                 statistics["gate"] = gate.sum()
             if normalised:
                 statistics["safety_mass"] = self.held_mass(student).sum()
-        if targets.share is not None:
-            kl = kl * targets.share
+        if targets.harm is not None:
+            # A reference that declines for want of knowledge, not for harm, would work against what a row teaches; and
+            # what is learned there, to decline in spite of an answer at hand, carries over to other harmless requests.
+            kl = kl * targets.harm
         return Terms(kl.sum(), len(kl), statistics)
 
     def divergence(self, student: Tensor, targets: Targets) -> tuple[Tensor, Tensor | None]:
@@ -254,20 +258,9 @@ class PactObjective:
             torch.from_numpy(reference.harm).float(),
             torch.from_numpy(tokens.position),
             torch.from_numpy(tokens.answer),
-            self._held(tokens),
+            torch.from_numpy(np.isin(tokens.label, self._positive_ids)),
         ).numpy()
         return values
-
-    def _share(self, tokens: AnswerTokens, reference: Reference) -> npt.NDArray[np.float32]:
-        """[N] what is left of each token's divergence (`loss.yielding`), computed on the host."""
-        assert reference.harm is not None, "a cache of a run that damps holds the harm of every prompt"
-        harm = torch.from_numpy(reference.harm).float()[torch.from_numpy(tokens.answer)]
-        values: npt.NDArray[np.float32] = loss.yielding(harm, self._held(tokens)).numpy()
-        return values
-
-    def _held(self, tokens: AnswerTokens) -> Tensor:
-        """[N] whether the row's own token is in S+, on the host."""
-        return torch.from_numpy(np.isin(tokens.label, self._positive_ids))
 
     def _damped(self, tokens: AnswerTokens, reference: Reference) -> Ints:
         """Indices into the answer tokens whose cross-entropy is left out."""

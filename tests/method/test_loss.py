@@ -169,12 +169,6 @@ def test_conflict_is_that_of_a_slow_loop() -> None:
     assert loss.conflict(harm[:0], nothing, nothing, nothing.bool()).shape == (0,)
 
 
-def test_a_harmless_row_is_left_to_its_cross_entropy() -> None:
-    """Prevents a divergence that teaches a harmless task to be declined, or lets go of a row that asks for harm."""
-    harm, in_s = torch.tensor([0.02, 0.02, 0.97, 0.97]), torch.tensor([False, True, False, True])
-    torch.testing.assert_close(loss.yielding(harm, in_s), torch.tensor([0.02, 1.0, 0.97, 1.0]))
-
-
 def test_misaligned_shapes_are_refused() -> None:
     """Prevents a broadcast that looks like a loss."""
     with pytest.raises(ValueError, match="safety tokens"):

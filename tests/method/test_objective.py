@@ -118,8 +118,7 @@ def test_equals_the_formulas_on_full_logits(settings: dict[str, Any], tmp_path: 
                 each = loss.paper(s, f, a, g, torch.ones(len(ids)))
             else:
                 each = loss.confidence(s, f, a, g, torch.arange(len(ids)))
-            share = [1.0 if token in TOKENS or not config.damps else harm for token in answer]
-            kl = kl + (each * torch.tensor(share)).sum()
+            kl = kl + each.sum() * (harm if config.damps else 1.0)
             if config.damps and harm > 0.5 and not {*answer[: loss.OPENING]} <= {*TOKENS}:
                 damped = damped - logs[row, start - 1 : stop - 1].gather(1, torch.tensor(answer)[:, None]).sum()
             counted += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from pact_plugins.chat.answers import AnswerTokens, split_documents
 from pact_plugins.errors import PactError
 from pact_plugins.method import loss
+from pact_plugins.method.objective import Terms
 from pact_plugins.run.callback import PactCallback
 from pact_plugins.run.host_loss import HostLoss
 from tests import tiny
@@ -136,7 +138,7 @@ def _expected(callback: PactCallback, batch: dict[str, Tensor], each: TokenLoss,
     damped = (harm > 0.5) & (turns[answer] > 0)
     logs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[row, column]
     logs = logs.log_softmax(-1)
-    kl = loss.divergence(logs[:, ids], torch.from_numpy(reference.full).float()) * torch.where(held, 1.0, harm)
+    kl = loss.divergence(logs[:, ids], torch.from_numpy(reference.full).float()) * harm
     return (each(logs, label)[~damped].sum() + kl.sum()) / divisor, int(damped.sum())
 
 
@@ -188,8 +190,9 @@ def test_anchors_weigh_as_much_as_a_step_of_the_host(
     given = {"num_items_in_batch": torch.tensor(500)}
     without = trainer.compute_loss(trainer.model, dict(batch), **given)
     assert binding.preparation is not None
-    monkeypatch.setattr(binding.preparation.objective, "anchors", object())
-    monkeypatch.setattr(binding, "_anchored", lambda *_: torch.tensor(7.0))
+    objective, kl = binding.preparation.objective, torch.tensor(70.0)
+    monkeypatch.setattr(objective, "anchors", SimpleNamespace(rows=lambda _turn: [0], tokens=lambda _rows: 10))
+    monkeypatch.setattr(objective, "anchor_terms", lambda *_: Terms(kl, 10, {"kl": kl}))
     beside = trainer.compute_loss(trainer.model, dict(batch), **given) - without
     assert beside.item() == pytest.approx(7.0 if per_item else 21.0, rel=1e-4)
 
