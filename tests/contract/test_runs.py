@@ -278,3 +278,33 @@ def test_plain_training_before_is_found(host: Trainer, adapter: str, between: An
     trainer = host(fresh, tmp_path)
     trainer.add_callback(PactCallback(trainer, config(tmp_path)))
     assert trainer.train().global_step == first.state.global_step
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_logged_loss_is_the_host_s(host: Trainer, tmp_path: Path) -> None:
+    """Prevents: a perplexity made of PACT's terms, a watchdog that stops on them, and curves that cannot be compared."""
+    trainer = host(tiny.llama(), tmp_path, gradient_accumulation_steps=2, per_device_train_batch_size=2)
+    own, whole = list[float](), list[float]()
+
+    def noting(values: list[float], compute_loss: Any) -> Any:
+        def noted(model: Any, inputs: Any, *args: Any, **kw: Any) -> Any:
+            loss = compute_loss(model, inputs, *args, **kw)
+            if torch.is_grad_enabled():
+                values.append(loss.item() / (1 if kw.get("num_items_in_batch") is not None else 2))
+            return loss
+
+        return noted
+
+    trainer.compute_loss = noting(own, trainer.compute_loss)
+    trainer.add_callback(PactCallback(trainer, config(tmp_path, weight=20.0, anchors=2, conflict="keep")))
+    trainer.compute_loss = noting(whole, trainer.compute_loss)
+    trainer.train()
+    logged = losses(trainer)
+    assert list(logged) == [1, 2]
+    for step, entry in logged.items():
+        of_step = slice(2 * step - 2, 2 * step)
+        assert entry["loss"] == pytest.approx(sum(own[of_step]), abs=1e-3)
+        assert entry["pact/loss"] == pytest.approx(sum(whole[of_step]) - sum(own[of_step]), abs=1e-3)
+    assert logged[2]["pact/loss"] > 0.1
+    *_, end = trainer.state.log_history
+    assert end["train_loss"] == pytest.approx(sum(own) / 2, abs=1e-3)
