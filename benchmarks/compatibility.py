@@ -219,12 +219,13 @@ is what the model says before its first step, adapter on.
   two adapters
 - `modules_to_save`: a whole head; a whole head and embedding; a whole embedding of a tied model; a whole embedding and
   head, tied
-- `trainable_token_indices`: some tokens of an untied model
+- `trainable_token_indices`: some tokens of an untied model; some tokens of a tied model (under transformers' own
+  trainer: TRL's fused loss stops at PEFT's wrapper of the head, with PACT or without)
 - other adapters: IA3; AdaLoRA; LoHa; LoKr; OFT; VeRA; layer norms
 - quantised weights: QLoRA, 4 bit; QLoRA, 4 bit, double; QLoRA, NF4; QLoRA, 8 bit; QLoRA, torchao
 
 Refused before the first step: aLoRA under gradient checkpointing; X-LoRA; LoRA on the head; DoRA on the head; IA3 on
-the head; LoHa on the head; a head in 4 bit; a head in 8 bit; some tokens of a tied model; prompt tuning; p-tuning;
+the head; LoHa on the head; a head in 4 bit; a head in 8 bit; prompt tuning; p-tuning;
 prefix tuning.
 
 8-bit layers of bitsandbytes round a row in another way if another row of its batch holds large numbers: there the

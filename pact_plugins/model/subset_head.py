@@ -23,7 +23,14 @@ from torch.utils.checkpoint import checkpoint
 
 from pact_plugins.errors import PactError
 from pact_plugins.model.sharding import full_shape, is_sharded, keep_whole, last_logits, whole
-from pact_plugins.model.support import check_supported, decoder_of, trained_module, underlying, wakes_at
+from pact_plugins.model.support import (
+    check_supported,
+    decoder_of,
+    trained_module,
+    underlying,
+    wakes_at,
+    with_trained_tokens,
+)
 from pact_plugins.model.token_losses import TokenLosses
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -266,7 +273,9 @@ class SubsetHead:
                 "`reshard_after_forward=False`: `fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP` does either.",
             )
         with whole(parameters) as (weight, *bias):
-            yield weight, bias[0] if bias else None
+            trained = with_trained_tokens(self.base.get_output_embeddings())
+            # PEFT leaves out the bias of a head that it computes so.
+            yield (weight, bias[0] if bias else None) if trained is None else (trained, None)
 
     @property
     def vocabulary(self) -> int:
@@ -368,4 +377,6 @@ class _RowsOf(torch.autograd.Function):
 
 
 def _rows_of(weight: Tensor, ids: Tensor) -> Tensor:
+    if weight.grad_fn is not None:  # computed of others, whose gradients cannot be sparse
+        return weight.index_select(0, ids)
     return cast(Tensor, _RowsOf.apply(weight, ids))

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+from torch import Tensor, nn
 
 from pact_plugins.errors import PactError
 from pact_plugins.model.sharding import full_shape
@@ -176,9 +176,22 @@ def check_lengths(model: nn.Module, lengths: Sequence[int]) -> None:
 
 
 def trained_module(head: Any) -> Any:
-    """The module that computes, where PEFT wraps the head (`modules_to_save`): the trained copy, or the original."""
+    """The module that computes, where PEFT wraps the head (`modules_to_save`): the trained copy, or the original.
+
+    Of a head that shares trained tokens with the embedding it is the original (see `with_trained_tokens`).
+    """
+    if hasattr(head, "token_adapter"):
+        return head.original_module
     copies = getattr(head, "modules_to_save", None)
     if copies is None:
         return head
     active = [] if head.disable_adapters else [name for name in head.active_adapters if name in copies]
     return copies[active[0]] if active else head.original_module
+
+
+def with_trained_tokens(head: Any) -> Tensor | None:
+    """The weight with which a head computes that shares trained tokens with the embedding; None of any other head."""
+    tokens = getattr(head, "token_adapter", None)
+    if tokens is None or head.disable_adapters or tokens.merged:
+        return None
+    return cast(Tensor, tokens.get_merged_weights(head.active_adapters))
