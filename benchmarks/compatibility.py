@@ -28,6 +28,7 @@ from pact_plugins.method import loss
 from pact_plugins.model.forward import evaluating
 from pact_plugins.model.parity import check_parity
 from pact_plugins.model.subset_head import Capture, Request, SubsetHead
+from pact_plugins.model.support import wakes_at
 
 PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
 TEXT: list[str] = sorted(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -93,6 +94,8 @@ def differences(model: nn.Module) -> dict[str, float]:
     """
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(8, VOCABULARY - 8, (2, 8), generator=generator)
+    awaited = wakes_at(model)
+    ids[:, 1 : 1 + len(awaited)] = torch.tensor(awaited, dtype=torch.long)
     reference = torch.log_softmax(torch.randn(14, VOCABULARY, generator=generator), -1)[:, IDS]
     head = SubsetHead(model, IDS)
     try:
@@ -203,7 +206,7 @@ knows becomes a tiny random model.
 - **not built**: no tiny model of this type could be made and run on plain text, so nothing is known.
 
 Whatever the type, every run compares logits, log-normalisers and the reference pass with the model's own before its
-first step, and stops if they differ.
+first step, and stops if they differ; with an adapter once more as if it had been trained.
 
 ## Adapters and quantised weights
 
@@ -212,16 +215,18 @@ is what the model says before its first step, adapter on.
 
 - all weights: full; full, tied; full, mixture of experts
 - LoRA: LoRA on a tied model; LoRA on the embedding; LoRA with a bias; LoRA of experts (`target_parameters`); LoRA on a
-  vision-language model; DoRA; rsLoRA; PiSSA; OLoRA; a trained adapter; the first of two adapters; the second of two
-  adapters
+  vision-language model; DoRA; rsLoRA; PiSSA; OLoRA; aLoRA; a trained adapter; the first of two adapters; the second of
+  two adapters
 - `modules_to_save`: a whole head; a whole head and embedding; a whole embedding of a tied model; a whole embedding and
   head, tied
-- `trainable_token_indices`: some tokens of an untied model
+- `trainable_token_indices`: some tokens of an untied model; some tokens of a tied model (under transformers' own
+  trainer: TRL's fused loss stops at PEFT's wrapper of the head, with PACT or without)
 - other adapters: IA3; AdaLoRA; LoHa; LoKr; OFT; VeRA; layer norms
 - quantised weights: QLoRA, 4 bit; QLoRA, 4 bit, double; QLoRA, NF4; QLoRA, 8 bit; QLoRA, torchao
 
-Refused before the first step: LoRA on the head; DoRA on the head; IA3 on the head; LoHa on the head; a head in 4 bit; a
-head in 8 bit; some tokens of a tied model; prompt tuning; p-tuning; prefix tuning.
+Refused before the first step: aLoRA under gradient checkpointing; X-LoRA; LoRA on the head; DoRA on the head; IA3 on
+the head; LoHa on the head; a head in 4 bit; a head in 8 bit; prompt tuning; p-tuning;
+prefix tuning.
 
 8-bit layers of bitsandbytes round a row in another way if another row of its batch holds large numbers: there the
 reference is the model's within that rounding.

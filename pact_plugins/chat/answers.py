@@ -16,6 +16,7 @@ packing or truncation has cut off the beginning of is at positions from `CONTINU
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,8 +44,8 @@ IGNORE_INDEX = -100
 _READ = ("input_ids", "labels", "position_ids", "attention_mask")
 """What `split_documents` reads of a batch."""
 
-_TEACHER = ("target_logprobs",)
-"""Fractions that Axolotl's distillation takes out of a batch for its loss, before the model is given the rest."""
+NO_TEXT = re.compile("pixel|image|video|audio|input_features|embeds")
+"""In names of what a model is given beside text, or in place of it."""
 
 
 @dataclass(frozen=True)
@@ -328,8 +329,8 @@ def on_host(inputs: Mapping[str, Any]) -> dict[str, Ints]:
     Raises:
         PactError: the batch holds images or sounds, which no token id tells apart, or fractions in place of integers.
     """
-    floats = [k for k, v in inputs.items() if isinstance(v, torch.Tensor) and v.is_floating_point()]
-    other = [k for k in floats if k not in _READ and k not in _TEACHER]
+    shape = torch.Size(getattr(inputs.get("input_ids"), "shape", ()))
+    other = [k for k, v in inputs.items() if k not in _READ and isinstance(v, torch.Tensor) and _is_seen(k, v, shape)]
     if other:
         raise PactError(
             expected="a training batch of text",
@@ -348,6 +349,15 @@ def on_host(inputs: Mapping[str, Any]) -> dict[str, Ints]:
     ends = np.cumsum([values.numel() for values in present.values()])
     parts = np.split(together, ends[:-1])
     return {k: np.atleast_2d(part.reshape(present[k].shape)) for k, part in zip(present, parts, strict=True)}
+
+
+def _is_seen(name: str, values: torch.Tensor, shape: torch.Size) -> bool:
+    """Whether a model sees these beside tokens of the shape [B, L]: not weights and scores of rows or of tokens."""
+    if not values.is_floating_point() or values.dim() == 0:
+        return False
+    of_rows = values.shape[:1] == shape[:1] and (values.dim() == 1 or values.shape[1] == 1)
+    of_tokens = values.dim() > 1 and values.shape[:2] == shape
+    return bool(NO_TEXT.search(name)) or values.dim() > 3 or not (of_rows or of_tokens)
 
 
 def _array(values: Any) -> Ints:

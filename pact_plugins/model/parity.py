@@ -6,45 +6,105 @@ stops.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pact_plugins.errors import PactError
 from pact_plugins.model.forward import evaluating
-from pact_plugins.model.sharding import full_shape
+from pact_plugins.model.sharding import full_shape, is_sharded
 from pact_plugins.model.subset_head import Capture, Request, SubsetHead
+from pact_plugins.model.support import adapters_of, wakes_at
 
 LENGTH = 8
-"""Tokens of the sequence."""
+"""Tokens of the sequence, beside those that an adapter waits for."""
 
 TOLERANCE = 2e-2
 """Largest accepted difference between subset logits and the model's own, relative to the largest logit."""
+
+STRIDE = 0.1
+"""Standard deviation of what is added to an adapter, as if it had been trained."""
+
+LEFT_OUT = 0.25
+"""Largest accepted difference then, relative to what that adds to logits: of a pass without the adapter it is about 1.
+Chance makes of a model what it makes of rounding in half precision, a few hundredths."""
 
 
 def check_parity(head: SubsetHead) -> None:
     """Compares logits and log-normalisers with the model's own, without labels and with them; then the reference pass.
 
+    Of a model with an adapter, which most often begins without a part in anything, once more as if it had been trained.
+    Its parameters are given back their values, bit for bit.
+
     Raises:
         PactError: the model's are not finite; or they differ, so this model transforms its logits in a way that PACT
             does not know; or the logits of a token depend on what comes after it.
     """
-    kind, device = type(head.base).__name__, next(head.model.parameters()).device
-    # Any ids do; spread over the vocabulary, they make large and small logits.
-    vocabulary = min(full_shape(head.base.get_input_embeddings().weight)[0], head.vocabulary)
-    input_ids = torch.linspace(1, vocabulary - 1, LENGTH, device=device).long().unsqueeze(0)
+    input_ids = _sequence(head)
     logits, captures = _run(head, input_ids)
-    scale = logits.abs().max().item()
-    if not math.isfinite(scale):
+    if not logits.isfinite().all():
         raise PactError(
             expected="finite logits from the model before its first step",
-            got=f"NaN or infinity from {kind}",
+            got=f"NaN or infinity from {type(head.base).__name__}",
             consequence="There would be no reference to hold the model to.",
             remedy="Check the weights and the precision of the model; bfloat16 is safer than float16.",
         )
-    subset, tolerance = logits[:, head.ids.to(device)], TOLERANCE * max(scale, 1.0)
-    error = 0.0
+    tolerance = TOLERANCE * max(logits.abs().max().item(), 1.0)
+    _compare(head, input_ids, logits, captures, tolerance)
+    # Sharded weights are no process's to change, and PACT's own passes go through the whole model there.
+    if not (adapters := adapters_of(head.model)) or is_sharded(head.model):
+        return
+    with _trained(head.model):
+        trained, captures = _run(head, input_ids)
+        if not trained.isfinite().all():
+            return  # half precision may not hold what chance makes of it: nothing to compare
+        added = (trained - logits)[:, head.ids.to(logits.device)].abs().amax(-1).median().item()
+        try:
+            _compare(head, input_ids, trained, captures, max(tolerance, LEFT_OUT * added))
+        except PactError as error:
+            raise PactError(
+                expected="an adapter that takes part in PACT's own forward passes as in those of training",
+                got=f"{error.got}, once the adapter {adapters} is trained",
+                consequence="What is held would leave the adapter's part out, and drift would go unseen.",
+                remedy="Use LoRA, QLoRA or full fine-tuning; please report this adapter.",
+            ) from error
+
+
+def _sequence(head: SubsetHead) -> Tensor:
+    """[1, L] ids. Any do; spread over the vocabulary, they make large and small logits."""
+    vocabulary = min(full_shape(head.base.get_input_embeddings().weight)[0], head.vocabulary)
+    ids = torch.linspace(1, vocabulary - 1, LENGTH).long()
+    if awaited := wakes_at(head.model):
+        # Most of the sequence behind them, and none in the half that `_check_reference_pass` repeats.
+        ids = torch.cat([ids[: LENGTH // 2], torch.tensor(awaited), ids])
+    return ids.unsqueeze(0).to(next(head.model.parameters()).device)
+
+
+@contextmanager
+def _trained(model: nn.Module) -> Generator[None]:
+    """The adapter within the block as training might leave it: away from where it began, the same in every process."""
+    # Whole copies of the model's own modules may be large, and no adapter acts through them.
+    own = [p for name, p in model.named_parameters() if p.requires_grad and ".modules_to_save." not in name]
+    kept = [p.detach().clone() for p in own]
+    try:
+        for seed, parameter in enumerate(own):
+            # A generator of its own: no random number of the run is drawn.
+            generator = torch.Generator(parameter.device).manual_seed(seed)
+            noise: dict[str, Any] = {"device": parameter.device, "dtype": parameter.dtype, "generator": generator}
+            parameter.data += STRIDE * torch.randn(parameter.shape, **noise)
+        yield
+    finally:
+        for parameter, values in zip(own, kept, strict=True):
+            parameter.data.copy_(values)
+
+
+def _compare(head: SubsetHead, input_ids: Tensor, logits: Tensor, captures: list[Capture], tolerance: float) -> None:
+    """The comparisons of `check_parity`, with the model as it is, which gave `logits` [L - 1, V]."""
+    kind, device, scale = type(head.base).__name__, input_ids.device, logits.abs().max().item()
+    subset, error = logits[:, head.ids.to(device)], 0.0
     for capture in captures:
         assert capture.log_normaliser is not None, "the request asks for it"
         for own, found in ((subset, capture.logits), (logits.logsumexp(-1), capture.log_normaliser)):
@@ -62,7 +122,7 @@ def check_parity(head: SubsetHead) -> None:
 def _run(head: SubsetHead, input_ids: Tensor) -> tuple[Tensor, list[Capture]]:
     """[L - 1, V] the model's own logits, and what the head captured, without labels and with them."""
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "use_cache": False}
-    request = Request(torch.arange(LENGTH - 1, device=input_ids.device), input_ids[0, 1:], normalise=True)
+    request = Request(torch.arange(input_ids.numel() - 1, device=input_ids.device), input_ids[0, 1:], normalise=True)
     try:
         with evaluating(head.model):
             with head.watch(request) as captures:
@@ -81,14 +141,14 @@ def _run(head: SubsetHead, input_ids: Tensor) -> tuple[Tensor, list[Capture]]:
 
 def _check_reference_pass(head: SubsetHead, input_ids: Tensor, logits: Tensor, tolerance: float) -> None:
     """Compares a pass of the decoder alone, as the reference is computed, with the model's `logits` [L - 1, S]."""
-    half = LENGTH // 2
-    changed = torch.cat([input_ids[:, :half], input_ids[:, :half]], 1)
+    length, half = input_ids.numel(), LENGTH // 2
+    changed = input_ids[:, torch.arange(length, device=input_ids.device) % half]
     rows = torch.cat([input_ids, changed])
-    flat = torch.arange(LENGTH + half, device=rows.device)
-    flat = flat[flat != LENGTH - 1]
+    flat = torch.arange(length + half, device=rows.device)
+    flat = flat[flat != length - 1]
     with evaluating(head.model), head.watch(Request(flat, rows.flatten()[flat + 1])) as captures:
         head.decode(rows, torch.ones_like(rows))
-    alone, before = head.one(captures).logits.split([LENGTH - 1, half])
+    alone, before = head.one(captures).logits.split([length - 1, half])
     for own, found, expected, got in (
         (logits, alone, "the decoder alone to give what it gives within the model", "other hidden states"),
         (alone[:half], before, "a causal language model", "logits that change with the tokens after them"),

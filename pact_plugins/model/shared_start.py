@@ -13,7 +13,6 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from pact_plugins.chat.answers import Document, Ints
 from pact_plugins.model.forward import padded, to_device
-from pact_plugins.model.sharding import is_sharded
 from pact_plugins.model.subset_head import SubsetHead
 from pact_plugins.model.support import decoder_of
 
@@ -38,8 +37,7 @@ class SharedStart:
         self._head, self._decoder, self.length = head, decoder_of(head.base), 0
         self._kept: DynamicCache | None = None
         self._device = next(head.model.parameters()).device
-        # An engine that shards the weights serves forward passes of the whole model alone.
-        if is_sharded(head.model) or any(d.seen is not None or d.positions is not None for d in documents):
+        if head.runs_whole or any(d.seen is not None or d.positions is not None for d in documents):
             return
         ids = [d.input_ids for d in documents]
         if not (length := _common(ids)):

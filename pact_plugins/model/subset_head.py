@@ -23,7 +23,14 @@ from torch.utils.checkpoint import checkpoint
 
 from pact_plugins.errors import PactError
 from pact_plugins.model.sharding import full_shape, is_sharded, keep_whole, last_logits, whole
-from pact_plugins.model.support import check_supported, decoder_of, trained_module, underlying
+from pact_plugins.model.support import (
+    check_supported,
+    decoder_of,
+    trained_module,
+    underlying,
+    wakes_at,
+    with_trained_tokens,
+)
 from pact_plugins.model.token_losses import TokenLosses
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -93,6 +100,10 @@ class SubsetHead:
         model: the model being trained, unwrapped of any engine; PEFT models are looked through.
         ids: vocabulary ids of the safety tokens.
 
+    Attributes:
+        runs_whole: whether the outermost module has to run wherever the decoder does: an engine gathers weights there,
+            or an adapter looks up where in a row it acts.
+
     Raises:
         PactError: the model has no decoder and linear head that this can read (see `check_supported`).
     """
@@ -108,6 +119,8 @@ class SubsetHead:
         self._hidden: list[Tensor] | None = None
         self._token_losses = TokenLosses(self.base, self._reads_the_loss)
         self._sharded = is_sharded(model)
+        # Decoders alone will do for everything else, at a lower cost.
+        self.runs_whole = self._sharded or bool(wakes_at(model))
         hold_head(model)
         # Registered once and for good: torch.compile does not guard on hooks that come and go. On the outermost module:
         # adapters may call the `forward` of the one inside, which runs no hooks.
@@ -241,7 +254,9 @@ class SubsetHead:
                 "`reshard_after_forward=False`: `fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP` does either.",
             )
         with whole(parameters) as (weight, *bias):
-            yield weight, bias[0] if bias else None
+            trained = with_trained_tokens(self.base.get_output_embeddings())
+            # PEFT leaves out the bias of a head that it computes so.
+            yield (weight, bias[0] if bias else None) if trained is None else (trained, None)
 
     @property
     def vocabulary(self) -> int:
@@ -309,17 +324,19 @@ class SubsetHead:
     def decode(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None) -> Tensor:
         """A forward pass over [B, L] of the decoder alone: the head's full-vocabulary logits would be thrown away.
 
+        Of the whole model where it has to run (`runs_whole`), with logits of the last column.
+
         Args:
             position_ids: [B, L] where the positions of a row do not simply go on by one.
 
         Returns:
-            A zero that belongs into every loss on what was captured: where weights are sharded the whole model has to
-            run, and its engine gathers them again for a backward pass that goes through the model's own outputs.
+            A zero that belongs into every loss on what was captured: where weights are sharded, their engine gathers
+            them again for a backward pass that goes through the model's own outputs.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
         if position_ids is not None:
             inputs["position_ids"] = position_ids
-        if self._sharded:
+        if self.runs_whole:
             return 0.0 * last_logits(self.model, **inputs).float().sum()
         decoder_of(self.base)(**inputs)
         return input_ids.new_zeros((), dtype=torch.float32)
@@ -341,4 +358,6 @@ class _RowsOf(torch.autograd.Function):
 
 
 def _rows_of(weight: Tensor, ids: Tensor) -> Tensor:
+    if weight.grad_fn is not None:  # computed of others, whose gradients cannot be sparse
+        return weight.index_select(0, ids)
     return cast(Tensor, _RowsOf.apply(weight, ids))

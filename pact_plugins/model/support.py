@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+from torch import Tensor, nn
 
 from pact_plugins.errors import PactError
 from pact_plugins.model.sharding import full_shape
@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 _ADAPTERS = {"lora": "LoRA", "ia3": "IA3"}
 """How people write the names of PEFT's modules."""
+
+_IN_TWO_PASSES = ("XLORA", "POLY")
+"""Adapters, in PEFT's words, that run the decoder twice in a forward pass, or ask for the number of a task."""
 
 
 def underlying(model: nn.Module) -> Any:
@@ -35,6 +38,20 @@ def decoder_of(base: Any) -> Any:
     if found is None or found is base or found is base.get_output_embeddings():
         found = getattr(base, "model", None)
     return found if isinstance(found, nn.Module) else None
+
+
+def adapters_of(model: nn.Module) -> str:
+    """The kinds of the adapters of a PEFT model, in PEFT's own words; empty of any other model."""
+    kinds = (adapter.peft_type for adapter in cast(Any, getattr(model, "peft_config", {})).values())
+    return " and ".join(dict.fromkeys(str(getattr(kind, "value", kind)) for kind in kinds))
+
+
+def wakes_at(model: nn.Module) -> list[int]:
+    """The tokens at whose last occurrence in a row its adapter begins to act (aLoRA); empty if it does everywhere.
+
+    Where they are, only the outermost module's forward pass looks up.
+    """
+    return list(getattr(getattr(model, "active_peft_config", None), "alora_invocation_tokens", None) or ())
 
 
 def _error(got: str, consequence: str, remedy: str) -> PactError:
@@ -73,8 +90,8 @@ def check_supported(model: nn.Module) -> None:
     """Refuses, before training, the models whose safety logits cannot be read from the last hidden state.
 
     Raises:
-        PactError: the model is wrapped in `DataParallel`, is an encoder-decoder, has an adapter of virtual tokens, no
-            decoder, no linear head, a quantised head, or an adapter on its head.
+        PactError: the model is wrapped in `DataParallel`, is an encoder-decoder, has an adapter of virtual tokens, or
+            one that PEFT cannot checkpoint, no decoder, no linear head, a quantised head, or an adapter on its head.
     """
     base = underlying(model)
 
@@ -88,8 +105,14 @@ def check_supported(model: nn.Module) -> None:
             f"the encoder-decoder model {name}", "Answers would not follow prompts.", "Use a decoder-only chat model."
         )
     for adapter in cast(Any, getattr(model, "peft_config", {})).values():
-        if adapter.is_prompt_learning or adapter.is_adaption_prompt:
+        if adapter.is_prompt_learning or adapter.is_adaption_prompt or adapter.peft_type.value in _IN_TWO_PASSES:
             raise unsupported_adapter(adapter.peft_type.value)
+    if wakes_at(model) and any(getattr(m, "gradient_checkpointing", False) for m in base.modules()):
+        raise _error(
+            "an aLoRA adapter under gradient checkpointing",
+            "PEFT then allows one forward pass before each backward pass, and PACT makes more.",
+            "Set `gradient_checkpointing: false`, or use LoRA.",
+        )
     if decoder_of(base) is None:
         raise _error(
             f"{name}, which has no decoder", "Its hidden states cannot be seen.", "Use a causal language model."
@@ -158,9 +181,22 @@ def check_lengths(model: nn.Module, lengths: Sequence[int]) -> None:
 
 
 def trained_module(head: Any) -> Any:
-    """The module that computes, where PEFT wraps the head (`modules_to_save`): the trained copy, or the original."""
+    """The module that computes, where PEFT wraps the head (`modules_to_save`): the trained copy, or the original.
+
+    Of a head that shares trained tokens with the embedding it is the original (see `with_trained_tokens`).
+    """
+    if hasattr(head, "token_adapter"):
+        return head.original_module
     copies = getattr(head, "modules_to_save", None)
     if copies is None:
         return head
     active = [] if head.disable_adapters else [name for name in head.active_adapters if name in copies]
     return copies[active[0]] if active else head.original_module
+
+
+def with_trained_tokens(head: Any) -> Tensor | None:
+    """The weight with which a head computes that shares trained tokens with the embedding; None of any other head."""
+    tokens = getattr(head, "token_adapter", None)
+    if tokens is None or head.disable_adapters or tokens.merged:
+        return None
+    return cast(Tensor, tokens.get_merged_weights(head.active_adapters))

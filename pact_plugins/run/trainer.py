@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.nn.parallel import DistributedDataParallel
 
 from pact_plugins import __version__
-from pact_plugins.chat.answers import Document, split_documents
+from pact_plugins.chat.answers import NO_TEXT, Document, split_documents
 from pact_plugins.chat.dataset import read_documents
 from pact_plugins.chat.format import check_tokenizer
 from pact_plugins.config import PactConfig
@@ -34,9 +33,6 @@ from pact_plugins.run.served import Training, of_axolotl, refused, sharded_by
 logger = logging.getLogger(__name__)
 
 _TRAINED = "_pact_has_trained"
-
-_NO_TEXT = re.compile("pixel|image|video|audio|input_features")
-"""In names of what a model is given beside text."""
 
 _READ_TWICE = 8
 """Rows that are read a second time, where something of the user's own makes them."""
@@ -225,12 +221,12 @@ def training_documents(trainer: Any) -> Iterator[Document]:
     # Rows that hold their labels need no collator of a host's, unless they are packed: then it decides whether
     # boundaries count. One of somebody's own may change anything.
     bounded = getattr(trainer.data_collator, "padding_free", False)
-    of_a_host = type(trainer.data_collator).__module__.partition(".")[0] in ("axolotl", "transformers", "trl")
+    of_a_host = _host_of(trainer.data_collator) in ("axolotl", "transformers", "trl")
     labelled = {"input_ids", "labels"} <= columns and ("seq_lengths" not in columns or bounded)
     # Under a transform (`with_transform`), what the trainer's loader sees is not what is stored. Images may be unused.
-    as_stored = labelled and dataset.format["type"] != "custom" and not any(map(_NO_TEXT.search, columns))
+    as_stored = labelled and dataset.format["type"] != "custom" and not any(map(NO_TEXT.search, columns))
     if of_a_host and as_stored:
-        yield from read_documents(dataset)
+        yield from read_documents(dataset.select_columns(sorted(_collated(trainer, columns))))
         return
     # One row at a time, so that no collator option (shuffling, dropping the last batch) can leave one out.
     for i in range(len(dataset)):
@@ -245,9 +241,19 @@ def training_documents(trainer: Any) -> Iterator[Document]:
         yield from documents
 
 
+def _host_of(collator: Any) -> str:
+    return type(collator).__module__.partition(".")[0]
+
+
+def _collated(trainer: Any, columns: set[str]) -> set[str]:
+    """The columns that a host's collator makes batches of: TRL's takes all tokens of a row for seen, padding too."""
+    ignored = {"attention_mask", "position_ids"} if _host_of(trainer.data_collator) == "trl" else set[str]()
+    return columns.intersection(_collatable(trainer, dict.fromkeys(columns))) - ignored
+
+
 def _documents_of_row(trainer: Any, row: int) -> list[Document]:
     batch: Mapping[str, Any] = trainer.data_collator([_collatable(trainer, trainer.train_dataset[row])])
-    if seen := [name for name in batch if _NO_TEXT.search(name)]:
+    if seen := [name for name in batch if NO_TEXT.search(name)]:
         raise PactError(
             expected="a training set of text alone",
             got=f"`{seen[0]}` in the batch of row {row}",

@@ -26,7 +26,10 @@ from benchmarks.compatibility import PAGE, differences
 from benchmarks.tiny_models import tiny_model
 from pact_plugins import PactCallback, PactError
 from pact_plugins.chat.answers import AnswerTokens
+from pact_plugins.method import prompting
 from pact_plugins.model.forward import evaluating
+from pact_plugins.model.parity import check_parity
+from pact_plugins.model.subset_head import SubsetHead
 from pact_plugins.run.trainer import training_documents
 from tests import tiny
 from tests.contract.hosts import TOKENS, common, config, trl_trainer
@@ -126,6 +129,15 @@ ROUNDED = 0.05
 FOUR_BIT = {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.float32}
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
+ASSISTANT = tiny.tokenizer().convert_tokens_to_ids("<|assistant|>")
+"""Wakes an aLoRA: the header of every answer."""
+
+SETTINGS: dict[str, dict[str, Any]] = {"aLoRA": {"gradient_checkpointing": False}}
+"""Of TRL, for those that need them."""
+
+TIED_TOKENS = "some tokens of a tied model"
+"""TRL's fused loss asks PEFT's wrapper of the head for a bias, and stops: transformers' own trainer trains it."""
+
 SERVED: dict[str, Make] = {
     "full": tiny.llama,
     "full, tied": tied,
@@ -133,6 +145,7 @@ SERVED: dict[str, Make] = {
     "LoRA": adapted(lora()),
     "LoRA on a vision-language model": adapted(lora(), sees_images),
     "LoRA on a tied model": adapted(lora(), tied),
+    "aLoRA": moved(adapted(lora(alora_invocation_tokens=[ASSISTANT]))),
     "LoRA on the embedding": moved(adapted(lora(target_modules=["q_proj", "embed_tokens"]))),
     "LoRA with a bias": moved(adapted(lora(bias="lora_only"))),
     "DoRA": moved(adapted(lora(use_dora=True))),
@@ -150,6 +163,7 @@ SERVED: dict[str, Make] = {
         adapted(lora(modules_to_save=["embed_tokens"], ensure_weight_tying=True), tied)
     ),
     "some tokens of an untied model": moved(adapted(lora(trainable_token_indices=[40, 41]))),
+    TIED_TOKENS: moved(adapted(lora(trainable_token_indices=[40, 41]), tied)),
     "IA3": moved(adapted(peft.IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[]))),
     "AdaLoRA": moved(adapted(peft.AdaLoraConfig(task_type="CAUSAL_LM", target_modules=LINEAR, total_step=10))),
     "LoHa": moved(adapted(peft.LoHaConfig(task_type="CAUSAL_LM", r=4, target_modules=LINEAR))),
@@ -180,10 +194,24 @@ def test_the_loss_is_that_of_the_full_logits(name: str) -> None:
         assert error <= (ROUNDED if quantity == "reference pass" and name == EIGHT_BIT else 1e-4), (quantity, error)
 
 
+def plain_trainer(trainer: Any, folder: Path, **settings: Any) -> transformers.Trainer:
+    """Transformers' own trainer on what TRL's would train."""
+    return transformers.Trainer(
+        model=trainer.model,
+        args=TrainingArguments(**{**common(folder), **settings}),
+        train_dataset=trainer.train_dataset,
+        data_collator=trainer.data_collator,
+        processing_class=tiny.tokenizer(),
+    )
+
+
 @pytest.mark.parametrize("name", SERVED)
 def test_the_reference_is_the_model_before_its_first_step(name: str, tmp_path: Path) -> None:
     """Prevents a reference without the adapter, of another adapter, or of weights that were trained already."""
-    trainer = trl_trainer(SERVED[name](), tmp_path, max_steps=3, learning_rate=1.0, max_grad_norm=0.1)
+    settings = {"max_steps": 3, "learning_rate": 1.0, "max_grad_norm": 0.1, **SETTINGS.get(name, {})}
+    trainer = trl_trainer(SERVED[name](), tmp_path, **settings)
+    if name == TIED_TOKENS:
+        trainer = plain_trainer(trainer, tmp_path, **settings)
     frozen = SERVED[name]()
     for mine, theirs in zip(frozen.parameters(), trainer.model.parameters(), strict=True):
         mine.data = mine.data.to(theirs.dtype)  # TRL trains adapters of 4-bit models in bfloat16
@@ -202,8 +230,66 @@ def test_the_reference_is_the_model_before_its_first_step(name: str, tmp_path: P
     assert kl[0] < max(kl) / 10, "the model did not move"
 
 
+def test_anchors_see_an_adapter_that_wakes_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents anchors without a gradient: PEFT tells where an aLoRA acts in the outermost module's pass alone."""
+    monkeypatch.setattr(prompting, "MAX_ANSWER_TOKENS", 6)
+    trainer = trl_trainer(adapted(lora(alora_invocation_tokens=[ASSISTANT]))(), tmp_path, gradient_checkpointing=False)
+    callback = PactCallback(trainer, config(tmp_path, anchors=2))
+    trainer.add_callback(callback)
+    trainer.train()
+    assert callback.binding is not None
+    objective, model = callback.binding.prepare().objective, moved(lambda: trainer.model)()
+    assert objective.anchors is not None
+    rows = objective.anchors.rows(0)
+    batch, (_, candidates, reference) = objective.anchors.batch(rows), objective.anchors.reference(rows)
+    own = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.log_softmax(-1)
+    student = own[:, :-1][batch["labels"][:, 1:] != -100].gather(-1, candidates)
+    rest = [(1 - q.exp().sum(-1, keepdim=True)).log() for q in (reference, student)]
+    p, s = torch.cat([reference, rest[0]], 1), torch.cat([student, rest[1]], 1)
+    expected, found = (p.exp() * (p - s)).sum(), objective.anchor_terms(objective.anchors, rows, own.device).kl
+    trained = [q for q in model.parameters() if q.requires_grad]
+    assert found.item() == pytest.approx(expected.item(), rel=1e-3)
+    largest = 0.0
+    for ours, theirs in zip(*(torch.autograd.grad(of, trained) for of in (found, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+        largest = max(largest, theirs.abs().max().item())
+    assert largest > 0.01, "no gradient to compare"
+
+
+def test_an_adapter_that_decoders_alone_leave_out_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents a check that sees an adapter only as it begins, empty; and one that leaves it changed."""
+    model = adapted(lora(alora_invocation_tokens=[ASSISTANT]))()
+    head = SubsetHead(model, [40, 41])
+    before, drawn = {name: p.clone() for name, p in model.named_parameters()}, torch.get_rng_state()
+    check_parity(head)
+    head.runs_whole = False
+    with pytest.raises(PactError, match="once the adapter LORA is trained"):
+        check_parity(head)
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    assert torch.equal(drawn, torch.get_rng_state())
+
+
 ALL_LAYERS = {"llm_int8_skip_modules": ["none"]}
+
+
+def checkpointed() -> Any:
+    model = adapted(lora(alora_invocation_tokens=[ASSISTANT]))()
+    model.gradient_checkpointing_enable()
+    return model
+
+
+def x_lora() -> Any:
+    with TemporaryDirectory() as folder:
+        adapted(lora())().save_pretrained(folder)
+        settings = peft.XLoraConfig(task_type="CAUSAL_LM", hidden_size=32, adapters={"0": folder, "1": folder})
+        base = tiny.llama()
+        base.config.use_cache = False
+        return peft.get_peft_model(base, settings)
+
+
 REFUSED: dict[str, tuple[Make, str]] = {
+    "aLoRA under gradient checkpointing": (checkpointed, "an aLoRA adapter under gradient checkpointing"),
+    "X-LoRA": (x_lora, "the adapter XLORA"),
     "a head in 4 bit": (adapted(lora(), quantised(**FOUR_BIT, **ALL_LAYERS)), "a quantised head"),
     "a head in 8 bit": (adapted(lora(), quantised(load_in_8bit=True, **ALL_LAYERS)), "a quantised head"),
     "LoRA on the head": (adapted(lora(target_modules=["q_proj", "lm_head"])), "a LoRA adapter on the head"),
@@ -213,10 +299,6 @@ REFUSED: dict[str, tuple[Make, str]] = {
         "an? IA3 adapter on the head",
     ),
     "LoHa on the head": (adapted(peft.LoHaConfig(task_type="CAUSAL_LM", target_modules=["lm_head"])), "on the head"),
-    "some tokens of a tied model": (
-        adapted(lora(trainable_token_indices=[40]), tied),
-        "a head of type TrainableTokensWrapper",
-    ),
     "prompt tuning": (
         adapted(peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)),
         "the adapter PROMPT_TUNING",

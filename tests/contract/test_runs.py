@@ -282,7 +282,7 @@ def test_plain_training_before_is_found(host: Trainer, adapter: str, between: An
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_the_logged_loss_is_the_host_s(host: Trainer, tmp_path: Path) -> None:
-    """Prevents: a perplexity made of PACT's terms, a watchdog that stops on them, and curves that cannot be compared."""
+    """Prevents: a perplexity made of PACT's terms, a watchdog that stops on them, curves that compare nothing."""
     trainer = host(tiny.llama(), tmp_path, gradient_accumulation_steps=2, per_device_train_batch_size=2)
     own, whole = list[float](), list[float]()
 

@@ -285,12 +285,6 @@ REFUSED: list[tuple[str, Callable[[], nn.Module], str, str]] = [
         "PACT would hold the head's weights without the adapter's part, and drift unseen.",
     ),
     (
-        "trainable tokens on a tied head",
-        lambda: _adapted(_llama(tie_word_embeddings=True), trainable_token_indices=[1, 2]),
-        "TrainableTokensWrapper",
-        "Its logits are no plain matrix product.",
-    ),
-    (
         "classifier",
         lambda: transformers.LlamaForSequenceClassification(transformers.LlamaConfig(**SIZES)),
         "no output head",
