@@ -197,6 +197,7 @@ _HEAD = """# Which models PACT serves
 
 `python -m benchmarks.compatibility` makes this page: transformers {version}, CPU, float32. Each type that transformers
 knows becomes a tiny random model.
+Ways to train, such as packing, checkpointing or other losses: [what works with what](works-with.md).
 
 - **served**: PACT accepts it, and in that model, without labels and with them, the logits of the safety tokens, the
   log-normaliser, PACT's loss (`confidence`) *and its gradient* for every parameter equal those of the model's own full

@@ -101,7 +101,7 @@ def _train(folder: Path, host: str, case: str) -> Any:
     else:
         # The same micro-batches in each step: Axolotl's is a mean of their means.
         accumulation = settings.get("gradient_accumulation_steps", 1) * 2 // ranks
-        trainer = _axolotl(adapter, folder, **{**settings, "gradient_accumulation_steps": accumulation})
+        trainer = axolotl_with(adapter, folder, **{**settings, "gradient_accumulation_steps": accumulation})
     anchors = pact.get("anchors", 0) // ranks
     kept: dict[str, Any] = {"conflict_threshold": 0.03, "weight": 2.0, **pact, "anchors": anchors}
     if kept.get("objective") == "paper":
@@ -120,7 +120,8 @@ def _train(folder: Path, host: str, case: str) -> Any:
     return gradients.steps, logged
 
 
-def _axolotl(adapter: str, folder: Path, *, packing: bool = False, max_length: int = 256, **settings: Any) -> Any:
+def axolotl_with(adapter: str, folder: Path, *, packing: bool = False, max_length: int = 256, **settings: Any) -> Any:
+    """Axolotl's trainer, with its sample packing where it packs."""
     size = {"per_device_train_batch_size": 2, **IN_ORDER}
     if not packing:
         return axolotl_trainer(model_of(adapter), folder, tiny.conversations(48, 2), **size, **settings)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pact_plugins.chat.answers import AnswerTokens, split_documents
 from pact_plugins.errors import PactError
@@ -20,59 +19,9 @@ from pact_plugins.run.callback import PactCallback
 from pact_plugins.run.host_loss import HostLoss
 from tests import tiny
 from tests.contract.hosts import TOKENS, config, trl_trainer
+from tests.contract.matrix import TokenLoss, dft, focal, own_mean, plain, smoothed, unchanged, with_function
 
 pytestmark = pytest.mark.trl
-
-TokenLoss = Callable[[Tensor, Tensor], Tensor]
-"""[N, V] log-probabilities and [N] labels -> [N] losses."""
-
-
-def _plain(logs: Tensor, labels: Tensor) -> Tensor:
-    return F.nll_loss(logs, labels, reduction="none")
-
-
-def _smoothed(logs: Tensor, labels: Tensor) -> Tensor:
-    return 0.9 * _plain(logs, labels) - 0.1 * logs.mean(-1)
-
-
-def _dft(logs: Tensor, labels: Tensor) -> Tensor:
-    each = _plain(logs, labels)
-    return each * (-each).exp().detach()
-
-
-def _focal(logs: Tensor, labels: Tensor) -> Tensor:
-    each = _plain(logs, labels)
-    return each * (1 - (-each).exp()) ** 2
-
-
-def _over_labels(each: TokenLoss, logits: Tensor, labels: Tensor) -> Tensor:
-    """[N] losses of the tokens that have a label."""
-    seen = labels[:, 1:] != -100
-    return each(logits[:, :-1][seen].log_softmax(-1), labels[:, 1:][seen])
-
-
-def _per_item(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-    summed = _over_labels(_focal, outputs.logits, labels).sum()
-    return summed / ((labels[:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch)
-
-
-def _own_mean(trainer: Any) -> None:
-    """What people write who override `compute_loss` with a mean of their own, and say that it is not scaled."""
-
-    def compute_loss(model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        labels = inputs.pop("labels")
-        outputs = model(**inputs)
-        mean = _over_labels(_plain, outputs.logits, labels).mean()
-        return (mean, outputs) if return_outputs else mean
-
-    trainer.compute_loss, trainer.loss_is_scaled_for_ga = compute_loss, False
-
-
-def _unchanged(_trainer: Any) -> None: ...
-
-
-def _with_function(trainer: Any) -> None:
-    trainer.compute_loss_func = _per_item
 
 
 def _beside_labels(trainer: Any) -> None:
@@ -99,11 +48,11 @@ def _without_labels(trainer: Any) -> None:
 
 
 CASES: dict[str, tuple[dict[str, Any], Callable[[Any], None], TokenLoss, bool]] = {
-    "plain": ({}, _unchanged, _plain, True),
-    "dft": ({"loss_type": "dft"}, _unchanged, _dft, True),
-    "label smoothing": ({"label_smoothing_factor": 0.1}, _unchanged, _smoothed, True),
-    "a function of one's own": ({}, _with_function, _focal, True),
-    "a mean of one's own": ({}, _own_mean, _plain, False),
+    "plain": ({}, unchanged, plain, True),
+    "dft": ({"loss_type": "dft"}, unchanged, dft, True),
+    "label smoothing": ({"label_smoothing_factor": 0.1}, unchanged, smoothed, True),
+    "a function of one's own": ({}, with_function, focal, True),
+    "a mean of one's own": ({}, own_mean, plain, False),
 }
 """Settings of TRL, what is done to its trainer, the loss of a token, and whether it is divided by the items given."""
 
