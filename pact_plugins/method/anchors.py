@@ -22,6 +22,10 @@ from pact_plugins.model.forward import collate
 
 logger = logging.getLogger(__name__)
 
+WEIGHT = 2.0
+"""Of their mean divergence, beside that of the rows: at 1 other prompts changed more than they should with two of four
+tasks, at 4 tasks were learned less well in as many steps (docs/real-models.md)."""
+
 
 def worth_keeping(asked: Asked, decode: Callable[..., str]) -> list[int]:
     """Which answers show the reference do what it should, as many harmful as harmless ones, in turn.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import MissingReferenceError, PactError
+from pact_plugins.method.anchors import WEIGHT
 from pact_plugins.method.objective import PactObjective, Targets
 from pact_plugins.model.ranks import ALONE, Ranks
 from pact_plugins.run.agreement import check_agreement
@@ -323,7 +324,7 @@ class Binding:
         return result * share
 
     def _anchored(self, objective: PactObjective, targets: Targets, items: Any) -> Tensor:
-        """weight * mean divergence of this step's anchors, once whatever the accumulation."""
+        """weight * `anchors.WEIGHT` * mean divergence of this step's anchors, once whatever the accumulation."""
         accelerator, anchors = self.trainer.accelerator, objective.anchors
         assert anchors is not None, "it is asked before"
         processes = accelerator.num_processes
@@ -338,7 +339,7 @@ class Binding:
         tokens = sum(anchors.tokens(anchors.rows(other)) for other in range(first, first + processes)) / processes
         # Of means over micro-batches, a step is the sum, which the trainer may divide by their number.
         means = self.trainer.current_gradient_accumulation_steps if items is None else 1
-        return self.config.weight * terms.kl * (means / tokens)
+        return self.config.weight * terms.kl * (WEIGHT * means / tokens)
 
     def _backward(self, loss: Tensor, items: Any) -> None:
         """A backward pass of its own, before that of the step: DDP adds it to what the processes share afterwards."""

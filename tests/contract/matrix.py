@@ -40,12 +40,12 @@ HOSTS = {"trl": "TRL", "axolotl": "Axolotl"}
 HERE = [host for host in HOSTS if bool(find_spec("axolotl")) == (host == "axolotl")]
 """Hosts that this environment is for."""
 
-WEIGHT, SOME = 2.0, 0.03
+WEIGHT, SOME, OF_ANCHORS = 2.0, 0.03, 2.0
 PACT: dict[str, dict[str, Any]] = {
     "keep": {"weight": WEIGHT, "anchors": 2, "conflict": "keep"},
     "damp": {"weight": WEIGHT, "anchors": 2, "conflict_threshold": SOME},
 }
-"""Some rows are above this threshold, of what random weights make of them."""
+"""Some rows are above this threshold, of what random weights make of them; anchors count twice, by the method card."""
 
 TokenLoss = Callable[[Tensor, Tensor], Tensor]
 """[N, V] log-probabilities and [N] labels -> [N] losses."""
@@ -278,7 +278,7 @@ def _by_hand(
             places = torch.from_numpy(anchor.supervised).nonzero()[:, 0] - 1
             now, before = (logs[places] for logs in both(torch.from_numpy(anchor.input_ids)))
             each.append(_divergence(before, now, before.topk(32).indices))
-        parts["anchors"] = WEIGHT * means * torch.cat(each).mean()
+        parts["anchors"] = WEIGHT * OF_ANCHORS * means * torch.cat(each).mean()
     return parts
 
 

@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 
 from pact_plugins import PactCallback, PactError
 from pact_plugins.chat.answers import split_documents
+from pact_plugins.method.anchors import WEIGHT
 from pact_plugins.model.subset_head import SubsetHead
 from pact_plugins.preflight.requirements import TESTED
 from pact_plugins.run.preparation import prepare
@@ -101,7 +102,7 @@ def test_a_micro_batch_equals_the_bare_loop(
     total = own + weight * objective.terms(captured, targets).kl / targets.supervised
     if objective.anchors is not None:
         anchored = objective.anchor_terms(objective.anchors, objective.anchors.rows(0), own.device)
-        total = total + weight * anchored.kl / anchored.count
+        total = total + weight * WEIGHT * anchored.kl / anchored.count
     total.backward()
     assert (total - model(**inputs, use_cache=False).loss).abs() > 1e-3
     torch.testing.assert_close(loss, total, rtol=1e-5, atol=1e-5)

@@ -14,6 +14,7 @@ from torch import Tensor
 from pact_plugins.chat.answers import AnswerTokens, split_documents
 from pact_plugins.errors import PactError
 from pact_plugins.method import loss
+from pact_plugins.method.anchors import WEIGHT
 from pact_plugins.method.objective import Terms
 from pact_plugins.run.callback import PactCallback
 from pact_plugins.run.host_loss import HostLoss
@@ -143,7 +144,7 @@ def test_anchors_weigh_as_much_as_a_step_of_the_host(
     monkeypatch.setattr(objective, "anchors", SimpleNamespace(rows=lambda _turn: [0], tokens=lambda _rows: 10))
     monkeypatch.setattr(objective, "anchor_terms", lambda *_: Terms(kl, 10, {"kl": kl}))
     beside = trainer.compute_loss(trainer.model, dict(batch), **given) - without
-    assert beside.item() == pytest.approx(7.0 if per_item else 21.0, rel=1e-4)
+    assert beside.item() == pytest.approx(WEIGHT * (7.0 if per_item else 21.0), rel=1e-4)
 
 
 @pytest.mark.parametrize("change", [_beside_labels, _without_labels])
