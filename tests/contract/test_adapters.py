@@ -194,10 +194,10 @@ def test_the_loss_is_that_of_the_full_logits(name: str) -> None:
         assert error <= (ROUNDED if quantity == "reference pass" and name == EIGHT_BIT else 1e-4), (quantity, error)
 
 
-def plain_trainer(trainer: Any, folder: Path, **settings: Any) -> transformers.Trainer:
-    """Transformers' own trainer on what TRL's would train."""
+def plain_trainer(trainer: Any, model: Any, folder: Path, **settings: Any) -> transformers.Trainer:
+    """Transformers' own trainer on what TRL's would train, and a model whose forward pass TRL has not exchanged."""
     return transformers.Trainer(
-        model=trainer.model,
+        model=model,
         args=TrainingArguments(**{**common(folder), **settings}),
         train_dataset=trainer.train_dataset,
         data_collator=trainer.data_collator,
@@ -211,7 +211,7 @@ def test_the_reference_is_the_model_before_its_first_step(name: str, tmp_path: P
     settings = {"max_steps": 3, "learning_rate": 1.0, "max_grad_norm": 0.1, **SETTINGS.get(name, {})}
     trainer = trl_trainer(SERVED[name](), tmp_path, **settings)
     if name == TIED_TOKENS:
-        trainer = plain_trainer(trainer, tmp_path, **settings)
+        trainer = plain_trainer(trainer, SERVED[name](), tmp_path, **settings)
     frozen = SERVED[name]()
     for mine, theirs in zip(frozen.parameters(), trainer.model.parameters(), strict=True):
         mine.data = mine.data.to(theirs.dtype)  # TRL trains adapters of 4-bit models in bfloat16
