@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from pact_plugins.config import PactConfig
-from pact_plugins.model.support import adapter_on_the_head, no_linear_head, unsupported_adapter
+from pact_plugins.model.support import adapter_on_the_head, unsupported_adapter
 from pact_plugins.preflight.rules import Finding
 from pact_plugins.preflight.run_file import Host, block
 from pact_plugins.run.served import Training, of_axolotl, refused, sharded_by
@@ -23,10 +22,6 @@ def unserved(settings: Mapping[str, Any], host: Host, config: PactConfig) -> Ite
     if host == "axolotl" and adapter not in (None, "lora", "qlora"):
         # As PEFT calls it.
         yield Finding("adapter", unsupported_adapter("ADAPTION_PROMPT" if adapter == "llama-adapter" else str(adapter)))
-    model = block(str(Path(str(settings.get("base_model"))) / "config.json")) if host == "axolotl" else {}
-    if adapter and settings.get("peft_trainable_token_indices") and model.get("tie_word_embeddings"):
-        kind = str(next(iter(model.get("architectures") or ()), "its model"))
-        yield Finding("peft_trainable_token_indices", no_linear_head("TrainableTokensWrapper", kind))
     targets = settings.get("lora_target_modules") or []
     names = [targets] if isinstance(targets, str) else [str(name) for name in targets]
     if any(name.rpartition(".")[2] == "lm_head" for name in names):

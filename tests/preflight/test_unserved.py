@@ -230,20 +230,6 @@ def test_what_is_served_is_not_refused(settings: dict[str, Any], tmp_path: Path)
     assert not [*unserved(settings, "axolotl", config(tmp_path))]
 
 
-def test_tokens_of_a_tied_model(tmp_path: Path) -> None:
-    """Prevents: a head that only the trained model shows to be none, where the model's own file tells."""
-    tied, untied = (tiny.save(tmp_path / str(tie), tie_word_embeddings=tie) for tie in (True, False))
-    tokens: dict[str, Any] = {"adapter": "lora", "peft_trainable_token_indices": [7]}
-    trainer, own = trainer_on(tmp_path, model=lambda: tiny.llama(tie_word_embeddings=True)), config(tmp_path)
-    adapter = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], trainable_token_indices=[7])
-    trainer.model = peft.get_peft_model(trainer.model, adapter)
-    with pytest.raises(PactError) as of_run:
-        check_trainer(trainer, own)
-    (finding,) = unserved(tokens | {"base_model": tied}, "axolotl", own)
-    assert finding.error.words == of_run.value.words
-    assert not [*unserved(tokens | {"base_model": untied}, "axolotl", own)]
-
-
 def test_a_teacher_is_refused_for_damping_alone(tmp_path: Path) -> None:
     """Prevents: a refusal of distillation that PACT can stand beside."""
     taught = {"plugins": ["axolotl.integrations.kd.KDPlugin"], "kd_trainer": True}
