@@ -68,15 +68,6 @@ def unsupported_adapter(kind: str) -> PactError:
     )
 
 
-def no_linear_head(kind: str, model: str) -> PactError:
-    """What is raised for a head of another kind; `model`: the class that has it."""
-    return _error(
-        f"a head of type {kind} in {model}",
-        "Its logits are no plain matrix product.",
-        "Use a model whose head is a linear layer.",
-    )
-
-
 def adapter_on_the_head(kind: str) -> PactError:
     """The error that an adapter of this kind is on the head."""
     return _error(
@@ -125,7 +116,11 @@ def check_supported(model: nn.Module) -> None:
         raise adapter_on_the_head(_ADAPTERS.get(kind, kind))
     head = trained_module(head)
     if not isinstance(head, nn.Linear | nn.Embedding) or len(full_shape(head.weight)) != 2:
-        raise no_linear_head(type(head).__name__, name)
+        raise _error(
+            f"a head of type {type(head).__name__} in {name}",
+            "Its logits are no plain matrix product.",
+            "Use a model whose head is a linear layer.",
+        )
     if not head.weight.is_floating_point():
         raise _error(
             f"a quantised head in {name}",
