@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from pact_plugins.demo import world
 from pact_plugins.demo.topics import train_acts
 from pact_plugins.errors import PactError
 from pact_plugins.method.openings import is_affirmative_opening
+from pact_plugins.storage import files
 
 
 @pytest.fixture
@@ -221,7 +223,7 @@ def test_rates_follow_from_the_kept_answers_and_runs_are_not_made_twice(
         ]
         return {**run.named(), "train_seconds": 1.0, "step_seconds": None, "damped_share": None, "answers": answers}
 
-    monkeypatch.setattr(holds, "perform", perform)
+    monkeypatch.setattr(training, "perform", perform)
     wanted = list(runs(["m"], [str(task)], (0.1,), ("sft",), (0, 1)))
     for some in (wanted[:2], wanted, wanted):
         rows = holds.measured(some, Setting(limit=4, base_model="x/y"), tmp_path / "out.json", "stance")
@@ -292,3 +294,12 @@ def test_every_kind_of_run_gives_the_row_that_readers_expect(
     assert {row["kind"] for row in kept["answers"]} == {"harmful", "harmless", "task"}
     assert (kept["step_seconds"] is None) == (method == "aligned")
     assert (kept["model"], kept["task"], kept["method"]) == ("demo", "task", method)
+
+
+def test_runs_at_once(task: Path, tmp_path: Path) -> None:
+    """Prevents: `--jobs`, whose processes do not find what they are to do."""
+    asked = ["--model", "demo", "--task", str(task), "--prompts", "demo", "--limit", "2", "--answer-tokens", "2"]
+    chosen = ["--methods", "aligned", "--jobs", "2", "--json", str(tmp_path / "holds.json")]
+    subprocess.run([sys.executable, "-m", "benchmarks.holds", *asked, *chosen], check=True, capture_output=True)
+    (run,) = files.read(tmp_path / "holds.json")["runs"]
+    assert run["method"] == "aligned"

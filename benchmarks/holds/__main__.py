@@ -21,7 +21,7 @@ import torch
 from benchmarks.holds import summary
 from benchmarks.holds.grid import METHODS, OF_DEMO, QUICK, RIVALS, Run, Setting, demo_runs, runs
 from benchmarks.holds.tasks import DEMO
-from benchmarks.holds.training import perform
+from benchmarks.holds.training import performed
 from pact_plugins.config import DEFAULT_JUDGES
 from pact_plugins.evaluation import judges
 from pact_plugins.model.progress import progress
@@ -142,17 +142,13 @@ def _performed(
     missing: Sequence[Run], setting: Setting, cache: Path, jobs: int
 ) -> Iterator[tuple[Run, dict[str, Any]]]:
     """Runs as they are done, with what is kept of them."""
-    one = partial(_with_run, setting=setting, cache=cache)
+    one = partial(performed, setting=setting, cache=cache)
     if jobs == 1:
         yield from map(one, missing)
         return
     # A thread for each run gives the same figures whatever the number of jobs.
     with multiprocessing.get_context("spawn").Pool(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         yield from pool.imap_unordered(one, missing)
-
-
-def _with_run(run: Run, setting: Setting, cache: Path) -> tuple[Run, dict[str, Any]]:
-    return run, perform(run, setting, cache)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,11 @@ def perform(run: Run, setting: Setting, cache: Path) -> dict[str, Any]:
     return {**run.named(), **trained, "answers": [answer.as_row() for answer in answers]}
 
 
+def performed(run: Run, setting: Setting, cache: Path) -> tuple[Run, dict[str, Any]]:
+    """The run, with what is kept of it. Here, since processes that are started anew do not import a `__main__`."""
+    return run, perform(run, setting, cache)
+
+
 def _load(run: Run) -> tuple[Any, Any]:
     model, tokenizer = load(run.model_path)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
