@@ -226,8 +226,7 @@ is what the model says before its first step, adapter on.
 - quantised weights: QLoRA, 4 bit; QLoRA, 4 bit, double; QLoRA, NF4; QLoRA, 8 bit; QLoRA, torchao
 
 Refused before the first step: aLoRA under gradient checkpointing; X-LoRA; LoRA on the head; DoRA on the head; IA3 on
-the head; LoHa on the head; a head in 4 bit; a head in 8 bit; prompt tuning; p-tuning;
-prefix tuning.
+the head; LoHa on the head; a head in 4 bit; a head in 8 bit; prompt tuning; p-tuning; prefix tuning.
 
 8-bit layers of bitsandbytes round a row in another way if another row of its batch holds large numbers: there the
 reference is the model's within that rounding.

@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from pact_plugins.chat.answers import Document, Ints
 from pact_plugins.model.forward import padded, to_device
 from pact_plugins.model.subset_head import SubsetHead
-from pact_plugins.model.support import decoder_of
+from pact_plugins.model.support import decoder_of, last_hidden
 
 LARGEST_ERROR = 0.03
 """Of a last hidden state behind a start that was kept, beside its norm; half precision moves it by about 0.01."""
@@ -99,5 +99,4 @@ def _common(sequences: Sequence[Ints]) -> int:
 
 
 def _last(output: Any) -> Tensor:
-    hidden = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
-    return hidden[0, -1].float()
+    return last_hidden(output)[0, -1].float()

@@ -26,6 +26,7 @@ from pact_plugins.model.sharding import full_shape, is_sharded, keep_whole, last
 from pact_plugins.model.support import (
     check_supported,
     decoder_of,
+    last_hidden,
     trained_module,
     underlying,
     wakes_at,
@@ -177,7 +178,7 @@ class SubsetHead:
     def _after_decoder(self, _module: nn.Module, _args: Any, output: Any) -> None:
         if (request := self._watching()) is None:
             return
-        hidden = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
+        hidden = last_hidden(output)
         if self._hidden is None:  # the decoder was called alone: no loss will tell anything
             self._captures.append(self._capture(hidden, request, None))
         else:

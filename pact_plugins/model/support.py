@@ -40,6 +40,11 @@ def decoder_of(base: Any) -> Any:
     return found if isinstance(found, nn.Module) else None
 
 
+def last_hidden(output: Any) -> Tensor:
+    """[B, L, H] the last hidden states in what a decoder returns."""
+    return cast(Tensor, output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0])
+
+
 def adapters_of(model: nn.Module) -> str:
     """The kinds of the adapters of a PEFT model, in PEFT's own words; empty of any other model."""
     kinds = (adapter.peft_type for adapter in cast(Any, getattr(model, "peft_config", {})).values())

@@ -10,6 +10,8 @@ from pact_plugins.chat.answers import Answer, Document
 from pact_plugins.config import PactConfig
 from pact_plugins.method.damping import by_answer
 from pact_plugins.model.progress import progress
+from pact_plugins.model.ranks import ALONE
+from pact_plugins.run.first_batches import first_batches
 from pact_plugins.run.host_loss import measure_host_loss
 from pact_plugins.run.preparation import prepare
 from pact_plugins.run.trainer import Start
@@ -96,7 +98,8 @@ def audit(trainer: Any, config: PactConfig, *, threshold: float | None = None) -
     start = Start.of(trainer, config.model_copy(update={"conflict": "damp"}))
     objective = prepare(start).objective
     objective.head.remove()
-    measure_host_loss(trainer, trainer.compute_loss, damps=config.damps)
+    with first_batches(trainer, ALONE) as batches:
+        measure_host_loss(trainer, trainer.compute_loss, batches, damps=config.damps)
     threshold = config.conflict_threshold if threshold is None else threshold
     copies: dict[bytes, list[Document]] = {}
     for document in start.documents:

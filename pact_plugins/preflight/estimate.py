@@ -18,6 +18,7 @@ from pact_plugins.chat.format import ChatFormat
 from pact_plugins.config import PactConfig
 from pact_plugins.method.reference import build
 from pact_plugins.model.forward import to_device
+from pact_plugins.model.ranks import ALONE
 from pact_plugins.model.subset_head import Request, SubsetHead
 from pact_plugins.preflight.cost_report import Estimate, LogNormaliser
 from pact_plugins.run.cost import (
@@ -31,6 +32,7 @@ from pact_plugins.run.cost import (
     stratified,
 )
 from pact_plugins.run.examination import examine, views
+from pact_plugins.run.first_batches import first_batches
 from pact_plugins.run.host_loss import measure_host_loss
 from pact_plugins.run.trainer import Start, expected_step, probe_flop
 
@@ -61,7 +63,8 @@ def estimate(trainer: Any, config: PactConfig) -> Estimate:
         build_tokens, seconds, sample = 0, 0.0, _Sample(0, 0)
         if not found:
             build_tokens, seconds, sample = _build_time(head, chat, referenced, config)
-    measure_host_loss(trainer, trainer.compute_loss, damps=config.damps)
+    with first_batches(trainer, ALONE) as batches:
+        measure_host_loss(trainer, trainer.compute_loss, batches, damps=config.damps)
     log_normaliser = _log_normaliser(trainer, config, head, chat)
     head.remove()
     step = expected_step(trainer, data, anchors, config)

@@ -14,6 +14,7 @@ from pact_plugins.config import PactConfig
 from pact_plugins.model.ranks import ALONE
 from pact_plugins.run.agreement import Agreement, check_agreement
 from pact_plugins.run.coverage import Coverage
+from pact_plugins.run.first_batches import first_batches
 from pact_plugins.run.host_loss import measure_host_loss
 from pact_plugins.run.preparation import prepare
 from pact_plugins.run.trainer import Start
@@ -50,8 +51,9 @@ def guards(trainer: Any, config: PactConfig) -> Guards:
     start = Start.of(trainer, config)
     preparation = prepare(start)
     objective = preparation.objective
-    measure_host_loss(trainer, trainer.compute_loss, damps=config.damps)
-    agreement = check_agreement(trainer, objective, trainer.compute_loss, start.documents, ALONE)
+    with first_batches(trainer, ALONE) as batches:
+        measure_host_loss(trainer, trainer.compute_loss, batches, damps=config.damps)
+        agreement = check_agreement(trainer, objective, trainer.compute_loss, batches, start.documents)
     objective.head.remove()
     return Guards(preparation.coverage, agreement, str(objective.cache.folder), time.perf_counter() - started)
 

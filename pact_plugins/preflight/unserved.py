@@ -13,7 +13,7 @@ from pact_plugins.run.served import Training, of_axolotl, refused, sharded_by
 
 
 def unserved(settings: Mapping[str, Any], host: Host, config: PactConfig) -> Iterator[Finding]:
-    """What cannot be served each under the key that says it."""
+    """What cannot be served, each under the key that says it."""
     said = {part: (key, value) for part, key, value in reversed([*_training(settings, host)]) if value}
     training = Training(**{part: value for part, (_, value) in said.items()})
     for part, error in refused(training, config):

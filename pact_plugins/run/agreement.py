@@ -9,7 +9,7 @@ answer depends on, and the run would be constrained to something that its model 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,9 +21,7 @@ from pact_plugins.chat.answers import AnswerTokens, Document, on_host, split_doc
 from pact_plugins.errors import PactError
 from pact_plugins.method.objective import PactObjective
 from pact_plugins.model.forward import autocast_dtype
-from pact_plugins.model.ranks import Ranks
 from pact_plugins.model.subset_head import SubsetHead
-from pact_plugins.run.first_batches import first_batches
 from pact_plugins.storage.cache import log_probabilities
 
 TOLERANCE = 0.02
@@ -65,8 +63,8 @@ def check_agreement(
     trainer: Any,
     objective: PactObjective,
     compute_loss: Callable[..., Any],
+    batches: Sequence[dict[str, Any]],
     documents: Iterable[Document],
-    ranks: Ranks,
 ) -> Agreement:
     """Compares the reference with the model, through the trainer's own loss.
 
@@ -74,8 +72,8 @@ def check_agreement(
         trainer: about to begin training, with untrained weights.
         objective: of the prepared run.
         compute_loss: the trainer's own, without PACT.
+        batches: its first ones (`first_batches`): each process looks at its own.
         documents: the training set, in which the row of a wrong sequence is looked for.
-        ranks: of the run. Each looks at batches of its own.
 
     Raises:
         PactError: they differ beyond rounding, or a sequence has no reference.
@@ -83,15 +81,14 @@ def check_agreement(
     started = time.perf_counter()
     model = trainer.accelerator.unwrap_model(trainer.model)
     sequences, answer_tokens, largest = 0, 0, 0.0
-    with first_batches(trainer, ranks) as batches:
-        for inputs in batches:
-            tokens = AnswerTokens.of(split_documents(on_host(inputs)), objective.chat)
-            differences, tolerance = _differences(trainer, model, objective, compute_loss, inputs, tokens)
-            for document, difference in zip(tokens.documents, differences, strict=True):
-                if not difference <= tolerance:
-                    raise _disagrees(document, float(difference), tolerance, documents)
-            sequences, answer_tokens = sequences + len(tokens.documents), answer_tokens + len(tokens)
-            largest = max(largest, *differences.tolist(), 0.0)
+    for inputs in batches:
+        tokens = AnswerTokens.of(split_documents(on_host(inputs)), objective.chat)
+        differences, tolerance = _differences(trainer, model, objective, compute_loss, inputs, tokens)
+        for document, difference in zip(tokens.documents, differences, strict=True):
+            if not difference <= tolerance:
+                raise _disagrees(document, float(difference), tolerance, documents)
+        sequences, answer_tokens = sequences + len(tokens.documents), answer_tokens + len(tokens)
+        largest = max(largest, *differences.tolist(), 0.0)
     return Agreement(len(batches), sequences, answer_tokens, largest, time.perf_counter() - started)
 
 
@@ -113,7 +110,7 @@ def _differences(
     if not len(tokens):
         return np.empty(0), tolerance
     # TRL runs some losses' passes twice, once for its metrics: without gradients, both are seen here.
-    passes = captures or [SubsetHead.one(captures)]
+    passes = captures or [SubsetHead.one(captures)]  # which refuses none
     own = torch.stack([log_probabilities(capture) for capture in passes])
     of_tokens = (own - targets.full).abs().mean(-1).amax(0).double().cpu().numpy()
     return np.add.reduceat(of_tokens, np.cumsum([0, *tokens.counts[:-1]])) / tokens.counts, tolerance

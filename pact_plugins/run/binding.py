@@ -20,6 +20,7 @@ from pact_plugins.run.agreement import check_agreement
 from pact_plugins.run.before_and_after import Reporting
 from pact_plugins.run.cost import ModelSize, Overhead
 from pact_plugins.run.evidence import StartedFrom
+from pact_plugins.run.first_batches import first_batches
 from pact_plugins.run.host_loss import HostLoss, measure_host_loss
 from pact_plugins.run.model_card import add_safety
 from pact_plugins.run.preparation import Preparation, evidence_of, prepare, print_summary
@@ -41,6 +42,9 @@ logger = logging.getLogger(__name__)
 _ATTRIBUTE = "pact_binding"
 
 _WRAPPED = ("compute_loss", "training_step", "log", "create_model_card")
+
+_COUNTS = ("answer_tokens", "cache_hits", "anchor_tokens", "steps")
+"""What is summed up for the log; all else is a mean over one of these."""
 
 UNPROTECTED = "pact_unprotected_weights"
 """In the output folder of a run that trained to its end without constraining what it should have."""
@@ -123,9 +127,11 @@ class Binding:
             start = Start.of(trainer, self.config, self.ranks)
             self.preparation = prepare(start)
             objective, agreement = self.preparation.objective, None
-            self.host_loss = measure_host_loss(trainer, self._compute_loss, damps=self.config.damps, ranks=self.ranks)
-            if not resumed:
-                agreement = check_agreement(trainer, objective, self._compute_loss, start.documents, self.ranks)
+            own = self._compute_loss
+            with first_batches(trainer, self.ranks) as batches:
+                self.host_loss = measure_host_loss(trainer, own, batches, damps=self.config.damps, ranks=self.ranks)
+                if not resumed:
+                    agreement = check_agreement(trainer, objective, own, batches, start.documents)
             startup = time.perf_counter() - started
             about = {
                 "versions": versions(trainer),
@@ -260,7 +266,11 @@ class Binding:
         if apart:
             self._backward(self._anchored(objective, targets, items), items)
         with objective.watch(targets) as captured:
-            result = self._undamped_loss(targets, items is None, model, inputs, *args, **kw)
+            result = self._compute_loss(model, _undamped(inputs, targets), *args, **kw)
+        own, *outputs = result if return_outputs else (result,)
+        kept = targets.supervised - targets.damped
+        # Divided as if all labels were there.
+        own = own * (kept / targets.supervised if items is None else float(kept > 0))
         terms = objective.terms(captured, targets)
         counts = {"answer_tokens": terms.count, "cache_hits": targets.documents}
         self._recorder.add({"micro_batches": 1, "supervised_tokens": targets.supervised, **counts})
@@ -269,7 +279,6 @@ class Binding:
         safety = self.config.weight * terms.kl * scale
         if joins and not apart:
             safety = safety + self._anchored(objective, targets, items)
-        own, *outputs = result if return_outputs else (result,)
         loss = own + safety.to(own.device)
         self._of_host = (own / loss).detach()
         return (loss, *outputs) if return_outputs else loss
@@ -307,21 +316,6 @@ class Binding:
     def _processes(self) -> int:
         """Processes whose labels are counted together; gradients are averaged over them."""
         return self.trainer.accelerator.num_processes if self.trainer.args.average_tokens_across_devices else 1
-
-    def _undamped_loss(
-        self, targets: Targets, is_mean: bool, model: Any, inputs: dict[str, Any], *args: Any, **kw: Any
-    ) -> Any:
-        """What the trainer's own loss gives over the labels that are not damped, divided as if all were there."""
-        if not targets.damped:
-            return self._compute_loss(model, inputs, *args, **kw)
-        kept = targets.supervised - targets.damped
-        if kept:  # without any label left, some losses are 0 / 0
-            inputs = {**inputs, "labels": targets.labels}
-        result = self._compute_loss(model, inputs, *args, **kw)
-        share = kept / targets.supervised if is_mean else float(kept > 0)
-        if isinstance(result, tuple):
-            return result[0] * share, *result[1:]
-        return result * share
 
     def _anchored(self, objective: PactObjective, targets: Targets, items: Any) -> Tensor:
         """weight * `anchors.WEIGHT` * mean divergence of this step's anchors, once whatever the accumulation."""
@@ -361,8 +355,13 @@ class Binding:
         sums = self.trainer.accelerator.reduce(values, reduction="sum").tolist()
         self._sums = {}
         total = dict(zip(names, sums, strict=True))
-        steps = {"steps": total.pop("steps", 0.0)}
-        counts = {name: total.pop(name) for name in ("answer_tokens", "cache_hits", "anchor_tokens") if name in total}
+        counts = {name: total.pop(name) for name in _COUNTS if name in total}
         of = {"anchor_kl": "anchor_tokens", "loss": "steps"}
-        means = {n: value / max({**counts, **steps}[of.get(n, "answer_tokens")], 1.0) for n, value in total.items()}
+        means = {name: value / max(counts[of.get(name, "answer_tokens")], 1.0) for name, value in total.items()}
+        counts.pop("steps", None)  # the trainer logs them itself
         return {f"pact/{name}": value for name, value in {**means, **counts}.items()}
+
+
+def _undamped(inputs: dict[str, Any], targets: Targets) -> dict[str, Any]:
+    """The batch without the labels that are damped; as it is where none would be left: some losses are 0 / 0 then."""
+    return {**inputs, "labels": targets.labels} if 0 < targets.damped < targets.supervised else inputs

@@ -7,7 +7,7 @@ that is how damping works. Plain cross-entropy, label smoothing, DFT, EAFT, or w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from pact_plugins.chat.answers import IGNORE_INDEX
 from pact_plugins.errors import PactError
 from pact_plugins.model.ranks import ALONE, Ranks
-from pact_plugins.model.support import decoder_of, underlying
-from pact_plugins.run.first_batches import first_batches
+from pact_plugins.model.support import decoder_of, last_hidden, underlying
 
 ROUNDING = 1e-3
 """Largest accepted difference between two losses that should be one, relative to them."""
@@ -37,7 +36,14 @@ class HostLoss:
     per_item: bool = True
 
 
-def measure_host_loss(trainer: Any, compute_loss: Callable[..., Any], *, damps: bool, ranks: Ranks = ALONE) -> HostLoss:
+def measure_host_loss(
+    trainer: Any,
+    compute_loss: Callable[..., Any],
+    batches: Sequence[dict[str, Any]],
+    *,
+    damps: bool,
+    ranks: Ranks = ALONE,
+) -> HostLoss:
     """Four forward passes over one micro-batch.
 
     A loss that changes with `num_items_in_batch` is divided by it. One that hidden labels take a token out of does not
@@ -46,6 +52,7 @@ def measure_host_loss(trainer: Any, compute_loss: Callable[..., Any], *, damps: 
     Args:
         trainer: about to begin training.
         compute_loss: its own, without PACT.
+        batches: its first ones (`first_batches`).
         damps: whether labels will be hidden from the loss.
         ranks: of the run. Hosts gather their metrics: all have to take part.
 
@@ -59,17 +66,17 @@ def measure_host_loss(trainer: Any, compute_loss: Callable[..., Any], *, damps: 
             # A new dictionary: trainers take keys out of it.
             return float(compute_loss(model, {**inputs}, num_items_in_batch=torch.tensor(items, device=model.device)))
 
-    with first_batches(trainer, ranks) as batches:
-        inputs = next((b for b in batches if _places(b["labels"]).numel() > 1), None)
-        if not all(ranks.exchange(inputs is not None, "measuring the host's loss")) or inputs is None:
-            return HostLoss()
-        labels: Tensor = inputs["labels"]
-        count, hidden = _places(labels).numel(), _places(labels)[::2]
-        whole, halved = loss(inputs, count), loss(inputs, 2 * count)
-        inputs = {**inputs, "labels": labels.flatten().index_fill(0, hidden, IGNORE_INDEX).view_as(labels)}
-        without = loss(inputs, count)
-        with _turned_round(decoder_of(underlying(model)), hidden - 1):
-            turned = loss(inputs, count)
+    inputs = next((b for b in batches if _places(b["labels"]).numel() > 1), None)
+    if not all(ranks.exchange(inputs is not None, "measuring the host's loss")) or inputs is None:
+        return HostLoss()
+    labels: Tensor = inputs["labels"]
+    places = _places(labels)
+    count, hidden = places.numel(), places[::2]
+    whole, halved = loss(inputs, count), loss(inputs, 2 * count)
+    inputs = {**inputs, "labels": labels.flatten().index_fill(0, hidden, IGNORE_INDEX).view_as(labels)}
+    without = loss(inputs, count)
+    with _turned_round(decoder_of(underlying(model)), hidden - 1):
+        turned = loss(inputs, count)
     if damps and abs(turned - without) > ROUNDING * abs(without):
         raise PactError(
             expected="a loss of the tokens that have a label, since `pact.conflict: damp` takes the labels of harmful "
@@ -86,7 +93,7 @@ def _turned_round(decoder: nn.Module, places: Tensor) -> Generator[None]:
     """The last hidden states at `places` of the flat batch have the opposite sign within the block."""
 
     def turn(_module: nn.Module, _args: Any, output: Any) -> None:
-        hidden = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
+        hidden = last_hidden(output)
         rows = hidden.view(-1, hidden.shape[-1])
         rows[places] = -rows[places]
 

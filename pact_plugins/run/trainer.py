@@ -143,14 +143,18 @@ def training_of(trainer: Any) -> Training:
         quantised=getattr(trainer.model, "is_quantized", False),
         parallelism=next((kind for kind, on in cut.items() if on), ""),
         deepspeed=deepspeed is not None,
-        reentrant=bool(args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")),
+        reentrant=_reentrant(args),
         streams=trainer.train_dataset is not None and not hasattr(trainer.train_dataset, "__len__"),
     )
 
 
 def marks_once(trainer: Any) -> bool:
     """Whether a parameter may be used by one pass alone in each backward pass: DDP, beside re-entrant checkpointing."""
-    return training_of(trainer).reentrant and isinstance(trainer.model_wrapped, DistributedDataParallel)
+    return isinstance(trainer.model_wrapped, DistributedDataParallel) and _reentrant(trainer.args)
+
+
+def _reentrant(args: Any) -> bool:
+    return bool(args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"))
 
 
 def tokenizer_of(trainer: Any) -> Any:
