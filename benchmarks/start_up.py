@@ -103,12 +103,10 @@ class Clock:
 def watched(clock: Clock) -> Generator[None]:
     """A block in which the parts of a start are timed, and each batch of answers is written twice."""
     from pact_plugins.evaluation import engines
-    from pact_plugins.method import asking, safety_tokens
+    from pact_plugins.method import asking
     from pact_plugins.run.binding import Binding
 
     with ExitStack() as stack:
-        # A start takes as long whatever the answers say, and random weights decline nothing.
-        stack.enter_context(patch.object(safety_tokens, "LEAST_REFUSALS", 0.0))
         for place in (asking, engines):
             stack.enter_context(patch.object(place, "continuations", clock.beside(place.continuations)))
         for place, name in PARTS.items():
@@ -212,11 +210,16 @@ class Run:
 
 def measure(model: Path | None, rows: int, prompts: int, limit: int | None) -> Run:
     """Both starts of one model, which is asked `prompts` shipped prompts of each kind, and `limit` held-out ones."""
-    from pact_plugins.method import prompting
+    from pact_plugins.method import prompting, safety_tokens
 
     shipped, clock = prompting.shipped, Clock()
     pact: dict[str, Any] = {"eval": {"limit": limit}} if limit else {}
-    with tempfile.TemporaryDirectory() as name, patch.object(prompting, "shipped", lambda *w: shipped(*w)[:prompts]):
+    with (
+        tempfile.TemporaryDirectory() as name,
+        patch.object(prompting, "shipped", lambda *w: shipped(*w)[:prompts]),
+        # A start takes as long whatever the answers say, and random weights decline nothing.
+        patch.object(safety_tokens, "LEAST_REFUSALS", 0.0),
+    ):
         folder = Path(name)
         with watched(clock):
             seconds_to_first_step(model, folder, rows, pact)
