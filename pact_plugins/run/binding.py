@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pact_plugins.config import PactConfig
-from pact_plugins.errors import MissingReferenceError, PactError
-from pact_plugins.method.anchors import WEIGHT
-from pact_plugins.method.objective import PactObjective, Targets
+from pact_plugins.errors import PactError
 from pact_plugins.model.ranks import ALONE, Ranks
 from pact_plugins.run.agreement import check_agreement
 from pact_plugins.run.before_and_after import Reporting
 from pact_plugins.run.cost import ModelSize, Overhead
 from pact_plugins.run.evidence import StartedFrom
 from pact_plugins.run.first_batches import first_batches
-from pact_plugins.run.host_loss import HostLoss, measure_host_loss
+from pact_plugins.run.host_loss import measure_host_loss
+from pact_plugins.run.metrics import Metrics
 from pact_plugins.run.model_card import add_safety
 from pact_plugins.run.preparation import Preparation, evidence_of, prepare, print_summary
 from pact_plugins.run.recorder import Recorder
@@ -31,20 +29,17 @@ from pact_plugins.run.trainer import (
     check_trainer,
     expected_step,
     mark_trained,
-    marks_once,
     output_dir,
     probe_flop,
     versions,
 )
+from pact_plugins.run.training_loss import TrainingLoss
 
 logger = logging.getLogger(__name__)
 
 _ATTRIBUTE = "pact_binding"
 
 _WRAPPED = ("compute_loss", "training_step", "log", "create_model_card")
-
-_COUNTS = ("answer_tokens", "cache_hits", "anchor_tokens", "steps")
-"""What is summed up for the log; all else is a mean over one of these."""
 
 UNPROTECTED = "pact_unprotected_weights"
 """In the output folder of a run that trained to its end without constraining what it should have."""
@@ -75,15 +70,13 @@ class Binding:
         self.trainer, self.config = trainer, config
         self.preparation: Preparation | None = None
         self.recorder: Recorder | None = None
+        self.training_loss: TrainingLoss | None = None
         self.ranks = ALONE
         """The processes of the run, once it is being prepared."""
         self.noted: dict[str, float] = {}
         """Metrics of others that join PACT's own at the next log entry."""
-        self.host_loss = HostLoss()
         self._reporting: Reporting | None = None
-        self._sums: dict[str, Tensor | float] = {}
-        self._of_host: Tensor | None = None
-        """What the host's own loss is of the whole, in the last micro-batch."""
+        self._metrics = Metrics()
         self._compute_loss, self._training_step = trainer.compute_loss, trainer.training_step
         self._log, self._create_model_card = trainer.log, trainer.create_model_card
         self._hidden = {name: vars(trainer).get(name) for name in _WRAPPED}
@@ -112,7 +105,7 @@ class Binding:
         # Not where a trainer begins again after running out of memory: it keeps its model, trained.
         if head is not None and self.trainer.model_init is not None and head.model is not self._model:
             head.remove()
-            self.preparation, self._sums = None, {}
+            self.preparation, self.training_loss, self._metrics = None, None, Metrics()
             check_trainer(self.trainer, self.config)
         if self.preparation is None:
             self.ranks = Ranks.of_run(self.trainer.args.ddp_timeout)
@@ -129,7 +122,7 @@ class Binding:
             objective, agreement = self.preparation.objective, None
             own = self._compute_loss
             with first_batches(trainer, self.ranks) as batches:
-                self.host_loss = measure_host_loss(trainer, own, batches, damps=self.config.damps, ranks=self.ranks)
+                host = measure_host_loss(trainer, own, batches, damps=self.config.damps, ranks=self.ranks)
                 if not resumed:
                     agreement = check_agreement(trainer, objective, own, batches, start.documents)
             startup = time.perf_counter() - started
@@ -139,6 +132,7 @@ class Binding:
                 "agreement": asdict(agreement) if agreement else None,
             }
             self.recorder = Recorder(trainer, evidence_of(self.preparation, **about))
+            self.training_loss = TrainingLoss(trainer, own, objective, host, self.recorder, self._metrics)
             self._reporting = Reporting(trainer, self.preparation, start.evaluation, self.ranks)
             self._reporting.begin(resumed=resumed)
             if self.ranks.is_first:
@@ -241,127 +235,30 @@ class Binding:
         )
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kw: Any) -> Any:
-        """The trainer's own loss without damped tokens, plus weight * KL divided as that loss is, plus anchors.
-
-        The rest is handed on as it came: trainers of people's own take `**kwargs`, or name less than transformers does.
-        """
+        """The trainer's own loss in evaluation, and with PACT's terms while it trains (see `TrainingLoss`)."""
         if not (model.training and torch.is_grad_enabled()):
             return self._compute_loss(model, inputs, *args, **kw)
-        given = {**dict(zip(("return_outputs", "num_items_in_batch"), args, strict=False)), **kw}
-        return_outputs = given.get("return_outputs", False)
-        if self.preparation is None:
+        if self.training_loss is None:
             raise PactError(
                 expected="PACT to be prepared before the first training step",
                 got="a training step",
                 consequence="The run would train without PACT.",
                 remedy="Add the callback: `trainer.add_callback(PactCallback(trainer))`, then `trainer.train()`.",
             )
-        objective = self.preparation.objective
-        # Without a number of items, a loss is the mean over the labels of its micro-batch.
-        items = given.get("num_items_in_batch") if self.host_loss.per_item else None
-        # Before the trainer's own loss: trainers take keys out of the inputs.
-        targets = self._targets(objective, inputs)
-        joins = objective.anchors is not None and self.trainer.accelerator.sync_gradients
-        apart = joins and marks_once(self.trainer)
-        if apart:
-            self._backward(self._anchored(objective, targets, items), items)
-        with objective.watch(targets) as captured:
-            result = self._compute_loss(model, _undamped(inputs, targets), *args, **kw)
-        own, *outputs = result if return_outputs else (result,)
-        kept = targets.supervised - targets.damped
-        # Divided as if all labels were there.
-        own = own * (kept / targets.supervised if items is None else float(kept > 0))
-        terms = objective.terms(captured, targets)
-        counts = {"answer_tokens": terms.count, "cache_hits": targets.documents}
-        self._recorder.add({"micro_batches": 1, "supervised_tokens": targets.supervised, **counts})
-        self._add(counts, terms.statistics)
-        scale = 1 / targets.supervised if items is None else self._processes / items
-        safety = self.config.weight * terms.kl * scale
-        if joins and not apart:
-            safety = safety + self._anchored(objective, targets, items)
-        loss = own + safety.to(own.device)
-        self._of_host = (own / loss).detach()
-        return (loss, *outputs) if return_outputs else loss
+        return self.training_loss(model, inputs, *args, **kw)
 
     def training_step(self, *args: Any, **kw: Any) -> Any:
         """The trainer's own step, for whose logs it returns the host's loss alone.
 
         A perplexity, or a watchdog, is made of what is logged as `loss`, and curves are compared with those of other
-        runs. How the host scales its loss for its logs, it does alike to all parts.
+        runs.
         """
         whole = self._training_step(*args, **kw)
-        share, self._of_host = self._of_host, None
-        if share is None:
-            return whole
-        own = torch.where(whole == 0, whole, whole * share.to(whole.device))
-        self._add({"steps": int(self.trainer.accelerator.sync_gradients)}, {"loss": whole - own})
-        return own
+        return whole if self.training_loss is None else self.training_loss.own_part(whole)
 
     def log(self, logs: dict[str, float], *args: Any, **kw: Any) -> None:
         """Adds PACT's metrics to the trainer's own where it logs the training loss."""
-        if "loss" in logs and self._sums:
-            logs = {**logs, **self._metrics(), **self.noted}
+        if "loss" in logs and (metrics := self._metrics.take(self.trainer.accelerator)):
+            logs = {**logs, **metrics, **self.noted}
             self.noted = {}
         self._log(logs, *args, **kw)
-
-    def _targets(self, objective: PactObjective, inputs: dict[str, Any]) -> Targets:
-        try:
-            return objective.targets(inputs)
-        except PactError as error:
-            self._recorder.add({"cache_misses": isinstance(error, MissingReferenceError)})
-            self._recorder.fail(error)
-            raise
-
-    @property
-    def _processes(self) -> int:
-        """Processes whose labels are counted together; gradients are averaged over them."""
-        return self.trainer.accelerator.num_processes if self.trainer.args.average_tokens_across_devices else 1
-
-    def _anchored(self, objective: PactObjective, targets: Targets, items: Any) -> Tensor:
-        """weight * `anchors.WEIGHT` * mean divergence of this step's anchors, once whatever the accumulation."""
-        accelerator, anchors = self.trainer.accelerator, objective.anchors
-        assert anchors is not None, "it is asked before"
-        processes = accelerator.num_processes
-        turn = self.trainer.state.global_step * processes + accelerator.process_index
-        with accelerator.autocast():
-            terms = objective.anchor_terms(anchors, anchors.rows(turn), targets.full.device)
-        self._recorder.add({"anchor_tokens": terms.count})
-        self._add({"anchor_tokens": terms.count}, {"anchor_kl": terms.statistics["kl"]})
-        # Gradients are averaged over the processes: each divides by the mean of their tokens, so that the average is
-        # the mean over all tokens. Every process knows the others' turns.
-        first = turn - accelerator.process_index
-        tokens = sum(anchors.tokens(anchors.rows(other)) for other in range(first, first + processes)) / processes
-        # Of means over micro-batches, a step is the sum, which the trainer may divide by their number.
-        means = self.trainer.current_gradient_accumulation_steps if items is None else 1
-        return self.config.weight * terms.kl * (WEIGHT * means / tokens)
-
-    def _backward(self, loss: Tensor, items: Any) -> None:
-        """A backward pass of its own, before that of the step: DDP adds it to what the processes share afterwards."""
-        trainer = self.trainer
-        scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
-        if scaled is None:
-            scaled = (trainer.model_accepts_loss_kwargs and items is not None) or trainer.compute_loss_func is not None
-        trainer.accelerator.backward(loss if scaled else loss / trainer.current_gradient_accumulation_steps)
-
-    def _add(self, counts: dict[str, int], statistics: dict[str, Tensor]) -> None:
-        """Adds to the sums of the next log entry, without waiting for the device."""
-        for name, value in {**counts, **statistics}.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-
-    def _metrics(self) -> dict[str, float]:
-        names = sorted(self._sums)
-        device = self.trainer.accelerator.device
-        values = torch.stack([torch.as_tensor(self._sums[n], dtype=torch.float32, device=device) for n in names])
-        sums = self.trainer.accelerator.reduce(values, reduction="sum").tolist()
-        self._sums = {}
-        total = dict(zip(names, sums, strict=True))
-        counts = {name: total.pop(name) for name in _COUNTS if name in total}
-        of = {"anchor_kl": "anchor_tokens", "loss": "steps"}
-        means = {name: value / max(counts[of.get(name, "answer_tokens")], 1.0) for name, value in total.items()}
-        counts.pop("steps", None)  # the trainer logs them itself
-        return {f"pact/{name}": value for name, value in {**means, **counts}.items()}
-
-
-def _undamped(inputs: dict[str, Any], targets: Targets) -> dict[str, Any]:
-    """The batch without the labels that are damped; as it is where none would be left: some losses are 0 / 0 then."""
-    return {**inputs, "labels": targets.labels} if 0 < targets.damped < targets.supervised else inputs

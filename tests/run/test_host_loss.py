@@ -99,7 +99,8 @@ def test_the_term_and_damping_beside_any_loss(name: str, tmp_path: Path) -> None
     callback = _prepared(tmp_path, settings, change)
     trainer, model = callback.trainer, callback.trainer.model
     assert callback.binding is not None
-    assert callback.binding.host_loss == HostLoss(per_item)
+    assert callback.binding.training_loss is not None
+    assert callback.binding.training_loss.host == HostLoss(per_item)
     items, damped = 500, list[int]()
     for batch in trainer.get_train_dataloader():
         labels = int((batch["labels"][:, 1:] != -100).sum())
@@ -164,4 +165,5 @@ def test_what_is_added_to_a_loss_beside_tokens_is_no_reason_to_refuse(tmp_path: 
 
     callback = _prepared(tmp_path, {}, regularised)
     assert callback.binding is not None
-    assert callback.binding.host_loss.per_item
+    assert callback.binding.training_loss is not None
+    assert callback.binding.training_loss.host.per_item
