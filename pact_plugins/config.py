@@ -6,7 +6,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import (
     AfterValidator,
@@ -26,6 +26,34 @@ Objective = Literal["paper", "confidence"]
 Conflict = Literal["damp", "keep"]
 Language = Literal["en", "ar", "de", "es", "fr", "hi", "it", "ja", "pt", "ru", "zh"]
 Prefix = Literal["header", "bos", "bos+system"]
+
+
+class Defaults(NamedTuple):
+    """What an objective has where a run says nothing, and what it works on.
+
+    Attributes:
+        conflict, anchors: keys of the block `pact`.
+        gated: whether the gate is on.
+        prefixes: what the reference without the prompt may keep before an answer, its default first.
+        has_temperature: whether `temperature` means anything to it.
+        absolute: whether it compares log-probabilities under the whole vocabulary; logits of the safety tokens will do
+            otherwise.
+    """
+
+    conflict: Conflict
+    anchors: int
+    gated: bool
+    prefixes: tuple[Prefix, ...]
+    has_temperature: bool
+    absolute: bool
+
+
+OBJECTIVES: dict[Objective, Defaults] = {
+    "paper": Defaults("keep", 0, gated=True, prefixes=("header",), has_temperature=True, absolute=False),
+    "confidence": Defaults(
+        "damp", 4, gated=False, prefixes=("bos", "header", "bos+system"), has_temperature=False, absolute=True
+    ),
+}
 
 NEGLIGIBLE_GATE = 1e-4
 """A gate below this moves the mixture of the two references by less than their storage does: a log-probability between
@@ -265,7 +293,7 @@ class PactConfig(_Block):
         """Refuses settings that were written down and would have no effect."""
         own_tokens = self.safety_tokens != "auto"
         idle = {
-            "temperature": (self.objective == "confidence", "`objective: confidence` has no temperature"),
+            "temperature": (not self.defaults.has_temperature, f"`objective: {self.objective}` has no temperature"),
             "conflict_threshold": (not self.damps, "nothing is damped (`conflict: keep`)"),
             "top_k": (own_tokens, "`safety_tokens` names the tokens"),
         }
@@ -275,41 +303,38 @@ class PactConfig(_Block):
         return self
 
     @model_validator(mode="after")
-    def _paper_has_the_header_alone(self) -> PactConfig:
+    def _the_objective_knows_the_prefix(self) -> PactConfig:
         prefix = self.gate.prefix if isinstance(self.gate, GateConfig) else None
-        if self.objective == "paper" and prefix not in (None, "header"):
+        if prefix is not None and prefix not in self.defaults.prefixes:
+            known = ", ".join(f"`{p}`" for p in self.defaults.prefixes)
             raise ValueError(
-                f"no `gate.prefix: {prefix}` under `objective: paper`, whose reference without the prompt keeps the "
-                "header alone. Remove it, or use `objective: confidence`"
+                f"no `gate.prefix: {prefix}` under `objective: {self.objective}`, whose reference without the prompt "
+                f"keeps {known}. Remove it, or use another objective"
             )
         return self
 
     @property
-    def damps(self) -> bool:
-        """Whether conflicting answers are damped (`conflict`, with its default resolved)."""
-        return (self.conflict or ("damp" if self.objective == "confidence" else "keep")) == "damp"
+    def defaults(self) -> Defaults:
+        """Those of the objective."""
+        return OBJECTIVES[self.objective]
 
     @property
-    def normalises(self) -> bool:
-        """Whether the log-normaliser of training rows is needed, for absolute probabilities or their cross-entropy."""
-        return self.objective == "confidence" or self.damps
+    def damps(self) -> bool:
+        """Whether conflicting answers are damped (`conflict`, with its default resolved)."""
+        return (self.conflict or self.defaults.conflict) == "damp"
 
     @property
     def anchors_per_step(self) -> int:
         """Anchor rows of each optimiser step (`anchors`, with its default resolved)."""
-        if self.anchors is None:
-            return 4 if self.objective == "confidence" else 0
-        return self.anchors
+        return self.defaults.anchors if self.anchors is None else self.anchors
 
     @property
     def active_gate(self) -> GateConfig | None:
         """The gate's settings, or None when it is off (`gate`, with its default resolved)."""
-        on = self.objective == "paper" if self.gate is None else bool(self.gate)
-        if not on:
+        if not (self.defaults.gated if self.gate is None else self.gate):
             return None
         gate = self.gate if isinstance(self.gate, GateConfig) else GateConfig()
-        default = "header" if self.objective == "paper" else "bos"
-        return gate.model_copy(update={"prefix": gate.prefix or default})
+        return gate.model_copy(update={"prefix": gate.prefix or self.defaults.prefixes[0]})
 
     @property
     def gate_reach(self) -> int:

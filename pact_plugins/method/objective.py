@@ -150,7 +150,7 @@ class PactObjective:
         request = Request(
             flat=to_device(flat, device),
             label=to_device(tokens.label, device),
-            normalise=self.config.objective == "confidence",
+            normalise=self.config.defaults.absolute,
             unlabelled=to_device(damped, device) if len(damped) else None,
         )
         if len(damped):

@@ -132,7 +132,7 @@ def _build_time(
 
 def _log_normaliser(trainer: Any, config: PactConfig, head: SubsetHead, chat: ChatFormat) -> LogNormaliser:
     """Where the log-normaliser comes from, seen in one forward pass of the trainer's own loss on its first batch."""
-    if not config.normalises:
+    if not config.defaults.absolute:
         return "not needed"
     inputs = trainer._prepare_inputs(next(iter(trainer.callback_handler.train_dataloader)))
     device = inputs["input_ids"].device

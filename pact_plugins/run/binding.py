@@ -230,7 +230,7 @@ class Binding:
             step,
             size,
             len(objective.tokens.ids),
-            log_normaliser=self.config.normalises,
+            log_normaliser=self.config.defaults.absolute,
             probe_flop=probe_flop(self.trainer, size, preparation.probe),
         )
 
