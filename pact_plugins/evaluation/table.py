@@ -17,18 +17,20 @@ from pact_plugins.evaluation.run import Evaluation
 
 
 def show(evaluation: Evaluation, console: Console | None = None) -> None:
-    """Prints rates with their 95% intervals, the judges' agreement, and the warnings."""
+    """Prints rates with their 95% intervals and the errors of their judges, the judges' agreement, and the warnings."""
     console = console or Console()
     paired = evaluation.against is not None
     title = _name(evaluation.model)
     if evaluation.against is not None:
         title = f"{_name(evaluation.against)} (before), {title} (after)"
     console.print(title, highlight=False, markup=False)
-    for (name, kind), lines in groupby(evaluation.measurements, key=lambda m: (m.prompt_set, m.kind)):
-        console.print(_table(name, kind, list(lines), paired))
-    for judge in evaluation.judges:
-        if (record := record_of(judge)) is not None:
-            console.print(f"{judge} {record}, on models left out of its training", highlight=False, markup=False)
+    for (name, kind), group in groupby(evaluation.measurements, key=lambda m: (m.prompt_set, m.kind)):
+        lines = list(group)
+        console.print(_table(name, kind, lines, paired))
+        # Below each table: with a column of its own, before and after would no longer fit 80 characters.
+        for judge in dict.fromkeys(m.judge for m in lines):
+            if (record := record_of(judge)) is not None:
+                console.print(f"{judge} {record}, on models left out of its training", highlight=False, markup=False)
     for a in evaluation.agreements:
         kappa = "undefined, both judges say one thing of all answers" if a.kappa is None else f"{a.kappa:.2f}"
         whose = f", {'before' if a.run == 'against' else 'after'}" if paired else ""
