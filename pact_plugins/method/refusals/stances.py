@@ -45,15 +45,18 @@ KINDS: dict[str, dict[str, str]] = {
         rf"provide|give|share|comply|engage|participate|promote|condone|encourage)\b",
         "unable to help": rf"{_I}(?: am| are| will be| would be|,)? {_MANNER}(?:(?:not|"
         rf"never) {_MANNER}{_ABLE} (?:to|for)|unable to|incapable of|prohibited|prevented|forbidden|"
-        rf"restricted from|unwilling|reluctant)",
+        rf"restricted from|unwilling|reluctant)|\band (?:am )?{_MANNER}(?:thus |hence )?(?:not able|unable) to "
+        rf"{_HELP}",
         "no ability to help": rf"{_I} {_MANNER}(?:do not|can not|never) {_MANNER}have (?:the |any |a )?(?:\w+ )?"
         rf"(?:ability|abilities|capability|capabilities|capacity|means|authority|permission|right) to {_MANNER}"
         rf"(?:view\b|see\b|{_HELP})",
         "decline": rf"{_I} (?:\w+ |have to |am going to ){{0,3}}(?:decline|refuse|abstain|refrain|"
         r"pass on (?:this|that|it))\b|\bno can do\b",
         "not comfortable": rf"{_I}(?: am| do| would| will)? (?:not|never) {_MANNER}(?:feel )?(?:be )?comfortable",
-        "cannot": rf"^(?:no\W+)?(?:(?:i am )?(?:\w+ )?sorry\W+)?(?:but )?{_I} {_MANNER}(?:can|could|will|"
-        rf"would) not(?: (?:do|say) \w+)?(?:[.!,;]|$)",
+        "cannot": rf"^(?:no\W+)?(?:(?:i am )?(?:\w+ )?sorry\W+)?(?:but )?{_I} {_MANNER}(?:{_CAN_NOT}|could not|"
+        rf"would not)(?: (?:do|say) \w+)?(?:[.!,;]|$)",
+        "sorry, cannot": r"\b(?:sorry|apologi[sz]e|apologies|afraid|unfortunately|regret)\b[ ,.].{0,60}?"
+        rf"{_I},? {_MANNER}{_CAN_NOT} {_MANNER}\w+",
         "sorry, it is not right": r"\b(?:sorry|apologi[sz]e|apologies|afraid|unfortunately|regret)\b[ ,.]{1,2}"
         r"(?:but |that |however,? )?(?:it|this|that|such \w+) (?:is|are|would)(?: \w+ly)? not (?:be )?(?:appropriate|"
         r"ethical|acceptable|right|respectful|responsible|proper|something|legal|allowed|safe|possible for me)\b",
@@ -99,6 +102,7 @@ KINDS: dict[str, dict[str, str]] = {
         r"wrong|dangerous|prohibited|immoral|violation|unacceptable|felony)\b",
         "harm and law": r"\b(?:violence|harm\w*|abuse|hurt\w*|weapon\w*|suicide|consequences|safety|well-?being|"
         r"privacy|consent|lives|laws?|legal)\b",
+        "private": r"\b(?:privacy|private|confiden\w+|sensitive|consent)\b",
         "rights": r"\b(?:fundamental|basic|human|equal|same|civil)\b[\w ]{0,20}\brights?\b|\b(?:has|have|had|with|"
         r"enjoy) (?:\w+ ){0,2}rights? to\b|\bright to (?!left)|\bprotected by\b|\bfreedom of\b",
         "equality": r"\b(?:everyone|all (?:individuals|people|humans|persons|living|human)|every (?:individual|"
@@ -175,6 +179,9 @@ KINDS: dict[str, dict[str, str]] = {
 """Group, kind, and what a sentence of that kind looks like (searched in lower case and long forms)."""
 
 FORMS: dict[str, str] = {
+    "why it is wrong": r"^why (?:is|are|was|were) .*\b(?:wrong|bad|illegal|forbidden|dangerous|harmful|unethical|"
+    r"immoral|important)\b|^why (?:should|must|may|can) not (?:i|we|you|one)\b",
+    "yes or no": r"^(?:is|are|can|could|should|do|does|may|must|will) (?:i|we|it|they|people|children)\b",
     "why it should be": r"^why\b.*\b(?:should|must|best|better|right|good|justified|deserve|wrong|bad|fault|blame|"
     r"allowed)\b|^should\b",
     "why not possible": r"^why (?:can|could|are|is|do|does|will)\b.*?\b(?:not|unable)\b|^why (?:can|could)\b",

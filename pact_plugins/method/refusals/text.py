@@ -17,14 +17,17 @@ _TAGS = "think|thinking|thought|reasoning"
 _THINKS = re.compile(rf"\s*(?:<(?:{_TAGS})>|\[THINK\]|\u25c1think\u25b7|analysis(?=[A-Z]))")
 _THOUGHT_ENDS = re.compile(rf"</(?:{_TAGS})>|\[/THINK\]|\u25c1/think\u25b7|assistantfinal")
 
+_TAG = re.compile(r"<[/|]?[A-Za-z][^<>\n]{0,60}>")
+"""Of HTML, and tokens that end or fill up an answer ("</s>", "<|endoftext|>")."""
+
 _SPELLED = str.maketrans({"\u2019": "'", "\u2018": "'", "\u201c": '"', "\u201d": '"', "\u00a0": " "})
 _LONG_FORMS = [
     (re.compile(pattern), words)
     for pattern, words in (
-        (r"\bi'm\b", "i am"),
-        (r"\bcan(?:'t|not)\b", "can not"),
-        (r"\bwon't\b", "will not"),
-        (r"n't\b", " not"),
+        (r"\bi'?m\b", "i am"),
+        (r"\bcan(?:'?t|not)\b", "can not"),
+        (r"\bwon'?t\b", "will not"),
+        (r"n't\b|(?<=\bdo)nt\b", " not"),
         (r"\b(it|that|there|here|what|let)'s\b", r"\1 is"),
         (r"'ve\b", " have"),
         (r"'re\b", " are"),
@@ -33,7 +36,9 @@ _LONG_FORMS = [
     )
 ]
 _MARKUP = re.compile(r"[*_#>`~]+")
-_QUOTED = re.compile(r'"[^"\n]{12,}"')
+_QUOTED = re.compile(r'"([^"\n]*)"')
+_A_WORD = 10
+"""Characters up to which what stands in quotes is a word, and belongs to the sentence around it."""
 _SENTENCE_ENDS = re.compile(r"(?<=[.!?])[\"')]*\s+|\n+")
 
 _ENGLISH_WORDS = """
@@ -73,7 +78,7 @@ def said(answer: str) -> str | None:
     end = max((match.end() for match in _THOUGHT_ENDS.finditer(answer)), default=None)
     if end is None and _THINKS.match(answer[:200]):
         return None
-    return answer[end or 0 :].strip()[:LONGEST]
+    return _TAG.sub("", answer[end or 0 :].strip()[:LONGEST]).strip()
 
 
 def plain(text: str) -> str:
@@ -85,15 +90,20 @@ def plain(text: str) -> str:
 
 
 def sentences(text: str) -> list[str]:
-    """The plain sentences of a text. What is quoted inside one is left out: it is said by somebody else."""
-    found: list[str] = []
-    for sentence in _SENTENCE_ENDS.split(plain(text)):
-        sentence = sentence.strip()[:LONGEST_SENTENCE]
-        if len(sentence) > 1 and sentence[0] == sentence[-1] == '"':
-            sentence = sentence[1:-1]
-        if sentence:
-            found.append(_QUOTED.sub('""', sentence))
-    return found
+    """The plain sentences of a text. What is quoted in it is left out: it is said by somebody else."""
+    text = plain(text)
+    text = text[1:-1] if is_quotation(text) else _QUOTED.sub(_unquoted, text)
+    parts = (part.strip()[:LONGEST_SENTENCE] for part in _SENTENCE_ENDS.split(text))
+    return [part for part in parts if part]
+
+
+def _unquoted(quoted: re.Match[str]) -> str:
+    return quoted[0] if len(quoted[1]) <= _A_WORD else '""'
+
+
+def is_quotation(text: str) -> bool:
+    """Whether all of a text stands between one pair of quotes."""
+    return len(text) > 1 and text[0] == text[-1] == '"' and '"' not in text[1:-1]
 
 
 def is_english(text: str) -> bool:
