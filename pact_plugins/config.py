@@ -167,6 +167,9 @@ class ProbeConfig(_Block):
     )
 
 
+SPLIT = "split"
+"""What `pact.eval.task` is where the run's own eval split is asked."""
+
 DEFAULT_JUDGES = ("stance",)
 """Judges of an evaluation that names none."""
 
@@ -179,7 +182,10 @@ class EvalConfig(_Block):
     )
     judges: tuple[str, ...] = Field(default=DEFAULT_JUDGES, min_length=1, description="As `pact eval --judge` has it.")
     judge_prompt: Where | None = Field(default=None, description="Rubric of served judges, as `--judge-prompt` has it.")
-    task: Name | None = Field(default=None, description="Your own task, asked besides: rows that `FILE:task` reads.")
+    task: Name | None = Field(
+        default=None,
+        description="Your own task, asked besides: rows that `FILE:task` reads, or `split`, the run's own eval split.",
+    )
     scorer: str = Field(default="exact", description="Of tasks, as `pact eval --scorer` has it.")
     system: str | None = Field(default=None, description="A system prompt, for prompts that have none of their own.")
     limit: int | None = Field(default=None, ge=1, description="Prompts of each set, at most: a sample of them.")

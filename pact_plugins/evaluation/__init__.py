@@ -15,6 +15,7 @@ __all__ = [
     "run",
     "sample",
     "scorers",
+    "split",
     "statistics",
     "table",
 ]

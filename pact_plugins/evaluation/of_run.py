@@ -10,13 +10,14 @@ from typing import Any, NoReturn
 from torch import nn
 
 from pact_plugins.chat.fingerprints import digest
-from pact_plugins.config import EvalConfig
+from pact_plugins.config import SPLIT, EvalConfig
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation import scorers
 from pact_plugins.evaluation.engines import EachStep, Engine, Generation, transformers_engine
 from pact_plugins.evaluation.generation import Answer, Speaker, first_speaker, generate
 from pact_plugins.evaluation.judges import Serving
 from pact_plugins.evaluation.measure import Run
+from pact_plugins.evaluation.prompts import PromptSet
 from pact_plugins.evaluation.run import Evaluation, conclude, loaded, prompt_sets_of, try_out
 from pact_plugins.model.forward import precision
 from pact_plugins.model.ranks import ALONE, Ranks
@@ -29,9 +30,10 @@ _WHAT = "asking the model"
 
 
 def descriptions(config: EvalConfig) -> list[str]:
-    """What is asked, as `prompts.load` reads it."""
-    task = [] if config.task is None else [f"{config.task}:task" if ":task" not in config.task else config.task]
-    return [*config.prompts, *task]
+    """What is asked, as `prompts.load` reads it; not the run's own eval split."""
+    if config.task in (None, SPLIT):
+        return [*config.prompts]
+    return [*config.prompts, config.task if ":task" in config.task else f"{config.task}:task"]
 
 
 class RunEvaluation:
@@ -46,17 +48,25 @@ class RunEvaluation:
         kept_in: folder in which the answers of the model before its first step are kept for other runs that begin with
             it.
         ranks: the processes of the run, of which the first one judges and writes.
+        split: prompts of the run's own eval split, asked besides.
 
     Raises:
         PactError: a prompt set, judge or scorer cannot be used.
     """
 
     def __init__(
-        self, config: EvalConfig, output_dir: Path, tokenizer: Any, kept_in: Path, ranks: Ranks = ALONE
+        self,
+        config: EvalConfig,
+        output_dir: Path,
+        tokenizer: Any,
+        kept_in: Path,
+        ranks: Ranks = ALONE,
+        split: Sequence[PromptSet] = (),
     ) -> None:
         self.ranks, self.kept_in = ranks, kept_in
-        self.sets = prompt_sets_of(descriptions(config), config.limit, config.system)
+        self.sets = [*prompt_sets_of(descriptions(config), config.limit, config.system), *split]
         self.scorer = scorers.load(config.scorer)
+        scorers.check(self.scorer, [p for s in self.sets for p in s.prompts])
         self.generation = Generation(config.max_new_tokens)
         self.output_dir, self.folder, self.tokenizer = output_dir, output_dir / FOLDER, tokenizer
         serving = Serving(prompt=config.judge_prompt)

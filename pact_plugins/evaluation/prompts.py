@@ -34,12 +34,14 @@ class Prompt:
         text: what the last user turn says.
         expected: the right answer, of a task alone.
         before: the turns before it: a system prompt, a conversation.
+        ids: token ids of all that was asked, where it is rendered already.
     """
 
     id: str
     text: str
     expected: str | None = None
     before: tuple[Turn, ...] = ()
+    ids: tuple[int, ...] = ()
 
     @property
     def conversation(self) -> str:

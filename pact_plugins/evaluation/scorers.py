@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from difflib import get_close_matches
 from numbers import Real
 
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation.judges import user_function
+from pact_plugins.evaluation.prompts import Prompt
 from pact_plugins.method.refusals.text import said
 
 Scorer = Callable[[str, str, str], object]
@@ -66,9 +67,10 @@ SCORERS: dict[str, Scorer] = {"exact": exact, "normalised": normalised, "last-nu
 def load(description: str) -> Scorer:
     """The scorer that `description` names.
 
-    One of `SCORERS`; `regex:PATTERN`, whose first group (the whole match without one) in the response must be the
-    expected answer; or `MODULE:FUNCTION` of prompt, response and expected answer. What a model thinks in tags before
-    its answer is left out, but for a function, which gets the whole response.
+    One of `SCORERS`; `regex:PATTERN`, whose first group (the whole match without one) in the response must be that in
+    the expected answer, or the expected answer where nothing in it matches; or `MODULE:FUNCTION` of prompt, response and
+    expected answer. What a model thinks in tags before its answer is left out, but for a function, which gets the whole
+    response.
 
     Raises:
         PactError: there is no such scorer, the pattern is none, or the function cannot be imported.
@@ -109,6 +111,28 @@ def score(scorer: Scorer, prompt: str, response: str, expected: str) -> float:
     return float(found)
 
 
+def check(scorer: Scorer, prompts: Sequence[Prompt]) -> None:
+    """Scores expected answers as if they were responses: what fails is noticed before a model is asked.
+
+    Raises:
+        PactError: one cannot be scored.
+    """
+    for p in prompts:
+        if p.expected is None:
+            continue
+        try:
+            score(scorer, p.text, p.expected, p.expected)
+        except PactError:
+            raise
+        except Exception as error:  # a user's function may raise anything
+            raise PactError(
+                expected="a scorer that takes a prompt, a response and the expected answer",
+                got=f"{type(error).__name__}: {error}, for the expected answer {p.expected[:80]!r} as the response",
+                consequence="No answer to the task could be scored.",
+                remedy="Correct the function.",
+            ) from error
+
+
 def _of_what_is_said(scorer: Scorer) -> Scorer:
     return lambda prompt, response, expected: scorer(prompt, said(response) or "", expected)
 
@@ -124,9 +148,13 @@ def _by_pattern(pattern: str) -> Scorer:
             remedy=r"Correct it, for example `regex:Answer: (\w+)`.",
         ) from error
 
+    def found(text: str) -> str | None:
+        match = compiled.search(text)
+        return None if match is None else ((match[1] if compiled.groups else match[0]) or "").strip()
+
     def scorer(_prompt: str, response: str, expected: str) -> bool:
-        match = compiled.search(response)
-        return match is not None and (match[1] if compiled.groups else match[0] or "").strip() == expected.strip()
+        wanted = found(expected)
+        return found(response) == (expected.strip() if wanted is None else wanted)
 
     return scorer
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pact_plugins.config import PactConfig
+from pact_plugins.config import SPLIT, EvalConfig, PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.preflight import questions, rules
 from pact_plugins.preflight.remarks import remarks
@@ -114,6 +114,7 @@ def _checked(path: Path, settings: dict[str, Any], host: Host, errors: list[Find
             *rules.folders(run),
             *rules.empty(run),
             *questions.unaskable(run),
+            *questions.no_eval_split(run),
             *rules.template(run),
             *rules.tokens(run),
             *rules.resumed(run),
@@ -131,6 +132,10 @@ def _config(settings: Mapping[str, Any], path: Path, host: Host) -> PactConfig |
             remedy="Add `pact: true`, a block of settings, or `pact: false` for an explicit off.",
         )
     return PactConfig.parse(settings["pact"])
+
+
+def _task(evaluation: EvalConfig) -> list[str]:
+    return ["its own eval split"] if evaluation.task == SPLIT else [evaluation.task] if evaluation.task else []
 
 
 def _will(run: Run) -> dict[str, str]:
@@ -156,7 +161,7 @@ def _will(run: Run) -> dict[str, str]:
         "anchors": f"{config.anchors_per_step} rows beside each step" if config.anchors_per_step else "off",
         "gate": "on" if config.active_gate else "off",
         "safety tokens": tokens,
-        "questions": f"{', '.join([*evaluation.prompts, *filter(None, [evaluation.task])])}, before and after"
+        "questions": f"{', '.join([*evaluation.prompts, *_task(evaluation)])}, before and after"
         if evaluation
         else "none",
         "probe": f"every {probe.every:,} steps" if probe else "off",

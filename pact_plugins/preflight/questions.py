@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from pact_plugins.config import SPLIT
 from pact_plugins.errors import PactError
-from pact_plugins.evaluation import prompts
+from pact_plugins.evaluation import prompts, split
 from pact_plugins.evaluation.of_run import descriptions
 from pact_plugins.evaluation.prompts import PromptSet
 from pact_plugins.preflight.rules import Finding, Run
@@ -16,6 +17,19 @@ from pact_plugins.run.report.verdict import least_prompts
 def unaskable(run: Run) -> Iterator[Finding]:
     """Files of which no prompt set can be made, which would stop the run."""
     yield from (found for found in _read(run) if isinstance(found, Finding))
+
+
+def no_eval_split(run: Run) -> Iterator[Finding]:
+    """A file that keeps no rows for the eval split that is to be asked."""
+    asked = run.config.active_eval if run.config else None
+    if asked is None or asked.task != SPLIT:
+        return
+    key = "eval_strategy" if run.host == "trl" else "val_set_size"
+    kept = run.settings.get(key)
+    if run.host == "axolotl":
+        kept = kept or run.settings.get("test_datasets")
+    if not kept or kept == "no":
+        yield Finding("pact.eval.task", split.no_split(f"no `{key}`" + " and no `test_datasets`" * (run.host != "trl")))
 
 
 def too_few(run: Run) -> Iterator[Finding]:

@@ -18,10 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 from pact_plugins import __version__
 from pact_plugins.chat.answers import NO_TEXT, Document, split_documents
 from pact_plugins.chat.dataset import read_documents
-from pact_plugins.chat.format import check_tokenizer
-from pact_plugins.config import PactConfig
+from pact_plugins.chat.format import ChatFormat, check_tokenizer
+from pact_plugins.config import SPLIT, PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation.of_run import RunEvaluation
+from pact_plugins.evaluation.prompts import PromptSet
+from pact_plugins.evaluation.split import no_split, prompts_of
 from pact_plugins.method.refusal_probe import Probe
 from pact_plugins.model.ranks import ALONE, Ranks
 from pact_plugins.model.sharding import is_cut, is_sharded
@@ -101,7 +103,31 @@ def _evaluation(trainer: Any, tokenizer: Any, config: PactConfig, ranks: Ranks) 
     if getattr(tokenizer, "chat_template", None) is None:
         logger.warning("PACT: without a chat template the model is not asked, and the report shows no behaviour.")
         return None
-    return RunEvaluation(config.active_eval, output_dir(trainer), tokenizer, config.cache_folder, ranks)
+    asked, split = config.active_eval, list[PromptSet]()
+    if asked.task == SPLIT:
+        split = _eval_split(trainer, tokenizer, asked.limit)
+    return RunEvaluation(asked, output_dir(trainer), tokenizer, config.cache_folder, ranks, split)
+
+
+def _eval_split(trainer: Any, tokenizer: Any, limit: int | None) -> list[PromptSet]:
+    """The rows of the trainer's eval split as a task, of several splits each as one.
+
+    Raises:
+        PactError: there is none, it streams, or none of its rows can be asked.
+    """
+    given = trainer.eval_dataset
+    splits: dict[str, Any] = dict(given) if isinstance(given, dict) else {} if given is None else {"": given}
+    if not splits or not all(hasattr(split, "__len__") for split in splits.values()):
+        raise no_split("a split that streams" if splits else "a trainer without one")
+    chat = ChatFormat.from_tokenizer(tokenizer, template=getattr(trainer, "chat_template", None))
+    found: list[PromptSet] = []
+    for name, split in splits.items():
+        documents = list(documents_of(trainer, split))
+        asked, left_out = prompts_of(documents, chat, tokenizer, f"eval split {name}".strip(), limit)
+        for why, count in left_out.items():
+            logger.warning("PACT: of the %s, %s rows are not asked: %s.", asked.name, f"{count:,}", why)
+        found.append(asked)
+    return found
 
 
 def check_trainer(trainer: Any, config: PactConfig) -> None:
@@ -215,12 +241,16 @@ def about_training(trainer: Any) -> dict[str, Any]:
 
 
 def training_documents(trainer: Any) -> Iterator[Document]:
-    """Every sequence of the training set, as the trainer's batches will hold it; its `row` is that of the set.
+    """Those of the training set (`documents_of`)."""
+    return documents_of(trainer, trainer.train_dataset)
+
+
+def documents_of(trainer: Any, dataset: Any) -> Iterator[Document]:
+    """Every sequence of a data set, as the trainer's batches will hold it; its `row` is that of the set.
 
     Raises:
         PactError: rows are others each time that they are read, or cannot be read.
     """
-    dataset = trainer.train_dataset
     columns: set[str] = set(getattr(dataset, "column_names", None) or ())
     # Rows that hold their labels need no collator of a host's, unless they are packed: then it decides whether
     # boundaries count. One of somebody's own may change anything.
@@ -234,8 +264,8 @@ def training_documents(trainer: Any) -> Iterator[Document]:
         return
     # One row at a time, so that no collator option (shuffling, dropping the last batch) can leave one out.
     for i in range(len(dataset)):
-        documents = _documents_of_row(trainer, i)
-        if i < _READ_TWICE and [d.key for d in documents] != [d.key for d in _documents_of_row(trainer, i)]:
+        documents = _documents_of_row(trainer, dataset, i)
+        if i < _READ_TWICE and [d.key for d in documents] != [d.key for d in _documents_of_row(trainer, dataset, i)]:
             raise PactError(
                 expected="rows that are the same each time that the trainer reads them",
                 got=f"a data set or data collator that gives row {i} differently the second time",
@@ -255,11 +285,11 @@ def _collated(trainer: Any, columns: set[str]) -> set[str]:
     return columns.intersection(_collatable(trainer, dict.fromkeys(columns))) - ignored
 
 
-def _documents_of_row(trainer: Any, row: int) -> list[Document]:
-    batch: Mapping[str, Any] = trainer.data_collator([_collatable(trainer, trainer.train_dataset[row])])
+def _documents_of_row(trainer: Any, dataset: Any, row: int) -> list[Document]:
+    batch: Mapping[str, Any] = trainer.data_collator([_collatable(trainer, dataset[row])])
     if seen := [name for name in batch if NO_TEXT.search(name)]:
         raise PactError(
-            expected="a training set of text alone",
+            expected="a data set of text alone",
             got=f"`{seen[0]}` in the batch of row {row}",
             consequence="The reference would be computed without what its answers are about.",
             remedy="Leave images and sounds out, or train without PACT.",

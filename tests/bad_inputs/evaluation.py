@@ -9,8 +9,10 @@ from typing import Any
 
 import peft
 import transformers
+from datasets import Dataset
 
 from pact_plugins.config import EvalConfig
+from pact_plugins.evaluation import scorers
 from pact_plugins.evaluation.engines import Generation, transformers_engine
 from pact_plugins.evaluation.generation import Speaker, first_speaker, generate
 from pact_plugins.evaluation.loading import lora_rank, with_adapter
@@ -18,8 +20,9 @@ from pact_plugins.evaluation.of_run import RunEvaluation
 from pact_plugins.evaluation.prompts import Prompt, PromptSet, under_system
 from pact_plugins.method.asking import ask
 from pact_plugins.method.prompting import as_chats
+from pact_plugins.run.trainer import Start
 from tests import tiny
-from tests.bad_inputs.case import BadInput, written
+from tests.bad_inputs.case import BadInput, config, given, trainer_on, written
 from tests.rows import flip_bit
 
 
@@ -115,6 +118,17 @@ def _silent(_folder: Path) -> Any:
     return ask(model, tiny.tokenizer(), as_chats(tiny.tokenizer(), ["Do it."], "ask"), show_progress=False)
 
 
+def _split(rows: list[dict[str, Any]] | None) -> Callable[[Path], Any]:
+    """Begins a run whose eval split is its task."""
+
+    def act(folder: Path) -> Any:
+        trainer = trainer_on(folder)
+        trainer.eval_dataset = None if rows is None else Dataset.from_list(rows)
+        return Start.of(trainer, config(folder, eval={"task": "split"}))
+
+    return act
+
+
 _UNDER = r"an adapter under `.*` that was trained on the model .*; got "
 
 INPUTS = [
@@ -153,6 +167,22 @@ INPUTS = [
         "Answers of another run that were changed",
         _kept_and_changed,
         r"before training in .*; got ValueError.*checksum",
+    ),
+    BadInput("A task from an eval split that is not there", _split(None), r"an eval split, .*; got a trainer without"),
+    BadInput(
+        "A task from an eval split without an answer",
+        _split([{"input_ids": [0, 7, 7], "labels": [-100, -100, -100]}]),
+        r"in the eval split rows that end with an answer.*; got no row that is supervised",
+    ),
+    BadInput(
+        "A task from an eval split that is cut off",
+        _split([{"input_ids": [0, 7, 7, 8], "labels": [-100, -100, -100, 8]}]),
+        r"in the eval split rows that end with an answer.*; got 1 cut off at their end",
+    ),
+    BadInput(
+        "A scorer that takes something else",
+        given(scorers.check, scorers.load("operator:contains"), [Prompt("1", "Who?", "Nobody")]),
+        r"a scorer that takes a prompt, a response and the expected answer; got TypeError",
     ),
     BadInput("A model that writes nothing", _silent, r"answer the shipped prompts.*; got 0 forward passes"),
     BadInput(

@@ -22,7 +22,9 @@ LORA = LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_
 Trainer = Callable[..., Any]
 
 
-def trl_trainer(model: Any, folder: Path, data: Any = None, callbacks: Any = None, **settings: Any) -> Any:
+def trl_trainer(
+    model: Any, folder: Path, data: Any = None, callbacks: Any = None, eval_data: Any = None, **settings: Any
+) -> Any:
     from trl import SFTConfig, SFTTrainer
 
     args = SFTConfig(**{**common(folder), "assistant_only_loss": True, "max_length": 256, **settings})
@@ -30,29 +32,36 @@ def trl_trainer(model: Any, folder: Path, data: Any = None, callbacks: Any = Non
         model=model,
         args=args,
         train_dataset=data or tiny.conversations(16, 2),
+        eval_dataset=eval_data,
         processing_class=tiny.tokenizer(),
         callbacks=callbacks,
     )
 
 
-def axolotl_trainer(model: Any, folder: Path, data: Any = None, **settings: Any) -> Any:
+def axolotl_trainer(model: Any, folder: Path, data: Any = None, eval_data: Any = None, **settings: Any) -> Any:
     from axolotl.core.trainers.base import AxolotlTrainer
     from axolotl.core.training_args import AxolotlTrainingArguments
 
     tokenizer = tiny.tokenizer()
-    rows = []
-    for messages in (data or tiny.conversations(16, 2))["messages"]:
-        row = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
-        labels = [i if m else -100 for i, m in zip(row["input_ids"], row["assistant_masks"], strict=True)]
-        rows.append({"input_ids": row["input_ids"], "attention_mask": [1] * len(labels), "labels": labels})
     args = AxolotlTrainingArguments(**{**common(folder), "remove_unused_columns": False, **settings})
     return AxolotlTrainer(
         model=model,
         args=args,
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=_tokenized(data or tiny.conversations(16, 2)),
+        eval_dataset=None if eval_data is None else _tokenized(eval_data),
         data_collator=DataCollatorForSeq2Seq(tokenizer),
         processing_class=tokenizer,
     )
+
+
+def _tokenized(data: Any) -> Dataset:
+    """Conversations as Axolotl's own loader makes rows of them."""
+    rows = []
+    for messages in data["messages"]:
+        row = tiny.tokenizer().apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+        labels = [i if m else -100 for i, m in zip(row["input_ids"], row["assistant_masks"], strict=True)]
+        rows.append({"input_ids": row["input_ids"], "attention_mask": [1] * len(labels), "labels": labels})
+    return Dataset.from_list(rows)
 
 
 def common(folder: Path) -> dict[str, Any]:

@@ -201,3 +201,24 @@ def test_a_variable_that_no_host_fills_in_is_a_warning(tmp_path: Path) -> None:
     """Prevents: weights below a folder called `$SCRATCH`, on the disk of the working folder."""
     (warning,) = (f for f in checked(tmp_path, TRL | {"output_dir": "$SCRATCH/out"}).warnings if f.key == "output_dir")
     assert "fill in no variable" in str(warning.error)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        (TRL, [{"eval_strategy": "steps"}]),
+        (AXOLOTL, [{"val_set_size": 0.1}, {"test_datasets": [{"path": "d", "type": "chat_template"}]}]),
+    ],
+)
+def test_a_task_from_the_eval_split_needs_one(
+    settings: dict[str, Any], kept: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """Prevents a run that stops when its model is loaded, for want of rows that the file does not keep."""
+    asks = settings | {"pact": {"eval": {"task": "split"}}}
+    for none in ({}, {"eval_strategy": "no", "val_set_size": 0.0}):
+        (error,) = checked(tmp_path, asks | none).errors
+        assert (error.key, "no eval split" in error.got or "no `" in error.got) == ("pact.eval.task", True)
+    for has in kept:
+        found = checked(tmp_path, asks | has)
+        assert found.sound
+        assert "its own eval split" in found.will["questions"]
