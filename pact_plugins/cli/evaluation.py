@@ -132,7 +132,7 @@ def lm_eval_path() -> None:
 @click.option(
     "--evaluation",
     type=_FOLDER_THERE,
-    help="What `pact eval --out` wrote. Default: OUTPUT_DIR/pact_evaluation, if it is there.",
+    help="What `pact eval --out` wrote. Default: OUTPUT_DIR/_pact_evaluation, if it is there.",
 )
 @prints_result
 def report(output_dir: Path, evaluation: Path | None) -> Result:
@@ -172,9 +172,10 @@ def compare(runs: tuple[Path, ...], out: Path) -> Result:
 
 def _reported(folder: Path) -> Result:
     """The files of a report, and its verdicts."""
-    from pact_plugins.run.report.write import in_a_line
+    from pact_plugins.run.report.write import in_a_line, pages
 
-    files = [str(path) for path in (folder / f"report.{ending}" for ending in ("html", "md", "json")) if path.exists()]
+    others = [path for path in (folder / "report.md", folder / "report.json") if path.exists()]
+    files = [str(path) for path in (*pages(folder), *others)]
     verdicts = json.loads((folder / "report.json").read_text(encoding="utf-8"))["verdicts"]
     return Result({"files": files, "verdicts": verdicts}, lambda: click.echo(in_a_line(folder)))
 

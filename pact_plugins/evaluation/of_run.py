@@ -23,8 +23,10 @@ from pact_plugins.model.forward import precision
 from pact_plugins.model.ranks import ALONE, Ranks
 from pact_plugins.storage import files
 
-FOLDER = "pact_evaluation"
-"""In a run's output folder."""
+FOLDER = "_pact_evaluation"
+"""In a run's output folder. `Trainer.push_to_hub` leaves out what begins with an underscore: no answer is published."""
+PAGE = "report.html"
+"""The report with answers in it, which stays with them."""
 
 _WHAT = "asking the model"
 
@@ -39,7 +41,7 @@ def descriptions(config: EvalConfig) -> list[str]:
 class RunEvaluation:
     """Asks the model of one run twice; each process of the run asks it a part of the prompts.
 
-    Its files are those of `pact eval --out OUTPUT_DIR/pact_evaluation`.
+    Its files are those of `pact eval --out OUTPUT_DIR/_pact_evaluation`.
 
     Args:
         config: prompts, judges and lengths.
@@ -99,7 +101,7 @@ class RunEvaluation:
                 self._before = self._ask(Engine(_too_late, set()), speaker, path, show_progress)
             return
         if self.ranks.is_first:
-            for name_of_file in ("against.jsonl", "answers.jsonl", "verdicts.jsonl", "evaluation.json"):
+            for name_of_file in ("against.jsonl", "answers.jsonl", "verdicts.jsonl", "evaluation.json", PAGE):
                 (self.folder / name_of_file).unlink(missing_ok=True)
         speaker = Speaker.of(name, None, model, self.tokenizer, fingerprint=fingerprint)
         engine = transformers_engine(model, self.tokenizer, self.generation)
@@ -171,7 +173,7 @@ def _copied(kept: Path, path: Path) -> bool:
 
 def _too_late(chats: list[list[int]], _seed: int, _each_step: EachStep) -> NoReturn:
     raise PactError(
-        expected="the answers of the model before training in the run's `pact_evaluation/against.jsonl`",
+        expected="the answers of the model before training in the run's `_pact_evaluation/against.jsonl`",
         got=f"a file that lacks at least {len(chats)} of them",
         consequence="The trained model would have answered in its place.",
         remedy="Resume with the `pact.eval` block that the run began with, or set `pact.eval: false`.",

@@ -68,9 +68,9 @@ def load(description: str) -> Scorer:
     """The scorer that `description` names.
 
     One of `SCORERS`; `regex:PATTERN`, whose first group (the whole match without one) in the response must be that in
-    the expected answer, or the expected answer where nothing in it matches; or `MODULE:FUNCTION` of prompt, response and
-    expected answer. What a model thinks in tags before its answer is left out, but for a function, which gets the whole
-    response.
+    the expected answer, or all of the expected answer where nothing in it matches; or `MODULE:FUNCTION` of prompt,
+    response and expected answer. What a model thinks in tags before its answer is left out, but for a function, which
+    gets the whole response.
 
     Raises:
         PactError: there is no such scorer, the pattern is none, or the function cannot be imported.

@@ -29,16 +29,22 @@ _KEEP_THE_BASE = (True, False, "gaussian")
 """Of PEFT's `init_lora_weights`: others change the base's weights to begin with an adapter that adds something."""
 
 
-def check_as_loaded(trainer: Any, model: Any) -> None:
+def was_prepared(model: Any) -> bool:
+    """Whether a trainer has made a model ready to be trained, which stays when that trainer is gone."""
+    return bool(getattr(model, "_is_accelerate_prepared", False))  # set by `Accelerator.prepare`
+
+
+def check_as_loaded(trainer: Any, model: Any, *, prepared: bool = False) -> None:
     """Refuses a model that was trained since it was loaded, as in a notebook that trains it plain first.
 
-    It goes by what is left of that: a trainer in this process whose optimiser has moved these parameters, or weights
-    that differ from their files, where those are on this machine. An adapter that adds something could come from
-    either a first stage or such a training: it is warned of.
+    It goes by what is left of that: a trainer in this process whose optimiser has moved these parameters, weights that
+    differ from their files, where those are on this machine, or an adapter that adds something to a model that another
+    trainer was given. Of another adapter that adds something, which may be a first stage's, it is warned.
 
     Args:
         trainer: the one that is about to train.
         model: its model, unwrapped.
+        prepared: whether it was made ready to be trained before this trainer did so (`was_prepared`).
 
     Raises:
         PactError: the model was trained.
@@ -46,6 +52,10 @@ def check_as_loaded(trainer: Any, model: Any) -> None:
     got = None
     if steps := _steps_of_others(trainer, model):
         got = f"one that another trainer of this process has trained for {steps:,} steps"
+    elif _has_stepped(trainer):
+        got = "one that this trainer has trained before"
+    elif prepared and _adapter_adds(model):
+        got = "one with an adapter that is not empty, which another trainer of this process was given"
     elif (differing := _differing(model)) is not None:
         name, source = differing
         got = f"other weights than those in {source}, from which it was loaded (`{name}` first)"
@@ -71,6 +81,14 @@ def _steps_of_others(trainer: Any, model: Any) -> int:
     others = (o for o in gc.get_objects() if issubclass(type(o), Trainer) and o is not trainer)
     moved = (o for o in others if own & {id(p) for group in _groups(o) for p in group["params"]})
     return max((o.state.global_step for o in moved), default=0)
+
+
+def _has_stepped(trainer: Any) -> bool:
+    """Whether the trainer's own optimiser holds the moments of steps, before the first one."""
+    optimizer = getattr(trainer, "optimizer", None)
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # within accelerate's
+    # DeepSpeed's are none of torch's, and make their moments beforehand.
+    return isinstance(optimizer, torch.optim.Optimizer) and bool(optimizer.state)
 
 
 def _groups(trainer: Any) -> list[dict[str, Any]]:

@@ -54,12 +54,13 @@ class Binding:
     Args:
         trainer: the trainer, not yet training.
         config: the run's settings.
+        prepared: whether its model was made ready to be trained before (`as_loaded.was_prepared`).
 
     Raises:
         PactError: the trainer already has PACT, or its model or settings cannot be served.
     """
 
-    def __init__(self, trainer: Any, config: PactConfig) -> None:
+    def __init__(self, trainer: Any, config: PactConfig, *, prepared: bool = False) -> None:
         if getattr(trainer, _ATTRIBUTE, None) is not None:
             raise PactError(
                 expected="one PACT per trainer",
@@ -67,7 +68,7 @@ class Binding:
                 consequence="The safety term would count twice.",
                 remedy="Add the callback once, or call `remove()` on the first.",
             )
-        self.trainer, self.config = trainer, config
+        self.trainer, self.config, self._prepared = trainer, config, prepared
         self.preparation: Preparation | None = None
         self.recorder: Recorder | None = None
         self.training_loss: TrainingLoss | None = None
@@ -117,7 +118,7 @@ class Binding:
         started_from: StartedFrom = "checkpoint" if resumed else "trained" if self.preparation else "reference"
         if self.preparation is None:
             started = time.perf_counter()
-            start = Start.of(trainer, self.config, self.ranks)
+            start = Start.of(trainer, self.config, self.ranks, prepared=self._prepared)
             self.preparation = prepare(start)
             objective, agreement = self.preparation.objective, None
             own = self._compute_loss

@@ -13,6 +13,7 @@ from transformers import Trainer, TrainerCallback
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.model.progress import tell
+from pact_plugins.run.as_loaded import was_prepared
 from pact_plugins.run.binding import Binding
 from pact_plugins.run.evidence import Evidence
 from pact_plugins.run.monitor import Probing
@@ -73,6 +74,7 @@ class PactCallback(TrainerCallback):
         self.trainer: Any = None
         self.binding: Binding | None = None
         self.probing: Probing | None = None
+        self._prepared = trainer is not None and was_prepared(trainer.model)
         self._unused = weakref.finalize(self, logger.error, _UNUSED)
         if trainer is not None:
             self._bind(trainer)
@@ -83,7 +85,10 @@ class PactCallback(TrainerCallback):
     def _bind(self, trainer: Any) -> None:
         self._unused.detach()
         self.trainer = trainer
-        self.binding = Binding(trainer, self.config) if self.config else None
+        self.binding = Binding(trainer, self.config, prepared=self._prepared) if self.config else None
+
+    def on_init_end(self, *_args: Any, model: Any = None, **_kw: Any) -> None:
+        self._prepared = was_prepared(model)
 
     def on_train_begin(self, *_args: Any, **_kw: Any) -> None:
         self._meet(_calling_trainer(self))

@@ -70,8 +70,14 @@ class Start:
     ranks: Ranks = ALONE
 
     @classmethod
-    def of(cls, trainer: Any, config: PactConfig, ranks: Ranks = ALONE) -> Start:
+    def of(cls, trainer: Any, config: PactConfig, ranks: Ranks = ALONE, *, prepared: bool = False) -> Start:
         """All of it read off a trainer that begins to train.
+
+        Args:
+            trainer: the trainer.
+            config: the settings of PACT.
+            ranks: of the run.
+            prepared: whether its model was made ready to be trained before (`as_loaded.was_prepared`).
 
         Raises:
             PactError: its model was trained under PACT before, its rows cannot be read, or its prompt sets or judges
@@ -81,7 +87,7 @@ class Start:
         resumed = trainer.state.global_step > 0
         if not resumed:
             check_untrained(model)
-            check_as_loaded(trainer, model)
+            check_as_loaded(trainer, model, prepared=prepared)
         return cls(
             model,
             tokenizer,

@@ -39,7 +39,7 @@ def asked(folder: Path, trainer: Any, **settings: Any) -> list[dict[str, Any]]:
     how = {"task": "split", "limit": 3, "max_new_tokens": 4, **settings}
     trainer.add_callback(PactCallback(trainer, config(folder, eval=how)))
     trainer.train()
-    lines = (folder / "out" / "pact_evaluation" / "verdicts.jsonl").read_text().splitlines()
+    lines = (folder / "out" / "_pact_evaluation" / "verdicts.jsonl").read_text().splitlines()
     return [row for row in map(json.loads, lines) if row["kind"] == "task"]
 
 
@@ -64,7 +64,7 @@ def test_the_eval_split_is_asked_before_and_after(
     ]
     asked_of = [rendered.index(list(chat)) for chat in shown if list(chat) in rendered]
     assert sorted(asked_of) == sorted(own[row["prompt"]] for row in found)
-    measured = files.read(tmp_path / "out" / "pact_evaluation" / "evaluation.json")["measurements"]
+    measured = files.read(tmp_path / "out" / "_pact_evaluation" / "evaluation.json")["measurements"]
     (task,) = [m for m in measured if m["measure"] == "task_accuracy"]
     assert (task["prompt_set"], task["model"]["total"], task["against"]["total"]) == ("eval split", 3, 3)
 

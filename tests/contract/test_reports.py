@@ -69,7 +69,7 @@ def test_a_run_is_asked_before_its_first_step_and_after_its_last(
         trainer.add_callback(PactCallback(trainer, config(tmp_path, eval=asked)))
         untouched = Speaker.of("", None, trainer.model, tiny.tokenizer()).fingerprint
         trainer.train(resume_from_checkpoint=resumed)
-        found.append(files.read(tmp_path / "out" / "pact_evaluation" / "evaluation.json"))
+        found.append(files.read(tmp_path / "out" / "_pact_evaluation" / "evaluation.json"))
         who = (found[-1]["against"], found[-1]["model"])
         assert [(w["model"], w["adapter"]) for w in who] == [("", None), ("", str(tmp_path / "out"))]
         assert found[-1]["against"]["fingerprint"] == untouched
@@ -77,7 +77,7 @@ def test_a_run_is_asked_before_its_first_step_and_after_its_last(
     assert found[0] == found[1]
     page = (tmp_path / "out" / "pact_report" / "report.html").read_text()
     assert "not measured" not in page
-    rows = [json.loads(line) for line in (tmp_path / "out" / "pact_evaluation" / "verdicts.jsonl").open()]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "_pact_evaluation" / "verdicts.jsonl").open()]
     assert len(rows) == 2 * 2 * 4
     assert {row["run"] for row in rows if row["response"] == rows[0]["response"]} != {"against", "model"}
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from fnmatch import fnmatch
+import html
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from transformers import TrainerCallback
 from pact_plugins import PactCallback
 from pact_plugins.storage import files
 from tests import tiny
+from tests.brief import few_prompts
 from tests.contract.hosts import HOSTS, Trainer, config, model_of
 
-pytestmark = pytest.mark.usefixtures("brief_runs")
+ENDINGS = ("html", "md", "json")
 
 
 class Tracker(TrainerCallback):
@@ -33,6 +35,7 @@ class Tracker(TrainerCallback):
         self.open = False
 
 
+@pytest.mark.usefixtures("brief_runs")
 @pytest.mark.parametrize("host", HOSTS)
 def test_trackers_are_given_the_rates(host: Trainer, tmp_path: Path) -> None:
     """Prevents rates that come when trackers have closed, that are others than the report's, or that nobody sees."""
@@ -42,7 +45,7 @@ def test_trackers_are_given_the_rates(host: Trainer, tmp_path: Path) -> None:
     trainer.train()
     assert not tracker.open
     ours = {name: value for name, value in tracker.taken.items() if name.startswith("pact_eval/")}
-    found = files.read(tmp_path / "out" / "pact_evaluation" / "evaluation.json")["measurements"]
+    found = files.read(tmp_path / "out" / "_pact_evaluation" / "evaluation.json")["measurements"]
     assert len(ours) == 2 * len(found)
     for m in found:
         place = [m["prompt_set"], m["kind"], *filter(None, [m["judge"]]), m["measure"]]
@@ -52,27 +55,64 @@ def test_trackers_are_given_the_rates(host: Trainer, tmp_path: Path) -> None:
     assert any("pact_eval/held-out/harmful/stance/refusal_rate_after" in entry for entry in log)
 
 
-@pytest.mark.parametrize("adapter", ["full", "lora"])
+@pytest.mark.usefixtures("brief_runs")
 @pytest.mark.parametrize("host", HOSTS)
-def test_what_is_pushed_has_evidence_report_and_a_card(
-    host: Trainer, adapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Prevents weights on the hub without what was found of them, and a digest of other evidence."""
-    trainer = host(model_of(adapter), tmp_path, save_strategy="steps", save_steps=1)
+def test_tensorboard_has_the_rates(host: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents names or values that a real tracker does not take, or takes otherwise."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    trainer = host(tiny.llama(), tmp_path, report_to=["tensorboard"])
     trainer.add_callback(PactCallback(trainer, config(tmp_path, eval={"limit": 3, "max_new_tokens": 4})))
     trainer.train()
-    pushed: list[str] = []
+    events = accumulator.EventAccumulator(str(tmp_path / "events")).Reload()
+    shown = {tag: events.Scalars(tag)[-1] for tag in events.Tags()["scalars"] if "/pact_eval/" in tag}
+    log = files.read(tmp_path / "out" / "pact_history.json")["log"]
+    rates = {name: value for entry in log for name, value in entry.items() if name.startswith("pact_eval/")}
+    assert {f"train/{name}": pytest.approx(value) for name, value in rates.items()} == {
+        tag: event.value for tag, event in shown.items()
+    }
+    assert {event.step for event in shown.values()} == {2}
 
-    def upload(_self: Any, *, folder_path: str, ignore_patterns: list[str], **_kw: Any) -> None:
-        names = [path.relative_to(folder_path).as_posix() for path in Path(folder_path).rglob("*") if path.is_file()]
-        pushed.extend(name for name in names if not any(fnmatch(name, pattern) for pattern in ignore_patterns))
 
-    monkeypatch.setattr(HfApi, "upload_folder", upload)
-    monkeypatch.setattr("transformers.trainer.upload_folder", lambda **kw: upload(None, **kw), raising=False)
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+@pytest.mark.parametrize("host", HOSTS)
+def test_what_is_pushed_has_evidence_report_and_a_card_and_no_answers(
+    host: Trainer, adapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents weights on the hub without what was found of them, and what models said to harmful prompts with them."""
+
+    few_prompts(monkeypatch)
+    trainer = host(model_of(adapter), tmp_path, save_strategy="steps", save_steps=1, eval_data=tiny.conversations(4))
+    asked = {"limit": 3, "max_new_tokens": 16, "task": "split"}
+    trainer.add_callback(PactCallback(trainer, config(tmp_path, eval=asked)))
+    trainer.train()
+    pushed: dict[str, bytes] = {}
+
+    def commit(_self: Any, *, operations: Any, **_kw: Any) -> Any:
+        for operation in operations:
+            with operation.as_file() as file:
+                pushed[operation.path_in_repo] = file.read()
+
+    # What the hub's client leaves out of a folder, it leaves out before this.
+    monkeypatch.setattr(HfApi, "create_commit", commit)
+    monkeypatch.setattr(HfApi, "preupload_lfs_files", lambda *_a, **_kw: None)
     trainer.hub_model_id = "me/mine"
     trainer.push_to_hub()
-    assert {"README.md", "pact_evidence.json", "pact_safety_tokens.json", "pact_report/report.json"} <= {*pushed}
-    card = (tmp_path / "out" / "README.md").read_text()
+    expected = {
+        "README.md",
+        "pact_evidence.json",
+        "pact_safety_tokens.json",
+        *(f"pact_report/report.{e}" for e in ENDINGS),
+    }
+    assert expected <= pushed.keys()
+    card = pushed["README.md"].decode()
     assert card.count("## Safety") == 1
     assert "refusal rate (stance)" in card.replace("\\", "")
-    assert hashlib.sha256((tmp_path / "out" / "pact_evidence.json").read_bytes()).hexdigest() in card
+    assert hashlib.sha256(pushed["pact_evidence.json"]).hexdigest() in card
+    rows = map(json.loads, (tmp_path / "out" / "_pact_evaluation" / "verdicts.jsonl").open())
+    answers = {html.escape(row["response"].strip()) for row in rows} - {""}
+    texts = [content.decode(errors="replace") for content in pushed.values()]
+    assert not [answer for answer in answers if len(answer) > 8 and any(answer in text for text in texts)]
+    whole = (tmp_path / "out" / "_pact_evaluation" / "report.html").read_text()
+    assert "<h2>Answers before and after</h2>" in whole
+    assert "_pact_evaluation/report.html" in pushed["pact_report/report.html"].decode()

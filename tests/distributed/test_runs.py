@@ -56,10 +56,10 @@ def test_a_report_of_two_ranks_is_that_of_one(host: str, tmp_path: Path) -> None
         folder.mkdir()
         run("training:report", folder, ranks=ranks, host=host)
         history = files.read(folder / "out" / "pact_history.json")["log"]
-        answers = (folder / "out" / "pact_evaluation" / "against.jsonl").read_text().splitlines()
+        answers = (folder / "out" / "_pact_evaluation" / "against.jsonl").read_text().splitlines()
         contents.append(
             {
-                "measurements": files.read(folder / "out" / "pact_evaluation" / "evaluation.json")["measurements"],
+                "measurements": files.read(folder / "out" / "_pact_evaluation" / "evaluation.json")["measurements"],
                 "answers": [json.loads(line)["response"] for line in answers],
                 "probe": [e["pact/probe_harmful"] for e in history if "pact/probe_harmful" in e],
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaForCausalLM
 
+from pact_plugins import PactCallback
 from pact_plugins.errors import PactError
 from pact_plugins.run.as_loaded import check_as_loaded
 from tests import tiny
+from tests.contract.hosts import LORA, config, trl_trainer
 
 PISSA = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights="pissa")
 
@@ -68,3 +71,41 @@ def test_a_second_stage_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFi
     adapted.save_pretrained(tmp_path / "first")
     check_as_loaded(None, PeftModel.from_pretrained(loaded(tmp_path), tmp_path / "first", is_trainable=True))
     assert "an adapter that is not empty" in caplog.text
+
+
+def _bound(trainer: Any, folder: Path) -> None:
+    trainer.add_callback(PactCallback(trainer, config(folder)))
+
+
+def _unbound(trainer: Any, folder: Path) -> None:
+    trainer.add_callback(PactCallback(config(folder)))
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        lambda first, folder: (first, _unbound),
+        lambda first, folder: (trl_trainer(first.model, folder), _bound),
+        lambda first, folder: (trl_trainer(first.model, folder, callbacks=[PactCallback(config(folder))]), None),
+    ],
+    ids=["the same trainer", "another one", "another one, made with the callback"],
+)
+def test_an_adapter_that_was_trained_plain_in_a_notebook(again: Any, tmp_path: Path) -> None:
+    """Prevents a cell that is run again, whose first trainer is gone, from taking its own result for the reference."""
+    trainer = trl_trainer(get_peft_model(loaded(tmp_path / "base"), LORA), tmp_path / "plain", optim="adamw_torch")
+    trainer.train()
+    trainer, switch_on = again(trainer, tmp_path / "pact")
+    gc.collect()
+    if switch_on:
+        switch_on(trainer, tmp_path / "pact")
+    with pytest.raises(PactError, match=r"another trainer of this process was given|this trainer has trained"):
+        trainer.train()
+    adapted = PeftModel.from_pretrained(loaded(tmp_path / "base"), save(trainer.model, tmp_path), is_trainable=True)
+    stage = trl_trainer(adapted, tmp_path / "stage")
+    _bound(stage, tmp_path / "stage")
+    assert stage.train().global_step == 2
+
+
+def save(model: Any, folder: Path) -> Path:
+    model.save_pretrained(folder / "first")
+    return folder / "first"

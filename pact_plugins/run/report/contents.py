@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pact_plugins.evaluation.measure import Agreement, Measurement, Rate
@@ -124,6 +124,7 @@ class Contents:
         command: what measures it.
         notes: remarks on the report itself.
         lead: models that come first on the page, and what they are called there; without, all by their names.
+        answers: of a page without answers, where the one with them lies, as a link.
     """
 
     title: str
@@ -132,6 +133,11 @@ class Contents:
     command: str = ""
     notes: tuple[str, ...] = ()
     lead: Mapping[str, str] = field(default_factory=dict[str, str])
+    answers: str = ""
+
+    def without_answers(self, link: str) -> Contents:
+        """The same without what models said, for everybody's eyes; `link` leads to the page that has it."""
+        return replace(self, behaviour=self.behaviour and replace(self.behaviour, samples=()), answers=link)
 
     @property
     def verdict_names(self) -> tuple[str, ...]:

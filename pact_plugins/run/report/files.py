@@ -29,7 +29,7 @@ def contents_of(folder: Path, evaluation: Path | None = None, *, saved: bool = T
 
     Args:
         folder: the output folder of a run, or the folder of an evaluation alone.
-        evaluation: folder of the run's evaluation; `folder/pact_evaluation` if there is one there, without.
+        evaluation: folder of the run's evaluation; `folder/_pact_evaluation` if there is one there, without.
         saved: whether the weights of the run lie in its folder by now.
 
     Raises:

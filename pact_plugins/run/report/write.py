@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 
 from pact_plugins import __version__
 from pact_plugins.errors import missing_extra
+from pact_plugins.evaluation.of_run import FOLDER as EVALUATION
+from pact_plugins.evaluation.of_run import PAGE
 from pact_plugins.run.report.contents import Contents
 from pact_plugins.run.report.files import contents_of
 from pact_plugins.run.report.plots import plots
@@ -42,6 +45,9 @@ def _lacking() -> list[str]:
 def make_report(folder: Path, evaluation: Path | None = None, *, saved: bool = True) -> Path:
     """Makes the report of a run, or of an evaluation alone, from its files; returns its folder.
 
+    That of a run holds no answers, since hosts upload it with the model. The page with answers lies beside them, in
+    `_pact_evaluation`.
+
     Args:
         folder: of the run, or of the evaluation.
         evaluation: folder of the run's evaluation, if it is not where a run writes it.
@@ -51,16 +57,17 @@ def make_report(folder: Path, evaluation: Path | None = None, *, saved: bool = T
         PactError: there is nothing to report, or a file is damaged.
     """
     contents = contents_of(folder, evaluation, saved=saved)
-    write_report(contents, folder / FOLDER)
+    write_report(contents, folder / FOLDER, answers=folder / EVALUATION / PAGE if contents.trainings else None)
     return folder / FOLDER
 
 
-def write_report(contents: Contents, folder: Path, **own: Any) -> tuple[Verdict, ...]:
+def write_report(contents: Contents, folder: Path, *, answers: Path | None = None, **own: Any) -> tuple[Verdict, ...]:
     """Writes a report; without jinja2 the JSON alone, without matplotlib no plots, and the log says so.
 
     Args:
         contents: what it shows.
         folder: is made.
+        answers: the page with answers in it, of a report that should hold none.
         own: further keys of the JSON.
 
     Returns:
@@ -68,6 +75,9 @@ def write_report(contents: Contents, folder: Path, **own: Any) -> tuple[Verdict,
     """
     found = verdicts(contents.behaviour)
     summaries = [summary_of(v, contents) for v in found]
+    whole = contents
+    if answers is not None and whole.behaviour:
+        contents = whole.without_answers(os.path.relpath(answers, folder))
     files.write_text(
         folder / "report.json",
         json.dumps(as_dict(contents, found, summaries=[asdict(s) for s in summaries], **own), indent=1) + "\n",
@@ -83,7 +93,9 @@ def write_report(contents: Contents, folder: Path, **own: Any) -> tuple[Verdict,
     drawn = None if "matplotlib" in lacking else plots(contents)
     for plot in drawn or ():
         files.write_text(folder / plot.file, plot.svg)
-    files.write_text(folder / "report.html", page.html_page(contents, found, summaries, drawn))
+    files.write_text(folder / PAGE, page.html_page(contents, found, summaries, drawn))
+    if contents is not whole and answers is not None:
+        files.write_text(answers, page.html_page(whole, found, summaries, drawn))
     files.write_text(folder / "report.md", page.markdown(contents, found, summaries, drawn))
     return found
 
@@ -91,8 +103,15 @@ def write_report(contents: Contents, folder: Path, **own: Any) -> tuple[Verdict,
 def in_a_line(folder: Path) -> str:
     """What the report in `folder` says, and where it is to be read."""
     found = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    page = folder / "report.html"
-    return f"{' '.join(v['sentence'] for v in found['verdicts'])} Report: {page if page.exists() else folder}"
+    read = [*pages(folder), folder][0]
+    return f"{' '.join(v['sentence'] for v in found['verdicts'])} Report: {read}"
+
+
+def pages(folder: Path) -> list[Path]:
+    """The pages of the report in `folder`, that with answers first."""
+    answers = json.loads((folder / "report.json").read_text(encoding="utf-8"))["answers"]
+    named = [Path(os.path.normpath(folder / answers))] if answers else []
+    return [page for page in (*named, folder / PAGE) if page.exists()]
 
 
 def as_dict(contents: Contents, found: tuple[Verdict, ...], **own: Any) -> dict[str, Any]:

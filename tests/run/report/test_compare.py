@@ -21,9 +21,9 @@ LOST = [[COMPLIANCE] * 100, [ANSWER] * 100]
 def test_a_plain_run_beside_one_under_pact(tmp_path: Path) -> None:
     """Prevents rates, answers or verdicts of one run under the name of another."""
     write(tmp_path / "plain", BEFORE, LOST)
-    write(tmp_path / "off" / "pact_evaluation", BEFORE, LOST)
-    write(leave_run(tmp_path / "mine") / "pact_evaluation", BEFORE, BEFORE)
-    folders = [str(tmp_path / "plain"), str(tmp_path / "off" / "pact_evaluation"), str(tmp_path / "mine")]
+    write(tmp_path / "off" / "_pact_evaluation", BEFORE, LOST)
+    write(leave_run(tmp_path / "mine") / "_pact_evaluation", BEFORE, BEFORE)
+    folders = [str(tmp_path / "plain"), str(tmp_path / "off" / "_pact_evaluation"), str(tmp_path / "mine")]
     result = CliRunner().invoke(main, ["compare", *folders, "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     html, _, data = texts(tmp_path / "out")
@@ -45,7 +45,7 @@ def test_a_run_that_was_switched_off(tmp_path: Path) -> None:
     """Prevents a plain run of `pact: false` from being refused, or from being taken for one under PACT."""
     for name in ("one", "other"):
         Evidence.save_off(tmp_path / name)
-        write(tmp_path / name / "pact_evaluation", BEFORE, LOST)
+        write(tmp_path / name / "_pact_evaluation", BEFORE, LOST)
     found = comparison_of([tmp_path / "one", tmp_path / "other"])
     assert [(t.name, t.under_pact, t.proof) for t in found.trainings] == [
         ("one", False, "no PACT"),

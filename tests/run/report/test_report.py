@@ -57,7 +57,7 @@ def test_a_run_with_its_evaluation(tmp_path: Path) -> None:
     """Prevents a page that lacks the verdict, a rate, a plot, a token, an answer or a setting."""
     folder = leave_run(tmp_path)
     changed = [REFUSAL] * 50 + [COMPLIANCE] * 50
-    write(folder / "pact_evaluation", [[REFUSAL] * 100, [ANSWER] * 100], [changed, [ANSWER] * 100])
+    write(folder / "_pact_evaluation", [[REFUSAL] * 100, [ANSWER] * 100], [changed, [ANSWER] * 100])
     html, markdown, data = texts(make_report(folder))
     for text in (html, markdown):
         for words in (
@@ -82,7 +82,7 @@ def test_a_run_with_its_evaluation(tmp_path: Path) -> None:
 def test_plots_stand_alone(tmp_path: Path) -> None:
     """Prevents ids that collide between plots, references into nowhere, and drawings that load or run something."""
     folder = leave_run(tmp_path)
-    write(folder / "pact_evaluation", [[REFUSAL] * 9], [[COMPLIANCE] * 9])
+    write(folder / "_pact_evaluation", [[REFUSAL] * 9], [[COMPLIANCE] * 9])
     first = texts(make_report(folder))[0]
     drawings = re.findall(r"<svg.*?</svg>", first, flags=re.DOTALL)
     ids = re.findall(r'\bid="([^"]+)"', "".join(drawings))
@@ -97,7 +97,7 @@ def test_plots_stand_alone(tmp_path: Path) -> None:
 def test_plots_are_files_too(tmp_path: Path) -> None:
     """Prevents Markdown whose pictures are broken, and files that only draw inside the page."""
     folder = leave_run(tmp_path)
-    write(folder / "pact_evaluation", [[REFUSAL] * 9], [[COMPLIANCE] * 9])
+    write(folder / "_pact_evaluation", [[REFUSAL] * 9], [[COMPLIANCE] * 9])
     report = make_report(folder)
     html, markdown, _ = texts(report)
     linked = re.findall(r"!\[.*?\]\((.*?)\)", markdown)
@@ -111,7 +111,7 @@ def test_plots_are_files_too(tmp_path: Path) -> None:
 def test_without_an_evaluation(tmp_path: Path) -> None:
     """Prevents a rate that was not measured from being shown as 0%."""
     html, markdown, data = texts(make_report(leave_run(tmp_path)))
-    command = "pact eval --model my/model --adapter . --against my/model --out pact_evaluation"
+    command = "pact eval --model my/model --adapter . --against my/model --out _pact_evaluation"
     for text in (html, markdown):
         assert "not measured" in text
         assert command in text
@@ -158,7 +158,7 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
 @pytest.mark.parametrize("damage", ["empty", "nothing", "rates", "answers", "missing", "history", "elsewhere"])
 def test_bad_input(damage: str, tmp_path: Path) -> None:
     """Prevents a report of files that were changed, or of nothing."""
-    folder, evaluation = tmp_path / "run", tmp_path / "run" / "pact_evaluation"
+    folder, evaluation = tmp_path / "run", tmp_path / "run" / "_pact_evaluation"
     if damage not in ("nothing", "empty"):
         leave_run(folder)
         write(evaluation, None, [[REFUSAL] * 5])
@@ -180,7 +180,7 @@ def test_bad_input(damage: str, tmp_path: Path) -> None:
 
 def test_another_models_evaluation_is_noticed(tmp_path: Path) -> None:
     """Prevents the rates of one model from standing silently beside the training of another."""
-    write(leave_run(tmp_path) / "pact_evaluation", None, [[REFUSAL] * 5])
+    write(leave_run(tmp_path) / "_pact_evaluation", None, [[REFUSAL] * 5])
     assert "Whose weights answered cannot be told: the run did not end." in texts(make_report(tmp_path))[0]
     ended = replace(Evidence.read(tmp_path), weights={FINAL: ["its own"]})
     ended.save(tmp_path)
@@ -287,5 +287,5 @@ def test_folders_are_named_not_placed(tmp_path: Path) -> None:
     html, markdown, _ = texts(make_report(tmp_path))
     for text in (html, markdown):
         assert str(tmp_path) not in text
-        assert "pact eval --model . --against model --out pact_evaluation" in text
+        assert "pact eval --model . --against model --out _pact_evaluation" in text
     assert "…/model" in html
