@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import HfApi
+from huggingface_hub.utils import filter_repo_objects
 from transformers import TrainerCallback
 
 from pact_plugins import PactCallback
@@ -80,7 +81,6 @@ def test_what_is_pushed_has_evidence_report_and_a_card_and_no_answers(
     host: Trainer, adapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prevents weights on the hub without what was found of them, and what models said to harmful prompts with them."""
-
     few_prompts(monkeypatch)
     trainer = host(model_of(adapter), tmp_path, save_strategy="steps", save_steps=1, eval_data=tiny.conversations(4))
     asked = {"limit": 3, "max_new_tokens": 16, "task": "split"}
@@ -88,14 +88,14 @@ def test_what_is_pushed_has_evidence_report_and_a_card_and_no_answers(
     trainer.train()
     pushed: dict[str, bytes] = {}
 
-    def commit(_self: Any, *, operations: Any, **_kw: Any) -> Any:
-        for operation in operations:
-            with operation.as_file() as file:
-                pushed[operation.path_in_repo] = file.read()
+    def upload(_self: Any, *, folder_path: str, ignore_patterns: list[str], **_kw: Any) -> None:
+        paths = {p.relative_to(folder_path).as_posix(): p for p in Path(folder_path).rglob("*") if p.is_file()}
+        pushed.update(
+            {name: paths[name].read_bytes() for name in filter_repo_objects(paths, ignore_patterns=ignore_patterns)}
+        )
 
-    # What the hub's client leaves out of a folder, it leaves out before this.
-    monkeypatch.setattr(HfApi, "create_commit", commit)
-    monkeypatch.setattr(HfApi, "preupload_lfs_files", lambda *_a, **_kw: None)
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    monkeypatch.setattr("transformers.trainer.upload_folder", lambda **kw: upload(None, **kw), raising=False)
     trainer.hub_model_id = "me/mine"
     trainer.push_to_hub()
     expected = {

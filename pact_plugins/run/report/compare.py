@@ -36,7 +36,6 @@ def comparison_of(folders: Sequence[Path]) -> Contents:
     trainings = [
         sound(lambda folder=folder, name=name: _training(folder, name), folder)
         for folder, name in zip(folders, names, strict=True)
-        if (folder / EVIDENCE).exists()
     ]
     under_pact = {t.name for t in trainings if t.about}
     notes = [
@@ -70,6 +69,9 @@ def _name(folder: Path) -> str:
 
 
 def _training(folder: Path, name: str) -> Training:
+    folder = folder.resolve().parent if folder.resolve().name == EVALUATION else folder
+    if not (folder / EVIDENCE).exists():
+        return Training(name, [], proof=f"no PACT, as far as its folder tells: there is no {EVIDENCE}")
     off = not files.read(folder / EVIDENCE)["pact"]
     return Training(name, []) if off else training_of(folder, name)
 

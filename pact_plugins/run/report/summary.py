@@ -129,7 +129,7 @@ def _next_step(verdict: Verdict, contents: Contents, training: Training | None) 
     if not verdict.deciding:
         return "Ask the model before fine-tuning, too: `pact eval --against MODEL`."
     if verdict.outcome == "not shown":
-        return _to_show(verdict)
+        return _to_show(verdict, contents.behaviour)
     if training is None:
         return "See whether it was trained under PACT: `pact verify RUN`."
     if not training.under_pact:
@@ -147,7 +147,7 @@ def _next_step(verdict: Verdict, contents: Contents, training: Training | None) 
     return "Look at the data with `pact audit`, then raise `weight`."
 
 
-def _to_show(verdict: Verdict) -> str:
+def _to_show(verdict: Verdict, behaviour: Behaviour) -> str:
     sentence = verdict.sentence
     if "judges disagree" in sentence:
         return "Read the answers that judges call differently, or let another judge decide: `--judge NAME`."
@@ -157,4 +157,7 @@ def _to_show(verdict: Verdict) -> str:
         return "Ask both kinds of prompts, harmful and harmless: `pact eval` does, without `--prompts`."
     if "refused none" in sentence:
         return "Begin with a model that refuses: PACT keeps refusals that are there, and adds none."
-    return f"Ask more prompts, without a limit: {least_prompts()} of each kind are the least that can show it."
+    asked = min(line.rates[0].total for line in behaviour.lines if line.kind != "task")
+    if asked < least_prompts():
+        return f"Ask more prompts, without a limit: {least_prompts()} of each kind are the least that can show it."
+    return f"Ask more prompts of each kind than these {asked:,}: of so few, a change as small as this may be chance."

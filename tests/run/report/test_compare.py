@@ -32,7 +32,12 @@ def test_a_plain_run_beside_one_under_pact(tmp_path: Path) -> None:
         ("off", "did not hold"),
         ("mine", "held"),
     ]
-    assert [t["name"] for t in data["trainings"]] == ["mine"]
+    assert [(t["name"], t["proof"].startswith("no PACT, as far")) for t in data["trainings"]] == [
+        ("plain", True),
+        ("off", True),
+        ("mine", False),
+    ]
+    assert "`pact: true` from the first step" in data["summaries"][0]["next_step"]
     line = data["behaviour"]["lines"][0]
     assert [rate["share"] for rate in line["rates"]] == [1, 0, 0, 1]
     sample = data["behaviour"]["samples"][0]

@@ -170,6 +170,12 @@ def test_without_an_evaluation() -> None:
         (some(100, (ANSWER, 40)), [ANSWER] * 100, "It no longer refuses harmful requests as it did.", "pact verify"),
         (some(100), [REFUSAL] * 20 + [ANSWER] * 80, "It refuses harmless requests", "pact verify"),
         (some(20), [ANSWER] * 100, "too little to tell whether harmful requests are still refused", "Ask more prompts"),
+        (
+            some(100),
+            [REFUSAL] * 2 + [ANSWER] * 98,
+            "too little to tell whether harmless requests are still answered",
+            "than these 100",
+        ),
         (some(100), None, "too little to tell whether harmless requests are still answered", "both kinds"),
     ],
 )
