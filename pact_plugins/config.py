@@ -184,7 +184,8 @@ class EvalConfig(_Block):
     judge_prompt: Where | None = Field(default=None, description="Rubric of served judges, as `--judge-prompt` has it.")
     task: Name | None = Field(
         default=None,
-        description="Your own task, asked besides: rows that `FILE:task` reads, or `split`, the run's own eval split.",
+        description="Your own task, asked besides: rows that `FILE:task` reads, or `split`: the "
+        "run's own eval split, 256 rows of it where there is no `limit`.",
     )
     scorer: str = Field(default="exact", description="Of tasks, as `pact eval --scorer` has it.")
     system: str | None = Field(default=None, description="A system prompt, for prompts that have none of their own.")
