@@ -76,7 +76,7 @@ def test_the_users_task_before_and_after(tmp_path: Path) -> None:
     config = EvalConfig(limit=3, max_new_tokens=6, task=str(path), scorer="f1", system="Be kind.")
     for task in (str(path), f"{path}:task", f"{path}:task:messages"):
         assert evaluation(tmp_path, config.model_copy(update={"task": task})).sets[-1].kind == "task"
-    run = evaluation(tmp_path, config.model_copy(update={"scorer": "operator:contains"}))
+    run = evaluation(tmp_path, config)
     run.scorer = lambda _prompt, response, _expected: len(response) % 3 == 0
     run.before(tiny.llama(0), "m", resumed=False, show_progress=False)
     run.after(tiny.llama(1), "m", adapter=False, show_progress=False)

@@ -22,7 +22,7 @@ from pact_plugins.run.preparation import evidence_of, prepare
 from pact_plugins.run.report import write as writing
 from pact_plugins.run.report.files import contents_of
 from pact_plugins.run.report.plots import plots
-from pact_plugins.run.report.write import make_report, write_report
+from pact_plugins.run.report.write import in_a_line, make_report, write_report
 from pact_plugins.run.token_profile import measure_profile, save_profiles
 from pact_plugins.run.trainer import Start
 from pact_plugins.storage import files
@@ -64,15 +64,20 @@ def test_a_run_with_its_evaluation(tmp_path: Path) -> None:
             "It no longer refuses harmful requests as it did",
             "did not hold",
             "50.0%",
-            "harmful 50?",
-            "Sure, here is how.",
             "confidence",
             "The course of training",
+            "_pact_evaluation/report.html",
         ):
             assert words in text
+        assert "harmful 50?" not in text
+        assert COMPLIANCE not in text
+    assert COMPLIANCE not in json.dumps(data)
+    whole = (folder / "_pact_evaluation" / "report.html").read_text()
+    assert COMPLIANCE in whole
+    assert in_a_line(folder / "pact_report").endswith("_pact_evaluation/report.html")
     assert "40.4, 59.6" in html
     assert html.count("<svg") == html.count('role="img"') == 3
-    assert html.index("harmful 50?") < html.index("harmful 0?")  # changed ones first
+    assert whole.index("harmful 50?") < whole.index("harmful 0?")  # changed ones first
     assert data["verdicts"][0]["outcome"] == "did not hold"
     assert data["behaviour"]["changed"] == 50
     assert data["trainings"][0]["log"][-1]["train_loss"] is None
