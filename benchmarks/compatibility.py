@@ -233,7 +233,8 @@ reference is the model's within that rounding.
 """
 
 _IMAGES = """Trained on text alone: a batch with images is refused, since the reference is found again by token ids, and
-they say nothing about an image. Types of the first table are left out.
+they say nothing about an image. Where a host loads a processor, its tokenizer and its chat template are PACT's, too,
+and a template that renders lists of parts alone is given texts as such. Types of the first table are left out.
 
 """
 
