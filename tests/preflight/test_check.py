@@ -201,3 +201,14 @@ def test_a_variable_that_no_host_fills_in_is_a_warning(tmp_path: Path) -> None:
     """Prevents: weights below a folder called `$SCRATCH`, on the disk of the working folder."""
     (warning,) = (f for f in checked(tmp_path, TRL | {"output_dir": "$SCRATCH/out"}).warnings if f.key == "output_dir")
     assert "fill in no variable" in str(warning.error)
+
+
+@pytest.mark.parametrize("changes", [{}, {"use_peft": False}, {"chat_template_path": "chat.jinja"}, {"tied": False}])
+def test_a_cloned_template_may_add_tokens(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Prevents: a run that loads its model to find out that its loss cannot train the tokens of a cloned template."""
+    settings = {"use_peft": True, "chat_template_path": "a-chat-model", "tied": True, **changes}
+    config = {"text_config": {"tie_word_embeddings": settings.pop("tied")}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = checked(tmp_path, TRL | {"model_name_or_path": str(tmp_path), **settings})
+    warned = [finding for finding in found.warnings if finding.key == "chat_template_path"]
+    assert bool(warned) is not bool(changes)
