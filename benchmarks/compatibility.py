@@ -221,7 +221,7 @@ is what the model says before its first step, adapter on.
 - `modules_to_save`: a whole head; a whole head and embedding; a whole embedding of a tied model; a whole embedding and
   head, tied
 - `trainable_token_indices`: some tokens of an untied model; some tokens of a tied model (under transformers' own
-  trainer: TRL's fused loss stops at PEFT's wrapper of the head, with PACT or without)
+  trainer: refused under TRL's own loss, which stops at PEFT's wrapper of the head, with PACT or without)
 - other adapters: IA3; AdaLoRA; LoHa; LoKr; OFT; VeRA; layer norms
 - quantised weights: QLoRA, 4 bit; QLoRA, 4 bit, double; QLoRA, NF4; QLoRA, 8 bit; QLoRA, torchao
 
@@ -233,7 +233,8 @@ reference is the model's within that rounding.
 """
 
 _IMAGES = """Trained on text alone: a batch with images is refused, since the reference is found again by token ids, and
-they say nothing about an image. Types of the first table are left out.
+they say nothing about an image. Where a host loads a processor, its tokenizer and its chat template are PACT's, too,
+and a template that renders lists of parts alone is given texts as such. Types of the first table are left out.
 
 """
 

@@ -11,7 +11,7 @@ from typing import Any
 from tests import tiny
 
 _SPECIAL = re.compile(
-    r"<\|[^<>{}\s'\"|]+\|>|<\uff5c[^<>{}'\"]+?\uff5c>|</?(?:think|tool_call|tool_response|(?:start|end)_of_turn)>"
+    r"<\|[^<>{}\s'\"|]+\|>|<\uff5c[^<>{}'\"]+?\uff5c>|</?(?:think|tool_call|tool_response|(?:start|end)_of_turn|end_of_utterance)>"
     r"|\[/?[A-Z_]{3,}\]|\[\|[a-z]+\|\]|<[a-z_]+\|>|<\|[a-z_]+>"
 )
 """What special tokens look like."""

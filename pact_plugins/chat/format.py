@@ -25,10 +25,12 @@ from pact_plugins.chat.template import (
     TemplateProbe,
     common,
     find,
+    in_parts,
     longest,
     message,
     spans,
     until,
+    wants_parts,
 )
 from pact_plugins.config import Prefix
 from pact_plugins.errors import PactError
@@ -174,8 +176,7 @@ def _found(probe: TemplateProbe, prefix: Prefix) -> ChatFormat:
             expected="a chat template that renders the text of each message",
             got=f"one that leaves out {', '.join(missing)} of the roles user, assistant, user",
             consequence="PACT could not tell where answers begin, and would ask the model without the request.",
-            remedy="Set a `chat_template` for messages whose `content` is a text; templates of models that see "
-            "images want a list there.",
+            remedy="Set a `chat_template` that does, for messages whose `content` is a text or a list of parts.",
         )
     notes: list[str] = []
     gaps = [probe.between(text, USER, ANSWER) for text in (last, longer)]
@@ -260,8 +261,9 @@ def _found(probe: TemplateProbe, prefix: Prefix) -> ChatFormat:
 
 def render(tokenizer: Any, messages: list[dict[str, str]], *, generation_prompt: bool, **settings: Any) -> list[int]:
     """Token ids of a conversation under the tokenizer's chat template; `settings` of `apply_chat_template` besides."""
+    turns = in_parts(messages) if wants_parts(tokenizer, **settings) else messages
     return list(
         tokenizer.apply_chat_template(
-            messages, add_generation_prompt=generation_prompt, tokenize=True, return_dict=False, **settings
+            turns, add_generation_prompt=generation_prompt, tokenize=True, return_dict=False, **settings
         )
     )

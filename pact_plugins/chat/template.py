@@ -27,13 +27,15 @@ class TemplateProbe:
     """
 
     def __init__(self, tokenizer: Any, template: str | None = None) -> None:
-        self.tokenizer, self._template = tokenizer, template
+        self.tokenizer, self._own = tokenizer, {} if template is None else {"chat_template": template}
         self.special = markers(tokenizer)
+        self._as_wanted = in_parts if wants_parts(tokenizer, **self._own) else list
 
     def text(self, messages: list[dict[str, Any]], **settings: Any) -> str:
         """The rendered conversation."""
-        own = {} if self._template is None else {"chat_template": self._template}
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **own, **settings))
+        return str(
+            self.tokenizer.apply_chat_template(self._as_wanted(messages), tokenize=False, **self._own, **settings)
+        )
 
     def text_if(self, messages: list[dict[str, Any]], **settings: Any) -> str:
         """The same, or nothing from a template that has no such conversations: none of the data holds any then."""
@@ -169,6 +171,34 @@ def writes_date(tokenizer: Any) -> bool:
 def message(role: str, content: str) -> dict[str, Any]:
     """A turn of a conversation, as chat templates take it."""
     return {"role": role, "content": content}
+
+
+def in_parts(messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same turns with each text as a list of one part, beside which images could stand."""
+    return [
+        {**turn, "content": [{"type": "text", "text": turn["content"]}]}
+        if isinstance(turn.get("content"), str)
+        else turn
+        for turn in messages
+    ]
+
+
+def wants_parts(tokenizer: Any, **settings: Any) -> bool:
+    """Whether the chat template renders lists of parts and leaves plain texts out: some of models that see images do.
+
+    Args:
+        tokenizer: its tokenizer.
+        settings: of `apply_chat_template`, such as another template.
+    """
+    turns = [message("user", USER)]
+
+    def shows(turns: list[dict[str, Any]]) -> bool:
+        try:
+            return USER in tokenizer.apply_chat_template(turns, tokenize=False, **settings)
+        except Exception:  # a template may raise anything: it is the model author's program
+            return False
+
+    return not shows(turns) and shows(in_parts(turns))
 
 
 class Spelling(NamedTuple):

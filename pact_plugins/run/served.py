@@ -20,6 +20,7 @@ class Training:
         elsewhere: what trains on other machines, if anything does.
         taught: what trains on more than labels, if anything does.
         rounds: whether the head computes with rounded weights that it does not store.
+        tied_tokens: whether single tokens of a tied model are trained under a loss that cannot see it.
         gpus: that one process drives.
         sharding: what shares weights between processes (`sharded_by`), if anything does.
         parallelism: what cuts documents or layers between them (context, sequence, tensor, expert), if anything does.
@@ -30,6 +31,7 @@ class Training:
     elsewhere: str = ""
     taught: str = ""
     rounds: bool = False
+    tied_tokens: bool = False
     gpus: int = 1
     sharding: str = ""
     quantised: bool = False
@@ -111,6 +113,13 @@ RULES = (
         "a head that training rounds as it will be quantised",
         "PACT reads its weights, which are not what the logits are computed with.",
         "Leave out training for quantisation (`qat`), or train without PACT.",
+    ),
+    Rule(
+        "tied_tokens",
+        "trained tokens of a tied model (PEFT's `trainable_token_indices`) under TRL's own loss",
+        "That loss asks PEFT's wrapper of the head for a bias, which it lacks, and stops, with PACT or without.",
+        "Train the embedding whole (`modules_to_save: [embed_tokens]`). Where TRL added the tokens with a template "
+        "(`chat_template_path`), name a `.jinja` file there, which adds none.",
     ),
     Rule(
         "gpus",

@@ -161,10 +161,15 @@ def training_of(trainer: Any) -> Training:
         or (getattr(model, "tp_size", None) or 1) > 1
         or is_cut(model),
     }
+    head = getattr(model, "get_output_embeddings", lambda: None)()
     return Training(
         other_trainer=f"TRL's {kind}" if kind != "SFTTrainer" else "",
         **of_axolotl(*of_host),
-        rounds="FakeQuantized" in type(getattr(model, "get_output_embeddings", lambda: None)()).__name__,
+        rounds="FakeQuantized" in type(head).__name__,
+        # TRL's loss computes with the head's weight and bias; one of people's own asks the model.
+        tied_tokens=hasattr(head, "token_adapter")
+        and not hasattr(head, "bias")
+        and trainer.compute_loss.__module__.startswith("trl."),
         gpus=args.n_gpu,
         sharding=sharded_by(
             fsdp.fsdp_version if fsdp is not None else 0,

@@ -76,7 +76,7 @@ def _changed_while_training(folder: Path) -> None:
 
 
 _NO_BATCH = r"a training batch with .*; got .*data collator"
-_FOR_IMAGES = "{% for m in messages %}{% for p in m['content'] %}{{ p.text }}{% endfor %}{% endfor %}"
+_WITHOUT_TEXT = "{% for m in messages %}{{ m['role'] }}: {{ m['text'] }}{% endfor %}"
 _WITHOUT_END = (
     "{% for m in messages %}{{ 'A:' if m['role'] == 'assistant' else 'U:' }}{{ m['content'] }}{% endfor %}"
     "{{ 'A:' if add_generation_prompt }}"
@@ -190,9 +190,9 @@ INPUTS = [
         r"a chat template that renders.*no system turn",
     ),
     BadInput(
-        "A chat template for images",
-        _prepared(*documents(few()), tokenizer=_template(_FOR_IMAGES)),
-        r"renders the text of each message; got one that leaves out PACTUSER, .*`content` is a text",
+        "A chat template that leaves texts out",
+        _prepared(*documents(few()), tokenizer=_template(_WITHOUT_TEXT)),
+        r"renders the text of each message; got one that leaves out PACTUSER, .*`content` is a text or a list",
     ),
     BadInput(
         "Prompts that are trained on, and answers that do not end",

@@ -7,7 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import peft
 import torch
+import trl
 from accelerate.parallelism_config import ParallelismConfig
 from datasets import Dataset
 from torch.distributed.fsdp import CPUOffloadPolicy
@@ -138,6 +140,12 @@ def _of_trl(trainer: Any) -> None:
     trainer.__class__ = type("MyTrainer", (of_trl,), {})
 
 
+def _trained_tokens(trainer: Any) -> None:
+    tied, lora = tiny.llama(tie_word_embeddings=True), {"target_modules": ["q_proj"], "trainable_token_indices": [40]}
+    trainer.model = peft.get_peft_model(tied, peft.LoraConfig(task_type="CAUSAL_LM", **lora))
+    trainer.__class__ = type("SFTTrainer", (Trainer,), {"compute_loss": trl.SFTTrainer.compute_loss})
+
+
 def _the_end_without_a_beginning(folder: Path) -> None:
     binding = PactCallback(trainer_on(folder), config(folder)).binding
     assert binding is not None
@@ -217,6 +225,11 @@ INPUTS = [
         "A loss that labels do not rule, beside damping",
         _bound(_own_loss),
         r"that have a label.*; got one that goes from \S+ to \S+ with what.*`pact\.conflict: keep`",
+    ),
+    BadInput(
+        "Trained tokens of a tied model under TRL's own loss",
+        _bound(_trained_tokens),
+        r"; got trained tokens of a tied model.*`modules_to_save: \[embed_tokens\]`",
     ),
     BadInput("A trainer for preferences", _bound(_of_trl), r"; got TRL's DPOTrainer\..*`SFTTrainer`"),
     BadInput(

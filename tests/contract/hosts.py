@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import BitsAndBytesConfig, DataCollatorForSeq2Seq, LlamaForCausalLM
 
 from pact_plugins import PactConfig
-from tests import tiny
+from tests import tiny, vision
 
 TOKENS: list[int | str] = [40, 41, 42, 43]
 LORA = LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
@@ -23,7 +23,13 @@ Trainer = Callable[..., Any]
 
 
 def trl_trainer(
-    model: Any, folder: Path, data: Any = None, callbacks: Any = None, eval_data: Any = None, **settings: Any
+    model: Any,
+    folder: Path,
+    data: Any = None,
+    callbacks: Any = None,
+    eval_data: Any = None,
+    processor: Any = None,
+    **settings: Any,
 ) -> Any:
     from trl import SFTConfig, SFTTrainer
 
@@ -33,7 +39,7 @@ def trl_trainer(
         args=args,
         train_dataset=data or tiny.conversations(16, 2),
         eval_dataset=eval_data,
-        processing_class=tiny.tokenizer(),
+        processing_class=processor or tiny.tokenizer(),
         callbacks=callbacks,
     )
 
@@ -94,6 +100,11 @@ def config(folder: Path, **settings: Any) -> PactConfig:
 
 
 def model_of(adapter: str, checkpointing: bool = False) -> Any:
+    if adapter == "vision":
+        model, _ = vision.gemma3()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("language_model" in name)
+        return model
     model = quantised() if adapter == "qlora" else tiny.llama()
     if adapter != "full":
         torch.manual_seed(0)

@@ -29,6 +29,7 @@ from pact_plugins import PactCallback
 from pact_plugins.chat.answers import AnswerTokens, split_documents
 from pact_plugins.run.served import RULES
 from pact_plugins.storage import files
+from tests import vision
 from tests.brief import few_prompts, without_page
 from tests.contract.hosts import TOKENS, axolotl_trainer, config, model_of, trl_trainer
 from tests.distributed.training import CHECKPOINTING, IN_ORDER, REENTRANT, axolotl_with
@@ -149,6 +150,7 @@ CASES = {
     "`use_eaft`": Case(_TWO, _with_eaft, _eaft, ("axolotl",), hosts=("axolotl",)),
     "a `compute_loss_func`": Case(_TWO, with_function, focal, tuple(HOSTS)),
     "an overridden `compute_loss`, a mean": Case(_TWO, own_mean, plain, ()),
+    "a vision-language model, on text": Case(adapter="vision"),
 }
 
 
@@ -190,6 +192,8 @@ def measured(host: str, name: str, settings: dict[str, Any], folder: Path) -> Fi
             trainer = axolotl_with(case.adapter, folder, **options)
         else:
             make = trl_trainer if host == "trl" else axolotl_trainer
+            if case.adapter == "vision" and host == "trl":  # Axolotl's trainers are given a tokenizer
+                options["processor"] = vision.gemma3(vision.PARTS)[1]
             trainer = make(model_of(case.adapter), folder, **IN_ORDER, **options)
         case.change(trainer)
         callback = PactCallback(trainer, config(folder, **settings))

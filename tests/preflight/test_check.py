@@ -222,3 +222,14 @@ def test_a_task_from_the_eval_split_needs_one(
         found = checked(tmp_path, asks | has)
         assert found.sound
         assert "its own eval split" in found.will["questions"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"use_peft": False}, {"chat_template_path": "chat.jinja"}, {"tied": False}])
+def test_a_cloned_template_may_add_tokens(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Prevents: a run that loads its model to find out that its loss cannot train the tokens of a cloned template."""
+    settings = {"use_peft": True, "chat_template_path": "a-chat-model", "tied": True, **changes}
+    config = {"text_config": {"tie_word_embeddings": settings.pop("tied")}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = checked(tmp_path, TRL | {"model_name_or_path": str(tmp_path), **settings})
+    warned = [finding for finding in found.warnings if finding.key == "chat_template_path"]
+    assert bool(warned) is not bool(changes)
