@@ -74,7 +74,7 @@ class PactCallback(TrainerCallback):
         self.trainer: Any = None
         self.binding: Binding | None = None
         self.probing: Probing | None = None
-        self._prepared = trainer is not None and was_prepared(trainer.model)
+        self._prepared = was_prepared(getattr(trainer, "model", None))
         self._unused = weakref.finalize(self, logger.error, _UNUSED)
         if trainer is not None:
             self._bind(trainer)
