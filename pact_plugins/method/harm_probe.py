@@ -131,7 +131,7 @@ def prompts(config: PromptsConfig) -> Prompts:
 
 def identity(known: Prompts, documents: Sequence[Document], chat: ChatFormat) -> str:
     """Names what a probe depends on beside the model and its chat template: the prompts, the data's own among them."""
-    own = [prompt.key.hex() for prompt in _own_prompts(documents, chat)]
+    own = sorted(prompt.key.hex() for prompt in _own_prompts(documents, chat))
     return digest([VERSION, LAYERS, known.harmful, known.harmless, own])
 
 

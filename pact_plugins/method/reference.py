@@ -39,7 +39,7 @@ class Computed:
 
     Attributes:
         rows: rows that went through the model.
-        prompts: rows of which only the prompts did, since a newly fitted probe has to read them again.
+        prompts: rows of which only the prompts did, for a newly fitted harm probe.
         seconds: what it took, those of a build that it continued included.
     """
 
@@ -53,7 +53,7 @@ class Computed:
             return "found"
         parts = [f"{self.rows:,} of {rows:,} rows computed"] if self.rows else []
         if self.prompts:
-            parts.append(f"{self.prompts:,} prompts read again for the harm probe, whose own rows have changed")
+            parts.append(f"{self.prompts:,} prompts read for the harm probe")
         return f"{', '.join(parts)}, in {self.seconds:.1f} s"
 
 

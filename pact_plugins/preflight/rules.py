@@ -323,7 +323,7 @@ def resumed(run: Run) -> Iterator[Finding]:
         return
     try:
         evidence = Evidence.load(run.output_dir)
-        evidence.stores(run.config)
+        evidence.cache(run.config, evidence.identity)
         if evidence.anchors is not None:
             Asked.load(run.config.cache_folder / evidence.anchors)
     except PactError as error:

@@ -199,24 +199,28 @@ class Evidence:
         files.write(folder / HISTORY, {"log": list(log)})
 
     def cache(
-        self, config: PactConfig, identity: Identity, documents: Sequence[Document], *, dated: bool = False
+        self,
+        config: PactConfig,
+        identity: Identity,
+        documents: Sequence[Document] | None = None,
+        *,
+        dated: bool = False,
     ) -> ReferenceCache:
         """The reference that the run began with, to the last bit.
 
         Args:
             config: the settings of the run that resumes it.
             identity: what that run's reference would be computed with.
-            documents: its rows with an answer.
+            documents: its rows with an answer; where they are not known, neither they nor their values are compared.
             dated: whether its chat template writes the date, so that rows may differ in it alone.
 
         Raises:
             PactError: the run is resumed with other data, template, gate, anchors or choice of tokens, or its reference
                 is gone or another. Its model is taken from its evidence: the weights have been trained since.
         """
-        now, then = (
-            {"data": keys_fingerprint(d.key for d in documents), **identity.model_dump(), **tokens_source(config)},
-            {"data": self.data, **self.identity.model_dump(), **self.tokens_source},
-        )
+        data = self.data if documents is None else keys_fingerprint(d.key for d in documents)
+        now = {"data": data, **identity.model_dump(), **tokens_source(config)}
+        then = {"data": self.data, **self.identity.model_dump(), **self.tokens_source}
         now["anchors"], then["anchors"] = bool(config.anchors_per_step), self.anchors is not None
         differing = [k for k in now if now[k] != then.get(k)]
         if differing:
@@ -227,30 +231,20 @@ class Evidence:
                 remedy="Resume with the run's own data, tokenizer and `pact:` block."
                 + _DATED.format(began=self.about.get("began") or "that day") * (dated and "data" in differing),
             )
-        cache = self.stores(config)
-        if (found := cache.fingerprint(d.key for d in documents)) not in self.values:
+        cache = ReferenceCache(config.cache_folder, identity)
+        if empty := [store for store in cache.stores if not store.segments]:
             raise PactError(
-                expected=f"the values that the run being resumed began with, {', '.join(self.values)}, "
-                f"in {cache.folder}",
+                expected=f"the reference cache of the run being resumed, {empty[0].folder}",
+                got="no such folder",
+                consequence="The weights of the checkpoint are already fine-tuned: they are no reference.",
+                remedy="Point `pact.cache_dir` to where the run began, or start from the original model.",
+            )
+        if documents is not None and (found := cache.fingerprint(d.key for d in documents)) not in self.values:
+            raise PactError(
+                expected=f"in {cache.folder} the values that the run being resumed began with, "
+                f"{', '.join(self.values)}",
                 got=f"others, {found}: they were removed, and computed again beside other rows",
                 consequence="The run would go on against a reference that differs in its last bits.",
                 remedy="Start from the original model, or put the folder back from a copy.",
             )
-        return cache
-
-    def stores(self, config: PactConfig) -> ReferenceCache:
-        """Where the reference that the run began with has to be.
-
-        Raises:
-            PactError: it is gone, or damaged.
-        """
-        cache = ReferenceCache(config.cache_folder, self.identity)
-        for store in cache.stores:
-            if not store.segments:
-                raise PactError(
-                    expected=f"the reference cache of the run being resumed, {store.folder}",
-                    got="no such folder",
-                    consequence="The weights of the checkpoint are already fine-tuned: they are no reference.",
-                    remedy="Point `pact.cache_dir` to where the run began, or start from the original model.",
-                )
         return cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import time
@@ -79,7 +80,7 @@ class Chosen:
 
     def of(self, folder: Path) -> list[Path]:
         """The stores in a folder that are to go."""
-        before = time.time() - self.older_than * _DAY
+        before = time.time() - self.older_than * _DAY if self.older_than else math.inf
         by_age = sorted(stores(folder), key=lambda path: path.stat().st_mtime)
         rest, going = sum(map(size_of, by_age)), list[Path]()
         for path in by_age:

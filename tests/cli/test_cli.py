@@ -108,7 +108,8 @@ def test_unfinished_builds_show_and_go(caches: Path) -> None:
     rows = json.loads(pact("cache", "info", "--dir", str(caches), "--json").stdout)
     assert [row["folder"] for row in rows if "identity" not in row] == [str(begun)]
     assert sum(file.stat().st_size for file in begun.iterdir()) in {row["bytes"] for row in rows}
-    assert "not finished" in pact("cache", "info", "--dir", str(caches)).stdout
+    shown = CliRunner().invoke(main, ["cache", "info", "--dir", str(caches)], env={"COLUMNS": "200"}).stdout
+    assert "not finished" in shown
     assert pact("cache", "verify", "--dir", str(caches)).output.count("intact: ") == 1
     with files.locked(begun.parent, "building"):
         result = pact("cache", "clear", "--dir", str(caches), "--yes")

@@ -423,7 +423,7 @@ def test_summary_says_what_was_computed(tmp_path: Path) -> None:
     assert " 4 of 4 rows computed, in " in summary(ready(tmp_path))
     assert " found; " in summary(ready(tmp_path))
     more = summary(ready(tmp_path, docs=documents([*ROWS, conversation(("new", "row"))])))
-    assert " 1 of 5 rows computed, 4 prompts read again for the harm probe, whose own rows have changed, in " in more
+    assert " 1 of 5 rows computed, 4 prompts read for the harm probe, in " in more
 
 
 @pytest.mark.parametrize("settings", [{}, {"objective": "paper", "weight": 2.5}])

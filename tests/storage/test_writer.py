@@ -397,7 +397,7 @@ def test_damage_and_full_disks_leave_segments_apart(
     """Prevents: a damaged row that is copied with a checksum which says it is sound; a run stopped for want of room."""
     store = grown(tmp_path, head)
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3000))
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
         compact(store)
     assert "no space left" in caplog.text
     flip_bit(store.segments[0].folder / "full.safetensors", -1)
