@@ -210,6 +210,10 @@ class CacheWriter:
             (self.target / self._files[PROGRESS].path.name).unlink()
         return seconds
 
+    def abandon(self) -> None:
+        """Gives back the room of a segment that is not to be continued."""
+        shutil.rmtree(self._partial)
+
     def _holds(self, place: Place) -> bool:
         return place.view in self._counts and bool(self._counts[place.view][place.document])
 
@@ -275,9 +279,13 @@ def _merged(store: Store) -> Path:
     raw = keys[:, order].T.astype(">u8").tobytes()
     split = [raw[start : start + 16] for start in range(0, len(raw), 16)]
     with CacheWriter(store.folder, store.identity, split, counts, segments[0].manifest.width, batches) as writer:
-        for number in writer.to_do():
-            writer.store(number, [(place, value(place)) for place in writer.batches[number]])
-        writer.finish()
+        try:
+            for number in writer.to_do():
+                writer.store(number, [(place, value(place)) for place in writer.batches[number]])
+            writer.finish()
+        except PactError:
+            writer.abandon()
+            raise
     return writer.target
 
 

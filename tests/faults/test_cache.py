@@ -18,7 +18,7 @@ from tests import tiny
 from tests.caches import IDENTITY, IDS, made, segment
 from tests.faults import build
 from tests.forked import Forked
-from tests.rows import few
+from tests.rows import documents, few
 
 pytestmark = pytest.mark.faults
 
@@ -96,22 +96,25 @@ def test_the_one_that_waits_continues_a_killed_build(tmp_path: Path, whole: tupl
     assert values(tmp_path) == whole[0]
 
 
-def test_a_killed_addition_continues(tmp_path: Path, whole: tuple[dict[str, bytes], int]) -> None:
+def test_a_killed_addition_continues(tmp_path: Path) -> None:
     """Prevents: rows that were there being lost with those that were added, or the added ones computed twice."""
-    first = ended(start(tmp_path, 0, "3"))
-    before = segment(tmp_path)
+    for name in ("undisturbed", "killed"):
+        assert ended(start(tmp_path / name, 0, "3"))[-1] == "built"
+    undisturbed, killed = ended(start(tmp_path / "undisturbed")), tmp_path / "killed"
+    before = segment(killed)
     kept = {file.name: file.read_bytes() for file in before.iterdir()}
-    process = start(tmp_path, 3)
+    process = start(killed, 3)
     process.wait_for("pass", 3)
     process.kill()
     process.communicate(LIMIT)
-    added = ended(start(tmp_path))
-    assert added[-1] == "built"
-    assert 1 <= len(added) - 1 < whole[1] - len(first) + 1
+    # By then one batch is stored.
+    assert ended(start(killed)) == undisturbed[1:]
     assert {file.name: file.read_bytes() for file in before.iterdir()} == kept
-    cache = ReferenceCache(tmp_path, IDENTITY)
-    cache.verify()
-    assert [len(one) for one in cache.stores[0].segments] == [5, 3]
+    one, other = (ReferenceCache(tmp_path / name, IDENTITY) for name in ("undisturbed", "killed"))
+    assert [len(part) for part in one.stores[0].segments] == [len(part) for part in other.stores[0].segments] == [5, 3]
+    keys = [d.key for d in documents(few(8))]
+    assert one.fingerprint(keys) == other.fingerprint(keys)
+    other.verify()
 
 
 def test_two_data_sets_at_once(tmp_path: Path) -> None:

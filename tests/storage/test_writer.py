@@ -404,6 +404,7 @@ def test_damage_and_full_disks_leave_segments_apart(
     compact(store)
     assert "do not match their checksum" in caplog.text
     assert len(ReferenceCache(tmp_path, IDENTITY).stores[0].segments) == SEGMENTS + 1
+    assert not [*store.folder.glob("*.partial")]
 
 
 def test_a_store_that_is_merged_while_it_is_opened(
