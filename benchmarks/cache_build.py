@@ -8,6 +8,9 @@ the machine disturbs less (with one thread: `OMP_NUM_THREADS=1`).
 
 With `--ranks`, numbers of processes take turns instead, each process with one thread, at building the same cache
 together; starting them is not counted.
+
+With `--incremental`, a store that is there is asked for other data: one row of it changed, a tenth added. Beside the
+rows that are computed then stand the seconds that a build of all of them takes, and how far its values are off.
 """
 
 from __future__ import annotations
@@ -28,14 +31,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from benchmarks.step_cost import SAFETY_TOKENS, Case, model_of
-from pact_plugins.chat.answers import Document
+from pact_plugins.chat.answers import AnswerTokens, Document
 from pact_plugins.chat.format import ChatFormat
 from pact_plugins.config import GateConfig
-from pact_plugins.method.reference import build
+from pact_plugins.method.reference import open_or_build
 from pact_plugins.model.forward import batches_by_length, evaluating, pad
 from pact_plugins.model.ranks import Ranks
 from pact_plugins.model.subset_head import SubsetHead
-from pact_plugins.storage.cache import FORMAT, ReferenceCache
+from pact_plugins.storage.cache import ReferenceCache
+from pact_plugins.storage.identity import Identity
 
 VOCABULARY = 32_000
 HEADER = (1, 2, 3, 4)
@@ -63,6 +67,12 @@ def sequences_of(rows: list[tuple[list[int], list[int]]], reach: int) -> list[An
     full = [[*prompt, *answer[:-1]] for prompt, answer in rows]
     answer_only = [[*HEADER, *answer[:reach][:-1]] for _, answer in rows] if reach else []
     return [np.asarray(ids, np.int64) for ids in (*full, *answer_only)]
+
+
+def identity_of(reach: int) -> Identity:
+    """Of this benchmark's model and words; `reach`: of the gate, 0 without one."""
+    names = {"model": "random", "tokenizer": "none", "safety_tokens": "first", "chat": "header"}
+    return Identity(**names, reach=reach or None, harm=None, precision="as stored")
 
 
 def clocks() -> Any:
@@ -95,8 +105,7 @@ def measure(model: Any, number: int, gate: bool, pairs: int, folder: Path) -> di
     documents = [document_of(*row) for row in rows]
     reach = GateConfig().reach if gate else 0
     sequences = sequences_of(rows, reach)
-    views = ["full", "answer_only"] if gate else ["full"]
-    identity: dict[str, Any] = {"format": FORMAT, "views": views, "reach": reach}
+    identity = identity_of(reach)
     ids, chat = list(range(8, 8 + SAFETY_TOKENS)), ChatFormat(header=HEADER)
     bare(model, sequences, BUDGETS[0])  # warms up
     budget = min(BUDGETS, key=lambda b: bare(model, sequences, b)[1])
@@ -108,13 +117,13 @@ def measure(model: Any, number: int, gate: bool, pairs: int, folder: Path) -> di
                 continue
             head = SubsetHead(model, ids)
             started = clocks()
-            build(folder / f"{gate}-{pair}", identity, documents, head, chat, show_progress=False)
+            open_or_build(folder / f"{gate}-{pair}", identity, documents, head, chat, show_progress=False)
             seconds[what].append(clocks() - started)
             head.remove()
-    cache = ReferenceCache(folder / f"{gate}-0", identity)
-    manifest = cache.manifest
+    (segment,) = ReferenceCache(folder / f"{gate}-0", identity).stores[0].segments
+    values = segment.manifest.values
     wall, processor = np.transpose([a / b for a, b in zip(seconds["build"], seconds["bare"], strict=True)]).tolist()
-    answer_tokens = manifest["answer_tokens"]
+    answer_tokens, reached_tokens = values["full"], values.get("answer_only", 0)
     return {
         "ranks": 1,
         "gate": gate,
@@ -124,22 +133,22 @@ def measure(model: Any, number: int, gate: bool, pairs: int, folder: Path) -> di
         "ratio": interval(wall),
         "processor_ratio": interval(processor),
         "pairs": pairs,
-        "documents": manifest["documents"],
+        "documents": len(segment),
         "tokens_run": sum(map(len, sequences)),
         "answer_tokens": answer_tokens,
-        "reached_tokens": manifest["reached_tokens"],
-        "bytes_per_answer_token": round(cache.size / answer_tokens, 2),
-        "views_times_s_times_2": len(views) * SAFETY_TOKENS * 2,
-        "bytes_of_values": round((answer_tokens + manifest["reached_tokens"]) * SAFETY_TOKENS * 2 / answer_tokens, 2),
+        "reached_tokens": reached_tokens,
+        "bytes_per_answer_token": round(segment.size / answer_tokens, 2),
+        "views_times_s_times_2": len(values) * SAFETY_TOKENS * 2,
+        "bytes_of_values": round((answer_tokens + reached_tokens) * SAFETY_TOKENS * 2 / answer_tokens, 2),
     }
 
 
 def together(size: int, number: int, folder: Path) -> dict[str, Any]:
     """One cache from `size` processes, without the gate: seconds by the clock, and the most of one processor."""
     mp.spawn(_rank, (size, number, folder), nprocs=size)
-    cache = ReferenceCache(folder / "cache", None)
+    (segment,) = ReferenceCache(folder / "cache", identity_of(0)).stores[0].segments
     wall, processor = np.max([np.load(folder / f"{rank}.npy") for rank in range(size)], axis=0)
-    return {"seconds": wall, "processor_seconds": processor, "answer_tokens": cache.manifest["answer_tokens"]}
+    return {"seconds": wall, "processor_seconds": processor, "answer_tokens": segment.manifest.values["full"]}
 
 
 def _rank(rank: int, size: int, number: int, folder: Path) -> None:
@@ -149,11 +158,11 @@ def _rank(rank: int, size: int, number: int, folder: Path) -> None:
     ranks = Ranks.of_run(timeout=600)
     head = SubsetHead(model_of(Case("trl", "full", VOCABULARY)), list(range(8, 8 + SAFETY_TOKENS)))
     documents = [document_of(*row) for row in conversations(number)]
-    identity: dict[str, Any] = {"format": FORMAT, "views": ["full"], "reach": 0}
-    build(folder / f"warm-{rank}", identity, documents[:4], head, ChatFormat(header=HEADER), show_progress=False)
+    identity, chat = identity_of(0), ChatFormat(header=HEADER)
+    open_or_build(folder / f"warm-{rank}", identity, documents[:4], head, chat, show_progress=False)
     ranks.exchange(None, "warming up")
     started = clocks()
-    build(folder / "cache", identity, documents, head, ChatFormat(header=HEADER), ranks=ranks, show_progress=False)
+    open_or_build(folder / "cache", identity, documents, head, chat, ranks=ranks, show_progress=False)
     np.save(folder / f"{rank}.npy", clocks() - started)
     if size > 1:
         dist.destroy_process_group()
@@ -178,10 +187,46 @@ def measure_together(sizes: list[int], number: int, rounds: int, folder: Path) -
     ]
 
 
+def measure_incremental(model: Any, number: int, folder: Path) -> list[dict[str, Any]]:
+    """What a store of `number` rows computes of other data."""
+    rows, chat, identity = conversations(number + max(1, number // 10)), ChatFormat(header=HEADER), identity_of(0)
+    first, added = [document_of(*row) for row in rows[:number]], [document_of(*row) for row in rows[number:]]
+    head = SubsetHead(model, list(range(8, 8 + SAFETY_TOKENS)))
+
+    def built(name: str, documents: list[Document]) -> tuple[ReferenceCache, int, float]:
+        started = time.perf_counter()
+        cache, computed = open_or_build(folder / name, identity, documents, head, chat, show_progress=False)
+        return cache, computed.rows, time.perf_counter() - started
+
+    built("warm-up", first)
+    found: list[dict[str, Any]] = []
+    for case, documents in (("one_row_changed", [*first[1:], added[0]]), ("tenth_added", [*first, *added])):
+        built(case, first)
+        grown, computed, seconds = built(case, documents)
+        fresh, whole, fresh_seconds = built(f"{case}-fresh", documents)
+        tokens = AnswerTokens.of(documents, chat)
+        values, afresh = (of.look_up(tokens).full.astype(np.float32) for of in (grown, fresh))
+        assert whole == len(documents)
+        found.append(
+            {
+                "case": case,
+                "rows": len(documents),
+                "computed_rows": computed,
+                "seconds": round(seconds, 3),
+                "fresh_seconds": round(fresh_seconds, 3),
+                "largest_difference": float(np.abs(values - afresh).max()),
+                "differing_values": float((values != afresh).mean()),
+            }
+        )
+        print(json.dumps(found[-1]), flush=True)
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer documents and pairs")
     parser.add_argument("--ranks", type=int, nargs="+", help="numbers of processes that build together, on the CPU")
+    parser.add_argument("--incremental", action="store_true", help="other data where some of it is known")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
@@ -192,6 +237,10 @@ def main() -> int:
             runs = measure_together(arguments.ranks, number, rounds, Path(name))
             print(json.dumps(runs), flush=True)
             threads = 1
+        elif arguments.incremental:
+            model = model_of(Case("trl", "full", VOCABULARY)).to(arguments.device)
+            runs = measure_incremental(model, 20 if arguments.quick else 200, Path(name))
+            threads = torch.get_num_threads()
         else:
             number, pairs = (8, 3) if arguments.quick else (24, 7)
             model = model_of(Case("trl", "full", VOCABULARY)).to(arguments.device)

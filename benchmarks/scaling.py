@@ -1,10 +1,11 @@
 """What grows with the data: `python -m benchmarks.scaling --json FILE --markdown FILE [--quick]`.
 
 Caches of random values, in the real format, for 10 thousand, 100 thousand and a million documents of 10 answer tokens
-each: size, opening, lookup in random order, and memory. Each is opened in a process of its own, so that its memory is
-its own. Start-up is measured through the real `training_documents` of a real `SFTTrainer`, followed by what a run that
-finds its cache does with every document: locating its answers, and its key. Building is measured with a model of one
-layer, which shows the work per document that is not the model's.
+each, and a million in as many segments as a store may have: size, opening, lookup in random order, and memory. Each is
+opened in a process of its own, so that its memory is its own. Start-up is measured through the real
+`training_documents` of a real `SFTTrainer`, followed by what a run that finds its cache does with every document:
+locating its answers, and its key. Building is measured with a model of one layer, which shows the work per document
+that is not the model's.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -22,10 +24,13 @@ from typing import Any
 
 import numpy as np
 
-from pact_plugins.storage.cache import FORMAT
+from pact_plugins.storage.identity import Identity
+from pact_plugins.storage.writer import SEGMENTS
 
 ANSWER_TOKENS, SAFETY_TOKENS, LENGTH, VOCABULARY = 10, 50, 100, 1000
-IDENTITY: dict[str, Any] = {"format": FORMAT, "views": ["full"], "reach": 0}
+IDENTITY = Identity(
+    model="random", tokenizer="none", safety_tokens="first", reach=None, harm=None, chat="none", precision="as stored"
+)
 
 
 def document_of(number: int) -> Any:
@@ -36,20 +41,22 @@ def document_of(number: int) -> Any:
     return Document(ids, np.arange(LENGTH) >= LENGTH - ANSWER_TOKENS)
 
 
-def write(folder: Path, documents: int) -> float:
+def write(folder: Path, documents: int, segments: int) -> float:
     """Seconds in which `CacheWriter` stores random values, apart from making the documents' keys."""
     from pact_plugins.storage.writer import CacheWriter, Place
 
     keys = sorted(document_of(i).key for i in range(documents))
     block = list(np.random.default_rng(0).uniform(-20, 0, (1000, ANSWER_TOKENS, SAFETY_TOKENS)).astype(np.float16))
     started = time.perf_counter()
-    counts = np.full(documents, ANSWER_TOKENS)
-    places = [Place("full", i, 0, ANSWER_TOKENS) for i in range(documents)]
-    batches = [places[i : i + len(block)] for i in range(0, documents, len(block))]
-    with CacheWriter(folder, IDENTITY, keys, {"full": counts}, SAFETY_TOKENS, batches) as writer:
-        for batch in writer.to_do():
-            writer.store(batch, block)
-        writer.finish()
+    for part in range(segments):
+        own = keys[part::segments]
+        counts = {"full": np.full(len(own), ANSWER_TOKENS)}
+        places = [Place("full", i, 0, ANSWER_TOKENS) for i in range(len(own))]
+        batches = [places[i : i + len(block)] for i in range(0, len(own), len(block))]
+        with CacheWriter(folder / IDENTITY.name, IDENTITY, own, counts, SAFETY_TOKENS, batches) as writer:
+            for batch in writer.to_do():
+                writer.store(batch, zip(batches[batch], block, strict=False))
+            writer.finish()
     return time.perf_counter() - started
 
 
@@ -89,14 +96,17 @@ def resident(kind: str) -> int:
     return int(next(line for line in status.splitlines() if line.startswith(f"{kind}:")).split()[1])
 
 
-def cache_row(folder: Path, documents: int, lookups: int) -> dict[str, Any]:
-    writing = write(folder, documents)
+def cache_row(folder: Path, documents: int, lookups: int, segments: int = 1) -> dict[str, Any]:
+    from pact_plugins.storage.folder import size_of
+
+    writing = write(folder, documents, segments)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         found = pool.apply(open_and_look_up, (folder, documents, lookups))
-    size = sum(file.stat().st_size for file in folder.iterdir())
+    size = size_of(folder)
     per_token = size / (documents * ANSWER_TOKENS)
     return {
         "documents": documents,
+        "segments": segments,
         "answer_tokens": documents * ANSWER_TOKENS,
         "write_seconds": round(writing, 3),
         "bytes": size,
@@ -113,7 +123,7 @@ def build_row(folder: Path, documents: int) -> dict[str, float]:
 
     from pact_plugins.chat.format import ChatFormat
     from pact_plugins.config import GateConfig
-    from pact_plugins.method.reference import build
+    from pact_plugins.method.reference import open_or_build
     from pact_plugins.model.subset_head import SubsetHead
 
     torch.manual_seed(0)
@@ -123,10 +133,10 @@ def build_row(folder: Path, documents: int) -> dict[str, float]:
         )
     )
     made = [document_of(i) for i in range(documents)]
-    identity = {**IDENTITY, "views": ["full", "answer_only"], "reach": GateConfig().reach}
+    identity = IDENTITY.model_copy(update={"reach": GateConfig().reach})
     started = time.perf_counter()
     head, chat = SubsetHead(model, list(range(SAFETY_TOKENS))), ChatFormat(header=(1, 2, 3, 4))
-    build(folder, identity, made, head, chat, show_progress=False)
+    open_or_build(folder, identity, made, head, chat, show_progress=False)
     return {"documents": documents, "seconds": round(time.perf_counter() - started, 3)}
 
 
@@ -175,14 +185,14 @@ def trainer_of(rows: int, folder: Path) -> Any:
 def markdown(content: dict[str, Any]) -> str:
     """The figures as tables."""
     lines = [
-        "| documents | answer tokens | writing | size | over values | opening | lookup, median (p99) "
+        "| documents | segments | answer tokens | writing | size | over values | opening | lookup, median (p99) "
         "| anonymous memory: start, open, after |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in content["caches"]:
         memory = ", ".join(f"{r[f'anonymous_kb_{when}'] / 1024:.1f}" for when in ("before", "open", "after"))
         lines.append(
-            f"| {r['documents']:,} | {r['answer_tokens']:,} | {r['write_seconds']:.2f} s "
+            f"| {r['documents']:,} | {r['segments']} | {r['answer_tokens']:,} | {r['write_seconds']:.2f} s "
             f"| {r['bytes'] / 2**20:.1f} MiB | {r['over_values']:.3f} | {r['open_seconds'] * 1000:.1f} ms "
             f"| {r['lookup_median_us']:.0f} ({r['lookup_p99_us']:.0f}) µs | {memory} MiB |"
         )
@@ -212,6 +222,8 @@ def main() -> int:
         folder = Path(name)
         for documents in (1000 * scale, 10_000 * scale, 100_000 * scale):
             note("caches", cache_row(folder / str(documents), documents, min(documents, 20_000)))
+        shutil.rmtree(folder / str(100_000 * scale))
+        note("caches", cache_row(folder / "segments", 100_000 * scale, 20_000, SEGMENTS))
         for rows in (200 * scale, 2000 * scale) if arguments.quick else (1000, 10_000, 100_000):
             trainer = trainer_of(rows, folder)
             # The middle one of three: the first also pays for what the process does only once.

@@ -11,27 +11,43 @@ from torch import nn
 
 from pact_plugins.chat.answers import AnswerTokens, split_documents
 from pact_plugins.chat.format import ChatFormat
-from pact_plugins.method.reference import build
+from pact_plugins.method.reference import open_or_build
 from pact_plugins.model.subset_head import SubsetHead
-from pact_plugins.storage.cache import FORMAT, Reference, ReferenceCache
+from pact_plugins.storage.cache import PARTIAL, Reference, ReferenceCache
+from pact_plugins.storage.identity import Identity
+from pact_plugins.storage.segment import Segment
 from tests.rows import CHAT, Row, documents
 
 IDS = [50, 7, 80, 200]
-IDENTITY: dict[str, Any] = {
-    "format": FORMAT,
-    "model": "m",
-    "data": "d",
-    "views": ["full", "answer_only"],
-    "reach": 1000,
-}
-FULL_ONLY: dict[str, Any] = {**IDENTITY, "views": ["full"], "reach": 0}
+IDENTITY = Identity(model="m", tokenizer="t", chat="c", precision="as stored", safety_tokens="s", reach=1000, harm=None)
 HALF = 4e-3
 """Error of a log-probability of size 8 stored as float16."""
 
 
-def made(folder: Path, head: SubsetHead, rows: list[Row], identity: dict[str, Any] = IDENTITY) -> ReferenceCache:
-    build(folder, identity, documents(rows), head, CHAT, show_progress=False)
-    return ReferenceCache(folder, identity)
+def but(identity: Identity = IDENTITY, **changes: Any) -> Identity:
+    """The same identity but for some entries."""
+    return identity.model_copy(update=changes)
+
+
+FULL_ONLY = but(reach=None)
+
+
+def made(folder: Path, head: SubsetHead, rows: list[Row], identity: Identity = IDENTITY, **more: Any) -> ReferenceCache:
+    """The cache of rows, in `folder`, which other rows share."""
+    return open_or_build(folder, identity, documents(rows), head, CHAT, show_progress=False, **more)[0]
+
+
+def segment(folder: Path, identity: Identity = IDENTITY) -> Path:
+    """Where the only segment of a store is, without looking into it."""
+    (found,) = (path for path in (folder / identity.name).iterdir() if path.suffix != PARTIAL)
+    return found
+
+
+def counts(cache: ReferenceCache) -> dict[str, int]:
+    """Values in each view of a cache of one segment."""
+    opened: list[Segment] = [only for store in cache.stores for only in store.segments]
+    assert len(opened) == len(cache.stores)
+    return {view: count for one in opened for view, count in one.manifest.values.items()}
 
 
 def look_up(cache: ReferenceCache, batch: dict[str, Any], chat: ChatFormat = CHAT) -> tuple[AnswerTokens, Reference]:

@@ -14,12 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pact_plugins.chat.answers import AnswerTokens
+from pact_plugins.chat.fingerprints import keys_fingerprint
 from pact_plugins.errors import PactError
 from pact_plugins.method.asking import Asked
 from pact_plugins.method.prompting import answered
 from pact_plugins.method.safety_tokens import SafetyTokens
 from pact_plugins.storage import files
-from pact_plugins.storage.cache import ReferenceCache, checksum
+from pact_plugins.storage.cache import ReferenceCache
+from pact_plugins.storage.segment import Segment, checksum
 from pact_plugins.storage.writer import CacheWriter, Place
 from tests.caches import IDENTITY
 from tests.rows import CHAT, documents, few
@@ -33,8 +35,10 @@ ANSWERS = Asked(
     torch.log(torch.tensor([[0.5, 0.25], [0.5, 0.4], [0.9, 0.1]])),
 )
 DOCUMENTS = sorted(documents(few(3)), key=lambda d: d.key)
-CACHE = ("manifest.json", "index.safetensors", "full.safetensors", "answer_only.safetensors")
-PARTIAL = ("index.safetensors", "full.safetensors", "answer_only.safetensors", "progress.safetensors")
+SEGMENT = ("manifest.json", "index.safetensors", "full.safetensors", "answer_only.safetensors")
+PARTIAL = (*SEGMENT[1:], "progress.safetensors")
+NAME = f"{IDENTITY.name}/{keys_fingerprint(d.key for d in DOCUMENTS)}"
+CACHE = f"cache/{NAME}"
 SIZE = 3
 """Safety tokens of the cache."""
 
@@ -77,15 +81,15 @@ def values_of(view: str, document: int) -> np.ndarray:
 def writer_of(target: Path) -> CacheWriter:
     """One batch for each document and view."""
     counts = np.asarray([len(values_of("full", i)) for i in range(len(DOCUMENTS))])
-    batches = [[Place(v, i, 0, int(counts[i]))] for v in IDENTITY["views"] for i in range(len(DOCUMENTS))]
+    batches = [[Place(v, i, 0, int(counts[i]))] for v in IDENTITY.views for i in range(len(DOCUMENTS))]
     keys = [d.key for d in DOCUMENTS]
-    return CacheWriter(target, IDENTITY, keys, dict.fromkeys(IDENTITY["views"], counts), SIZE, batches)
+    return CacheWriter(target / IDENTITY.name, IDENTITY, keys, dict.fromkeys(IDENTITY.views, counts), SIZE, batches)
 
 
 def store(writer: CacheWriter, numbers: list[int]) -> None:
     for number in numbers:
-        ((view, document, _, _),) = writer.batches[number]
-        writer.store(number, [values_of(view, document)])
+        (place,) = writer.batches[number]
+        writer.store(number, [(place, values_of(place.view, place.document))])
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +119,8 @@ def check_answers(path: Path) -> None:
 
 def check_cache(path: Path) -> None:
     """Opens, reads and verifies the cache that a file belongs to."""
-    cache = ReferenceCache(path.parent, None)
+    cache = ReferenceCache(path.parents[2], IDENTITY)
     cache.verify()
-    assert cache.manifest["identity"] == IDENTITY
     found = cache.look_up(AnswerTokens.of(DOCUMENTS, CHAT))
     assert found.answer_only is not None
     for view, rows in (("full", found.full), ("answer_only", found.answer_only)):
@@ -127,7 +130,7 @@ def check_cache(path: Path) -> None:
 CHECKS: dict[str, Callable[[Path], None]] = {
     "tokens.json": check_tokens,
     "answers.safetensors": check_answers,
-    **{f"cache/{name}": check_cache for name in CACHE},
+    **{f"{CACHE}/{name}": check_cache for name in SEGMENT},
 }
 
 
@@ -162,7 +165,7 @@ def test_arbitrary_files(folder: Path, name: str, content: bytes) -> None:
     assert refused_or_same(folder / name, content, CHECKS[name])
 
 
-@pytest.mark.parametrize("name", ["tokens.json", "cache/manifest.json"])
+@pytest.mark.parametrize("name", ["tokens.json", f"{CACHE}/manifest.json"])
 @given(data=st.data())
 def test_forged_files(folder: Path, name: str, data: st.DataObject) -> None:
     """Prevents: other errors than this package's where a file of the wrong content has the right checksum."""
@@ -176,7 +179,7 @@ def test_forged_files(folder: Path, name: str, data: st.DataObject) -> None:
         if name == "tokens.json":
             SafetyTokens.load(path).positive  # noqa: B018
         else:
-            ReferenceCache(path.parent, None).verify()
+            Segment(path.parent).verify()
     except PactError:
         pass
     finally:
@@ -206,18 +209,17 @@ def test_forged_answers(folder: Path, name: str, values: list[Any], twice: bool)
 def test_edited_builds(folder: Path, name: str, edit: Callable[[bytes], bytes]) -> None:
     """Prevents: a build that continues on damaged values, or cannot be continued nor begun anew."""
     target = folder / "c"
-    shutil.copytree(folder / "begun.partial", folder / "c.partial")
-    path = folder / "c.partial" / name
+    shutil.copytree(folder / "begun", target)
+    path = target / f"{NAME}.partial" / name
     path.write_bytes(edit(path.read_bytes()))
     try:
         with writer_of(target) as writer:
             store(writer, writer.to_do())
             writer.finish()
-        check_cache(target / "manifest.json")
-        for file in CACHE[1:]:
-            assert (target / file).read_bytes() == (folder / "cache" / file).read_bytes()
+        check_cache(target / NAME / "manifest.json")
+        for file in SEGMENT[1:]:
+            assert (target / NAME / file).read_bytes() == (folder / CACHE / file).read_bytes()
     finally:
-        shutil.rmtree(folder / "c.partial", ignore_errors=True)
         shutil.rmtree(target, ignore_errors=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 
 if TYPE_CHECKING:
-    from pact_plugins.storage.cache import ReferenceCache
+    from pact_plugins.storage.cache import Store
 
 
 @click.group(cls=Commands)
@@ -38,58 +39,78 @@ _CACHE_DIR = click.option(
 def info(folder: Path | None) -> Result:
     """List the caches, finished or not.
 
-    With model and views, and whatever else tells them apart.
+    With what they were computed with, and when a run last used them.
 
     \b
     Example:
       pact cache info
     """
-    from pact_plugins.storage.cache import ReferenceCache
-    from pact_plugins.storage.folder import finished, size_of, unfinished
+    from pact_plugins.storage.folder import size_of, unfinished
 
     folder = folder or PactConfig().cache_folder
-    opened: list[ReferenceCache] = []
-    for path in finished(folder):
-        try:
-            opened.append(ReferenceCache(path, None))
-        except PactError as error:
-            click.echo(f"cannot be used: {error}", err=True)
+    found, damaged = _opened(folder)
+    for error in damaged.values():
+        click.echo(f"cannot be used: {error}", err=True)
     begun = {path: size_of(path) for path in unfinished(folder)}
-    rows = [{"folder": str(c.folder), "bytes": c.size, **c.manifest} for c in opened]
+    rows = [_about(store) for store in found]
     rows += [{"folder": str(path), "bytes": size} for path, size in begun.items()]
-    return Result(rows, partial(_show, folder, opened, begun))
+    return Result(rows, partial(_show, folder, found, begun))
 
 
-def _show(folder: Path, opened: list[ReferenceCache], begun: dict[Path, int]) -> None:
+def _opened(folder: Path) -> tuple[list[Store], dict[str, str]]:
+    """The stores in a folder, and what is wrong with those that cannot be opened."""
+    from pact_plugins.storage.folder import opened, stores
+
+    found: list[Store] = []
+    damaged: dict[str, str] = {}
+    for path in stores(folder):
+        try:
+            if store := opened(path):
+                found.append(store)
+        except PactError as error:
+            damaged[str(path)] = str(error)
+    return found, damaged
+
+
+def _about(store: Store) -> dict[str, Any]:
+    return {
+        "folder": str(store.folder),
+        "bytes": store.size,
+        "identity": store.identity.model_dump(),
+        "documents": store.documents,
+        "values": {view: sum(s.manifest.values[view] for s in store.segments) for view in store.identity.views},
+        "segments": len(store.segments),
+        "used": f"{datetime.fromtimestamp(store.folder.stat().st_mtime):%Y-%m-%d}",
+    }
+
+
+def _show(folder: Path, found: list[Store], begun: dict[Path, int]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    from pact_plugins.storage.cache import differences
-
-    title = f"{len(opened)} reference cache{'' if len(opened) == 1 else 's'} in {folder}"
-    if not opened and not begun:
+    title = f"{len(found)} reference cache{'' if len(found) == 1 else 's'} in {folder}"
+    if not found and not begun:
         click.echo(title)
         return
     table = Table(title=escape(title), title_justify="left")
-    identities = [c.manifest["identity"] for c in opened]
-    differing = {entry for other in identities for entry in differences(identities[0], other)}
-    entries = ["model", "views", *sorted(differing - {"model", "views"})]
-    for header in ("folder", *entries, "sequences", "answer tokens", "MiB"):
+    differing = {entry for store in found for entry in found[0].identity.differences(store.identity)}
+    entries = ["model", *sorted(differing - {"model"})]
+    for header in ("folder", "of", *entries, "sequences", "values", "MiB", "last used"):
         table.add_column(escape(header), overflow="fold")
-    for c, identity in zip(opened, identities, strict=True):
-        about = (escape(_in_short(identity.get(entry))) for entry in entries)
-        m = c.manifest
-        sizes = (f"{m['documents']:,}", f"{m['answer_tokens']:,}", f"{c.size / 2**20:.1f}")
-        table.add_row(escape(c.folder.name), *about, *sizes)
+    for about, store in zip(map(_about, found), found, strict=True):
+        cells = (escape(_in_short(about["identity"][entry])) for entry in entries)
+        sizes = (f"{about['documents']:,}", f"{sum(about['values'].values()):,}", f"{about['bytes'] / 2**20:.1f}")
+        table.add_row(escape(store.folder.name), ", ".join(about["values"]), *cells, *sizes, about["used"])
     for path, size in begun.items():
-        table.add_row(escape(path.name), "", "not finished", *[""] * len(entries), f"{size / 2**20:.1f}")
+        name = escape(str(path.relative_to(folder)))
+        table.add_row(name, "not finished", *[""] * (len(entries) + 2), f"{size / 2**20:.1f}", "")
     Console().print(table)
 
 
 def _in_short(value: Any) -> str:
     """An entry of an identity; of a digest, its beginning."""
-    text = ", ".join(value) if isinstance(value, list) else str(value)
+    text = "" if value is None else str(value)
     return text[:8] if len(text) == 32 else text
 
 
@@ -105,25 +126,23 @@ def verify_caches(folder: Path | None) -> Result:
     Example:
       pact cache verify
     """
-    from pact_plugins.storage.cache import ReferenceCache
-    from pact_plugins.storage.folder import finished
-
     folder = folder or PactConfig().cache_folder
+    found, damaged = _opened(folder)
     intact: list[str] = []
-    damaged: dict[str, str] = {}
-    for path in finished(folder):
+    for store in found:
         try:
-            ReferenceCache(path, None).verify()
-            intact.append(str(path))
+            for segment in store.segments:
+                segment.verify()
+            intact.append(str(store.folder))
         except PactError as error:
-            damaged[str(path)] = str(error)
+            damaged[str(store.folder)] = str(error)
 
     def show() -> None:
         for path in intact:
             click.echo(f"intact: {path}")
         for error in damaged.values():
             click.echo(f"damaged: {error}")
-        advice = ": remove them, and the next run builds them again" if damaged else ""
+        advice = ": remove them, and the next run computes their rows again" if damaged else ""
         click.echo(f"{len(intact)} intact, {len(damaged)} damaged in {folder}{advice}.")
 
     return Result({"intact": intact, "damaged": damaged}, show, holds=not damaged)
@@ -131,24 +150,37 @@ def verify_caches(folder: Path | None) -> Result:
 
 @cache.command()
 @_CACHE_DIR
+@click.option("--older-than", type=click.FloatRange(min=0), default=0, metavar="DAYS", help="Only unused for as long.")
+@click.option("--model", default="", metavar="PREFIX", help="Only of models whose fingerprint (`info`) begins so.")
+@click.option(
+    "--down-to",
+    type=click.FloatRange(min=0),
+    default=0,
+    metavar="GB",
+    help="Only as many, the longest unused first, as leave so much.",
+)
 @click.option("--yes", is_flag=True, help="Do not ask first.")
 @prints_result
-def clear(folder: Path | None, yes: bool) -> Result:
-    """Remove the caches, finished or not.
+def clear(folder: Path | None, older_than: float, model: str, down_to: float, yes: bool) -> Result:
+    """Remove caches, finished or not: all, or some.
 
     Those that a process is building stay.
 
     \b
     Example:
       pact cache clear --yes
+      pact cache clear --older-than 30 --down-to 50
     """
+    from pact_plugins.storage.folder import Chosen
     from pact_plugins.storage.folder import clear as remove
 
     folder = folder or PactConfig().cache_folder
+    chosen = Chosen(older_than, model, int(down_to * 1e9))
     if not yes:
-        question = f"A run can only be resumed while its cache is there. Remove all caches in {folder}?"
+        which = f"{len(chosen.of(folder))} caches"
+        question = f"A run can only be resumed while its cache is there. Remove {which} in {folder}?"
         click.confirm(question, abort=True, err=True)
-    removed, busy = remove(folder)
+    removed, busy = remove(folder, chosen)
     for path in busy:
         click.echo(f"in use: {path}", err=True)
     value = {"removed": [str(path) for path in removed], "in_use": [str(path) for path in busy]}

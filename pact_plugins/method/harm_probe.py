@@ -129,9 +129,10 @@ def prompts(config: PromptsConfig) -> Prompts:
     )
 
 
-def identity(known: Prompts) -> str:
-    """Names what a probe depends on beside the model, its chat template and the data."""
-    return digest([VERSION, LAYERS, known.harmful, known.harmless])
+def identity(known: Prompts, documents: Sequence[Document], chat: ChatFormat) -> str:
+    """Names what a probe depends on beside the model and its chat template: the prompts, the data's own among them."""
+    own = sorted(prompt.key.hex() for prompt in _own_prompts(documents, chat))
+    return digest([VERSION, LAYERS, known.harmful, known.harmless, own])
 
 
 def learn(

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pact_plugins.chat.answers import AnswerTokens, Bools, Document, Ints
-from pact_plugins.chat.fingerprints import digest
 from pact_plugins.chat.format import ChatFormat
 from pact_plugins.errors import PactError
 from pact_plugins.method.harm_probe import HarmProbe
@@ -24,8 +22,10 @@ from pact_plugins.model.progress import progress
 from pact_plugins.model.ranks import ALONE, Ranks
 from pact_plugins.model.subset_head import Request, SubsetHead
 from pact_plugins.storage import files
-from pact_plugins.storage.cache import Halves, ReferenceCache, log_probabilities
-from pact_plugins.storage.writer import CacheWriter, Place
+from pact_plugins.storage.cache import ReferenceCache, Store, log_probabilities
+from pact_plugins.storage.identity import Identity
+from pact_plugins.storage.segment import Halves
+from pact_plugins.storage.writer import CacheWriter, Place, compact
 
 _WHAT = "computing this reference"
 
@@ -33,9 +33,33 @@ _VISIBLE = 120.0
 """Seconds until a new folder shows on every node: network file systems remember for a while that it was not there."""
 
 
+@dataclass(frozen=True)
+class Computed:
+    """What a run added to the stores.
+
+    Attributes:
+        rows: rows that went through the model.
+        prompts: rows of which only the prompts did, for a newly fitted harm probe.
+        seconds: what it took, those of a build that it continued included.
+    """
+
+    rows: int = 0
+    prompts: int = 0
+    seconds: float = 0.0
+
+    def words(self, rows: int) -> str:
+        """What of `rows` that a run needs this is, for people."""
+        if not (self.rows or self.prompts):
+            return "found"
+        parts = [f"{self.rows:,} of {rows:,} rows computed"] if self.rows else []
+        if self.prompts:
+            parts.append(f"{self.prompts:,} prompts read for the harm probe")
+        return f"{', '.join(parts)}, in {self.seconds:.1f} s"
+
+
 def open_or_build(
     folder: Path,
-    identity: dict[str, Any],
+    identity: Identity,
     documents: Sequence[Document],
     head: SubsetHead,
     chat: ChatFormat,
@@ -43,99 +67,118 @@ def open_or_build(
     probe: Callable[[], HarmProbe] | None = None,
     ranks: Ranks = ALONE,
     show_progress: bool = True,
-) -> tuple[ReferenceCache, bool]:
-    """The cache of this identity below `folder`, and whether this run built it (see `build`).
-
-    `probe` learns the probe, if the cache has to be built.
-    """
-    target = folder / digest(identity)
-    there = all(ranks.exchange(target.exists(), _WHAT))
-    built = not there and build(
-        target,
-        identity,
-        documents,
-        head,
-        chat,
-        probe=probe() if probe else None,
-        ranks=ranks,
-        show_progress=show_progress,
-    )
-    _wait_until_visible(target)
-    return ReferenceCache(target, identity), built
-
-
-def build(
-    target: Path,
-    identity: dict[str, Any],
-    documents: Sequence[Document],
-    head: SubsetHead,
-    chat: ChatFormat,
-    *,
-    probe: HarmProbe | None = None,
-    ranks: Ranks = ALONE,
-    show_progress: bool = True,
-) -> bool:
-    """Computes the reference of `documents` with `head`'s model as it is now, and stores it in the folder `target`.
+) -> tuple[ReferenceCache, Computed]:
+    """The reference of `documents`; what the stores below `folder` lack of it is computed with `head`'s model as it is.
 
     Call it in the autocast context of the trainer's own forward passes. Equal documents, and without the prompt equal
-    answers, are computed once. The folder appears under its name only when it is whole; a build that was interrupted is
-    continued, and one that another run is at is waited for.
+    answers of those that are computed, go through the model once. What is computed becomes a segment of its store,
+    which appears only when it is whole. A build that was interrupted is continued, and one that another run is at is
+    waited for.
 
     Each rank computes its part, in as many forward passes as every other rank. Of those that share a disk the first one
-    writes; none returns before the folder is whole.
+    writes; none returns before it sees all values.
 
     Args:
-        identity: goes into the manifest; its `views` say what to compute, and its `reach` for how many tokens of each
-            answer the view without the prompt is needed.
-        probe: what scores the harm of prompts, if that is one of the `views`.
-        ranks: of this run, with the same weights and arguments but for `target`.
+        folder: of the stores.
+        identity: what the values are computed with.
+        documents: each with an answer token.
+        head: of the model.
+        chat: what the chat template puts around turns.
+        probe: learns what scores the harm of prompts, if that is wanted and lacks.
+        ranks: of this run, with the same weights and arguments but for `folder`.
         show_progress: whether there is a progress bar.
 
-    Returns:
-        Whether it was built here: False if another run has done so meanwhile.
-
     Raises:
-        PactError: the model gives logits that are not finite, or the cache cannot be written.
+        PactError: the model gives logits that are not finite, or a store is damaged or cannot be written.
     """
     # In the order of their keys: the same batches, and so the same rounding, whatever the order of the data.
-    tokens = [AnswerTokens.of([d], chat) for d in sorted({d.key: d for d in documents}.values(), key=lambda d: d.key)]
-    tokens = [t for t in tokens if len(t)]
-    reach = int(identity["reach"])
-    counts = {
-        "full": np.asarray([len(t) for t in tokens], np.int64),
-        "answer_only": np.asarray([int((t.position < reach).sum()) for t in tokens], np.int64),
-        "harm": np.asarray([len(t.prompt_end) for t in tokens], np.int64),
-    }
-    work = forward_sequences(tokens, identity["views"], reach, chat)
+    distinct = sorted({d.key: d for d in documents}.values(), key=lambda d: d.key)
+    keys = [d.key for d in distinct]
+    cache, computed = ReferenceCache(folder, identity), Computed()
+    if any(ranks.exchange(bool(cache.missing(keys).any()), _WHAT)):
+        first = files.first_on_disk(folder, ranks)
+        with ExitStack() as locks:
+            for store in cache.stores:
+                locks.enter_context(files.locked(store.folder, _WHAT, ranks, holds=first))
+            # As it is now: another run may have computed it meanwhile.
+            cache = ReferenceCache(folder, identity)
+            computed = _build(cache, distinct, head, chat, probe, ranks, show_progress, writes=first)
+        deadline = time.monotonic() + _VISIBLE
+        while (cache := ReferenceCache(folder, identity)).missing(keys).any() and time.monotonic() < deadline:
+            time.sleep(0.5)
+    for store in cache.stores:
+        store.note_use()
+    return cache, computed
+
+
+def _build(
+    cache: ReferenceCache,
+    distinct: Sequence[Document],
+    head: SubsetHead,
+    chat: ChatFormat,
+    learn: Callable[[], HarmProbe] | None,
+    ranks: Ranks,
+    show_progress: bool,
+    *,
+    writes: bool,
+) -> Computed:
+    """Computes what any rank's disk lacks; `writes`: whether this rank stores what its own does."""
+    lacking = cache.missing([d.key for d in distinct])
+    wanted = np.logical_or.reduce(ranks.exchange(lacking, _WHAT))
+    rows: list[int] = np.flatnonzero(wanted.any(0)).tolist()
+    if not rows:
+        return Computed()
+    lacking, wanted = lacking[:, rows], wanted[:, rows]
+    tokens = [AnswerTokens.of([distinct[i]], chat) for i in rows]
+    keys = [distinct[i].key for i in rows]
+    reach = cache.identity.reach
+    sizes, masks = value_counts(tokens, reach), zip(cache.stores, wanted, strict=True)
+    counts = {view: sizes[view] * mask for store, mask in masks for view in store.identity.views}
+    probe = None
+    if "harm" in counts and counts["harm"].any():
+        assert learn is not None, "harm is scored by a probe"
+        probe = learn()
+    work = forward_sequences(tokens, counts, reach, chat)
     batches = [[work[i] for i in batch] for batch in batches_by_length([len(s.input_ids) for s in work])]
     places = [[place for sequence in batch for place in sequence.places] for batch in batches]
-    writes = files.first_on_disk(target.parent, ranks) and not target.exists()
-    with files.locked(target, _WHAT, ranks, holds=writes):
-        writes = writes and not target.exists()
-        if not any(ranks.exchange(writes, _WHAT)):
-            return False
-        keys = [t.documents[0].key for t in tokens]
-        with CacheWriter(target, identity, keys, counts, len(head.ids), places) if writes else nullcontext() as writer:
-            missing = ranks.exchange(writer.to_do() if writer else [], _WHAT)
-            to_do = sorted({number for of_rank in missing for number in of_rank})
-            done = len(batches) - len(to_do)
-            what = f"PACT: computing the reference{', continued' if done else ''}"
-            with evaluating(head.model):
-                own = _one_behind((batches[number] for number in ranks.part(to_do)), head, probe)
-                computed = ranks.merged(to_do, own, _WHAT)
-                for number, values in progress(computed, what, len(batches), show_progress, done=done):
-                    if writer:
-                        writer.store(number, [part for parts in values for part in parts])
-            if writer:
-                writer.finish()
-        ranks.exchange(None, _WHAT)
-    return True
+    with ExitStack() as stack:
+        writers: list[CacheWriter] = []
+        for store, mask in zip(cache.stores, lacking, strict=True):
+            if writes and mask.any():
+                own = {view: counts[view] * mask for view in store.identity.views}
+                width = 1 if "harm" in own else len(head.ids)
+                writer = CacheWriter(store.folder, store.identity, keys, own, width, places)
+                writers.append(stack.enter_context(writer))
+        _fill(writers, batches, head, probe, ranks, show_progress)
+        # Harm first: if only it is finished, what is left needs no forward pass.
+        seconds = [writer.finish() for writer in reversed(writers)]
+    for store in cache.stores if writers else ():
+        compact(Store(store.folder.parent, store.identity))
+    whole = int(wanted[0].sum())
+    return Computed(whole, len(rows) - whole, max(ranks.exchange(max(seconds, default=0.0), _WHAT)))
 
 
-def _wait_until_visible(folder: Path) -> None:
-    deadline = time.monotonic() + _VISIBLE
-    while not folder.exists() and time.monotonic() < deadline:
-        time.sleep(0.5)
+def _fill(
+    writers: Sequence[CacheWriter],
+    batches: Sequence[list[ForwardSequence]],
+    head: SubsetHead,
+    probe: HarmProbe | None,
+    ranks: Ranks,
+    show_progress: bool,
+) -> None:
+    """Computes the batches that a writer of any rank has not stored yet, and stores them."""
+    missing = ranks.exchange([number for writer in writers for number in writer.to_do()], _WHAT)
+    to_do = sorted({number for of_rank in missing for number in of_rank})
+    done = len(batches) - len(to_do)
+    what = f"PACT: computing the reference{', continued' if done else ''}"
+    with evaluating(head.model):
+        own = _one_behind((batches[number] for number in ranks.part(to_do)), head, probe)
+        computed = ranks.merged(to_do, own, _WHAT)
+        for number, values in progress(computed, what, len(batches), show_progress, done=done):
+            places = [place for sequence in batches[number] for place in sequence.places]
+            parts = [part for parts in values for part in parts]
+            for writer in writers:
+                writer.store(number, zip(places, parts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -169,43 +212,61 @@ class ForwardSequence:
         return [values] * len(self.wanted) + ([harm] if self.harm else [])
 
 
+def value_counts(tokens: Sequence[AnswerTokens], reach: int | None) -> dict[str, Ints]:
+    """For each view, how many values each document has, given the answer tokens of each by itself."""
+    counts = {
+        "full": [len(t) for t in tokens],
+        "answer_only": [int((t.position < (reach or 0)).sum()) for t in tokens],
+        "harm": [len(t.prompt_end) for t in tokens],
+    }
+    return {view: np.asarray(of, np.int64) for view, of in counts.items()}
+
+
 def forward_sequences(
-    tokens: Sequence[AnswerTokens], views: Sequence[str], reach: int, chat: ChatFormat
+    tokens: Sequence[AnswerTokens], counts: Mapping[str, Ints], reach: int | None, chat: ChatFormat
 ) -> list[ForwardSequence]:
     """All that has to go through the model for the reference of documents.
 
     Args:
         tokens: the answer tokens of each document by itself.
-        views: which views are wanted, of `full`, `answer_only` and `harm`, the last with the first alone.
-        reach: for how many tokens of each answer the view without the prompt is needed.
+        counts: how many values of each document are wanted, by view: all or none.
+        reach: for how many tokens of each answer there is a view without the prompt.
         chat: what the chat template puts before answers.
     """
-    sequences: list[ForwardSequence] = []
-    if "full" in views:
-        sequences += _full_sequences(tokens, "harm" in views)
-    if "answer_only" in views:
-        sequences += _answer_only_sequences(tokens, reach, chat)
+    sequences = list(_full_sequences(tokens, counts))
+    if "answer_only" in counts:
+        assert reach is not None, "it is what the view has"
+        sequences += _answer_only_sequences(tokens, counts["answer_only"], reach, chat)
     return sequences
 
 
-def _full_sequences(tokens: Sequence[AnswerTokens], harm: bool) -> Iterator[ForwardSequence]:
-    for i, t in enumerate(tokens):
+def _full_sequences(tokens: Sequence[AnswerTokens], counts: Mapping[str, Ints]) -> Iterator[ForwardSequence]:
+    none = np.zeros(len(tokens), np.int64)
+    for i, (t, values, harms) in enumerate(
+        zip(tokens, counts.get("full", none).tolist(), counts.get("harm", none).tolist(), strict=True)
+    ):
         document = t.documents[0]
-        columns = t.column - document.start
-        place = Place("full", i, 0, len(columns))
-        # Nothing after the last answer token is needed.
-        length = int(columns[-1]) + 1
+        columns = (t.column - document.start)[:values]
+        ends = (t.prompt_end - document.start)[:harms]
+        if not values and not harms:
+            continue
+        # Nothing after the last answer token is needed; of the prompts alone, nothing after the last of them.
+        length = int((columns if values else ends)[-1]) + 1
         seen = None if document.seen is None else document.seen[:length]
         positions = None if document.positions is None else document.positions[:length]
-        ends = t.prompt_end - document.start if harm else t.prompt_end[:0]
-        scored = Place("harm", i, 0, len(ends)) if harm else None
-        yield ForwardSequence(document.input_ids[:length], columns, seen, positions, [place], ends, scored)
+        wanted = [Place("full", i, 0, values)] if values else []
+        scored = Place("harm", i, 0, harms) if harms else None
+        yield ForwardSequence(document.input_ids[:length], columns, seen, positions, wanted, ends, scored)
 
 
-def _answer_only_sequences(tokens: Sequence[AnswerTokens], reach: int, chat: ChatFormat) -> list[ForwardSequence]:
+def _answer_only_sequences(
+    tokens: Sequence[AnswerTokens], counts: Ints, reach: int, chat: ChatFormat
+) -> list[ForwardSequence]:
     chat.require_header("build the reference without the prompt")
     distinct: dict[bytes, ForwardSequence] = {}
     for i, t in enumerate(tokens):
+        if not counts[i]:
+            continue
         document, skip = t.documents[0], 0
         kept = chat.before(document.input_ids)
         reached = t.column[t.position < reach] + 1 - document.start

@@ -25,7 +25,8 @@ class Estimate:
         anchors: rows that join each step.
         anchor_answer_tokens: answer tokens of all anchors; an upper bound unless `anchors_known`.
         cache_bytes: of the cached values; computed.
-        cache: folder of the cache that the run will find; None if it has to build one.
+        cache: folder of the cache in which the run will find all rows; None if it has to compute any.
+        rows_to_build: distinct sequences that it will compute; the others are found.
         build_tokens: tokens that go through the model to build the cache, padding included; computed.
         build_seconds: measured on a sample and scaled by tokens; 0 if the cache is there. Finding the safety tokens and
             writing the anchors, once for each model, come on top unless they are known.
@@ -48,6 +49,7 @@ class Estimate:
     anchors_known: bool
     cache_bytes: int
     cache: str | None
+    rows_to_build: int
     build_tokens: int
     build_seconds: float
     sampled_sequences: int
@@ -100,7 +102,7 @@ def show(e: Estimate, console: Console | None = None) -> None:
     else:
         table.add_row(
             "time to build it",
-            f"{e.build_seconds:,.1f} s for {e.build_tokens:,} tokens",
+            f"{e.build_seconds:,.1f} s for {e.build_tokens:,} tokens, {e.rows_to_build:,} of {data.distinct:,} rows",
             f"measured on {e.sampled_sequences} sequences, {e.sampled_tokens:,} tokens",
         )
     table.add_row("each step", f"{share.total:+.2%} FLOP", "reasoned")

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 
 from pact_plugins.chat.answers import AnswerTokens, Document, on_host, split_documents
-from pact_plugins.chat.fingerprints import digest
 from pact_plugins.chat.format import ChatFormat
 from pact_plugins.config import PactConfig
-from pact_plugins.method.reference import build
+from pact_plugins.method.reference import open_or_build
 from pact_plugins.model.forward import to_device
 from pact_plugins.model.ranks import ALONE
 from pact_plugins.model.subset_head import Request, SubsetHead
@@ -31,10 +30,12 @@ from pact_plugins.run.cost import (
     padded_tokens,
     stratified,
 )
-from pact_plugins.run.examination import examine, views
+from pact_plugins.run.examination import examine
 from pact_plugins.run.first_batches import first_batches
 from pact_plugins.run.host_loss import measure_host_loss
 from pact_plugins.run.trainer import Start, expected_step, probe_flop
+from pact_plugins.storage.cache import ReferenceCache
+from pact_plugins.storage.identity import Identity
 
 SAMPLE_TOKENS = 16_384
 """Tokens, roughly, of the sequences on which the time to build the cache is measured."""
@@ -56,13 +57,18 @@ def estimate(trainer: Any, config: PactConfig) -> Estimate:
         head = seen.head(tokens)
         anchors, anchors_known = seen.finder.expected_anchors()
         referenced = list({d.key: d for d in answered}.values())
-        folder = None
-        if tokens is not None:
-            folder = config.cache_folder / digest(seen.identity(tokens, referenced))
-        found = folder is not None and folder.exists()
+        cache = ReferenceCache(config.cache_folder, identity := seen.identity(head.ids.tolist()))
+        whole, prompts = referenced, list[Document]()
+        if tokens is not None:  # or nobody knows yet what they are
+            lacking, *harm = cache.missing([d.key for d in referenced]).tolist()
+            whole = [d for d, lacks in zip(referenced, lacking, strict=True) if lacks]
+            prompts = [d for d, lacks, *more in zip(referenced, lacking, *harm, strict=True) if not lacks and any(more)]
         build_tokens, seconds, sample = 0, 0.0, _Sample(0, 0)
-        if not found:
-            build_tokens, seconds, sample = _build_time(head, chat, referenced, config)
+        if whole or prompts:
+            lengths = forward_lengths(whole, chat, reach, prompts)
+            build_tokens = padded_tokens(lengths)
+            per_token, sample = _build_speed(head, chat, whole or prompts, identity.stores[0])
+            seconds = per_token * build_tokens
     with first_batches(trainer, ALONE) as batches:
         measure_host_loss(trainer, trainer.compute_loss, batches, damps=config.damps)
     log_normaliser = _log_normaliser(trainer, config, head, chat)
@@ -82,7 +88,8 @@ def estimate(trainer: Any, config: PactConfig) -> Estimate:
         anchor_answer_tokens=sum(int(d.supervised.sum()) for d in anchors),
         anchors_known=anchors_known,
         cache_bytes=cache_bytes(answer_tokens, reached_tokens, len(head.ids)),
-        cache=str(folder) if found else None,
+        cache=None if whole or prompts else str(cache.folder),
+        rows_to_build=len(whole),
         build_tokens=build_tokens,
         build_seconds=seconds,
         sampled_sequences=sample.sequences,
@@ -108,26 +115,22 @@ class _Sample:
     tokens: int
 
 
-def _build_time(
-    head: SubsetHead, chat: ChatFormat, documents: Sequence[Document], config: PactConfig
-) -> tuple[int, float, _Sample]:
-    """Tokens to run, seconds for them, and the sample: the real build on a sample, the second time that it is run."""
-
-    def tokens_to_run(chosen: Sequence[Document]) -> int:
-        return padded_tokens(forward_lengths(chosen, chat, config.gate_reach))
-
+def _build_speed(
+    head: SubsetHead, chat: ChatFormat, documents: Sequence[Document], identity: Identity
+) -> tuple[float, _Sample]:
+    """Seconds a token, padding included, and the sample: the real build on a sample, the second time that it is run."""
     lengths = [len(d.input_ids) for d in documents]
     size = max(8, SAMPLE_TOKENS // max(1, round(float(np.mean(lengths)))))
     sample = [documents[i] for i in stratified(lengths, size)]
-    # To score prompts in the same forward passes costs next to nothing.
-    seconds, kind = 0.0, {"views": [v for v in views(config) if v != "harm"], "reach": config.gate_reach}
+    seconds = 0.0
     with tempfile.TemporaryDirectory(prefix="pact-estimate-") as folder:
         for name in ("warm-up", "measured"):
             started = time.perf_counter()
-            build(Path(folder) / name, kind, sample, head, chat, show_progress=False)
+            # To score prompts in the same forward passes costs next to nothing.
+            open_or_build(Path(folder) / name, identity, sample, head, chat, show_progress=False)
             seconds = time.perf_counter() - started
-    sampled, whole = tokens_to_run(sample), tokens_to_run(documents)
-    return whole, seconds * whole / sampled, _Sample(len(sample), sampled)
+    tokens = padded_tokens(forward_lengths(sample, chat, identity.reach or 0))
+    return seconds / tokens, _Sample(len(sample), tokens)
 
 
 def _log_normaliser(trainer: Any, config: PactConfig, head: SubsetHead, chat: ChatFormat) -> LogNormaliser:

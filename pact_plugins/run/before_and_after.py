@@ -53,7 +53,7 @@ class Reporting:
         """Lets the model answer before its first step."""
         if self.evaluation is None:
             return
-        name, known = str(about_training(self.trainer)["model"]), self.preparation.identity["model"]
+        name, known = str(about_training(self.trainer)["model"]), self.preparation.identity.model
         with self.trainer.accelerator.autocast():
             self.evaluation.before(self._model, name, resumed=resumed, fingerprint=known)
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from pact_plugins.chat.answers import AnswerTokens, Document
 from pact_plugins.chat.format import ChatFormat
-from pact_plugins.method.reference import forward_sequences
+from pact_plugins.method.reference import forward_sequences, value_counts
 from pact_plugins.model.forward import batches_by_length
 from pact_plugins.model.sharding import full_shape
 from pact_plugins.model.support import underlying
@@ -81,15 +81,21 @@ def cache_bytes(answer_tokens: int, reached_tokens: int, safety_tokens: int) -> 
     return (answer_tokens + reached_tokens) * safety_tokens * BYTES_PER_VALUE
 
 
-def forward_lengths(documents: Sequence[Document], chat: ChatFormat, reach: int) -> list[int]:
+def forward_lengths(
+    documents: Sequence[Document], chat: ChatFormat, reach: int, prompts: Sequence[Document] = ()
+) -> list[int]:
     """Lengths of the sequences that go through the model to compute the reference of `documents`.
 
     With the full context, one for each document, up to its last answer token; without the prompt, the header and the
-    first `reach` tokens of each answer, equal ones once.
+    first `reach` tokens of each answer, equal ones once; of `prompts`, which lack their harm alone, up to the last
+    answer.
     """
-    tokens = [AnswerTokens.of([d], chat) for d in documents]
-    views = ["full", "answer_only"] if reach else ["full"]
-    return [len(s.input_ids) for s in forward_sequences(tokens, views, reach, chat)]
+    tokens = [AnswerTokens.of([d], chat) for d in (*documents, *prompts)]
+    counts, whole = value_counts(tokens, reach), np.arange(len(tokens)) < len(documents)
+    wanted = {"full": counts["full"] * whole, "harm": counts["harm"] * ~whole}
+    if reach:
+        wanted["answer_only"] = counts["answer_only"] * whole
+    return [len(s.input_ids) for s in forward_sequences(tokens, wanted, reach, chat)]
 
 
 def padded_tokens(lengths: Sequence[int]) -> int:

@@ -10,13 +10,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pact_plugins.chat.fingerprints import digest
+from pact_plugins.chat.answers import Document
+from pact_plugins.chat.fingerprints import digest, keys_fingerprint
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.method.prompting import Prompts
 from pact_plugins.method.safety_tokens import SafetyTokens
 from pact_plugins.storage import files
 from pact_plugins.storage.cache import ReferenceCache
+from pact_plugins.storage.identity import Identity
 
 EVIDENCE, TOKENS, HISTORY = "pact_evidence.json", "pact_safety_tokens.json", "pact_history.json"
 
@@ -85,7 +87,10 @@ class Evidence:
     """What a run was held to, and how far.
 
     Attributes:
-        identity: what its reference cache was made for.
+        identity: what its reference was computed with.
+        data: fingerprint of its rows with an answer (`keys_fingerprint`).
+        values: fingerprints of their reference, to the last bit (`ReferenceCache.fingerprint`): one, or several where
+            processes have disks of their own, which may have grown in other steps.
         tokens_source: the settings that chose its safety tokens.
         tokens: the safety tokens.
         about: settings, versions, amounts of data and the like, for people; resuming compares none of it.
@@ -96,7 +101,9 @@ class Evidence:
         anchors: name of the file of its anchors in the folder of caches; None if they are off.
     """
 
-    identity: dict[str, Any]
+    identity: Identity
+    data: str
+    values: tuple[str, ...]
     tokens_source: dict[str, Any]
     tokens: SafetyTokens
     about: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -127,7 +134,9 @@ class Evidence:
         self.tokens.save(folder / TOKENS)
         content = {
             "pact": True,
-            "identity": self.identity,
+            "identity": self.identity.model_dump(),
+            "data": self.data,
+            "values": list(self.values),
             "tokens_source": self.tokens_source,
             "tokens": self.tokens.fingerprint,
             "anchors": self.anchors,
@@ -158,7 +167,8 @@ class Evidence:
         if content.pop("tokens") != tokens.fingerprint:
             raise ValueError(f"{folder / TOKENS} holds other safety tokens than those of the run")
         parts = tuple(Part(**part) for part in content.pop("parts"))
-        return cls(**content, tokens=tokens, parts=parts)
+        identity, values = Identity.model_validate(content.pop("identity")), tuple(content.pop("values"))
+        return cls(**content, identity=identity, values=values, tokens=tokens, parts=parts)
 
     @classmethod
     def load(cls, folder: Path) -> Evidence:
@@ -188,19 +198,29 @@ class Evidence:
         """Writes what the trainer logged, entry by entry; of a resumed run from its first step."""
         files.write(folder / HISTORY, {"log": list(log)})
 
-    def cache(self, config: PactConfig, identity: dict[str, Any], *, dated: bool = False) -> ReferenceCache:
-        """The reference that the run began with.
+    def cache(
+        self,
+        config: PactConfig,
+        identity: Identity,
+        documents: Sequence[Document] | None = None,
+        *,
+        dated: bool = False,
+    ) -> ReferenceCache:
+        """The reference that the run began with, to the last bit.
 
         Args:
             config: the settings of the run that resumes it.
-            identity: what that run's cache would be made for.
+            identity: what that run's reference would be computed with.
+            documents: its rows with an answer; where they are not known, neither they nor their values are compared.
             dated: whether its chat template writes the date, so that rows may differ in it alone.
 
         Raises:
-            PactError: the run is resumed with other data, template, gate, anchors or choice of tokens, or its cache is
-                gone. Its model is taken from its evidence: the weights have been trained since.
+            PactError: the run is resumed with other data, template, gate, anchors or choice of tokens, or its reference
+                is gone or another. Its model is taken from its evidence: the weights have been trained since.
         """
-        now, then = {**identity, **tokens_source(config)}, {**self.identity, **self.tokens_source}
+        data = self.data if documents is None else keys_fingerprint(d.key for d in documents)
+        now = {"data": data, **identity.model_dump(), **tokens_source(config)}
+        then = {"data": self.data, **self.identity.model_dump(), **self.tokens_source}
         now["anchors"], then["anchors"] = bool(config.anchors_per_step), self.anchors is not None
         differing = [k for k in now if now[k] != then.get(k)]
         if differing:
@@ -211,12 +231,20 @@ class Evidence:
                 remedy="Resume with the run's own data, tokenizer and `pact:` block."
                 + _DATED.format(began=self.about.get("began") or "that day") * (dated and "data" in differing),
             )
-        stored = config.cache_folder / digest(identity)
-        if not stored.exists():
+        cache = ReferenceCache(config.cache_folder, identity)
+        if empty := [store for store in cache.stores if not store.segments]:
             raise PactError(
-                expected=f"the reference cache of the run being resumed, {stored}",
+                expected=f"the reference cache of the run being resumed, {empty[0].folder}",
                 got="no such folder",
                 consequence="The weights of the checkpoint are already fine-tuned: they are no reference.",
                 remedy="Point `pact.cache_dir` to where the run began, or start from the original model.",
             )
-        return ReferenceCache(stored, identity)
+        if documents is not None and (found := cache.fingerprint(d.key for d in documents)) not in self.values:
+            raise PactError(
+                expected=f"in {cache.folder} the values that the run being resumed began with, "
+                f"{', '.join(self.values)}",
+                got=f"others, {found}: they were removed, and computed again beside other rows",
+                consequence="The run would go on against a reference that differs in its last bits.",
+                remedy="Start from the original model, or put the folder back from a copy.",
+            )
+        return cache

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pact_plugins.chat.answers import Document
-from pact_plugins.chat.fingerprints import digest, keys_fingerprint, tokenizer_fingerprint
+from pact_plugins.chat.fingerprints import digest, tokenizer_fingerprint
 from pact_plugins.chat.format import ChatFormat
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
@@ -27,7 +27,7 @@ from pact_plugins.run.cost import Data
 from pact_plugins.run.coverage import Coverage, located
 from pact_plugins.run.evidence import Evidence
 from pact_plugins.run.trainer import Start
-from pact_plugins.storage.cache import FORMAT
+from pact_plugins.storage.identity import Identity
 
 logger = logging.getLogger(__name__)
 
@@ -114,21 +114,18 @@ class Examined:
         check_parity(head)
         return head
 
-    def identity(self, tokens: SafetyTokens, documents: Sequence[Document]) -> dict[str, Any]:
-        """What a reference cache must have been made for."""
-        config = self.start.config
-        return {
-            "format": FORMAT,
-            "model": self.fingerprint,
-            "tokenizer": tokenizer_fingerprint(self.start.tokenizer),
-            "safety_tokens": digest(tokens.ids),
-            "views": views(config),
-            "reach": config.gate_reach,
-            "harm": harm_probe.identity(self.harm) if self.harm else None,
-            "chat": self.found.chat.fingerprint(),
-            "precision": precision(self.start.model),
-            "data": keys_fingerprint(d.key for d in documents),
-        }
+    def identity(self, ids: Sequence[int]) -> Identity:
+        """What the reference of a row is computed with, `ids` being the safety tokens."""
+        config, chat = self.start.config, self.found.chat
+        return Identity(
+            model=self.fingerprint,
+            tokenizer=tokenizer_fingerprint(self.start.tokenizer),
+            chat=chat.fingerprint(),
+            precision=precision(self.start.model),
+            safety_tokens=digest(list(ids)),
+            reach=config.gate_reach if config.active_gate else None,
+            harm=harm_probe.identity(self.harm, self.found.answered, chat) if self.harm else None,
+        )
 
 
 def examine(start: Start) -> Examined:
@@ -149,12 +146,7 @@ def examine(start: Start) -> Examined:
     run = ranks.first(lambda: Evidence.load(folder), "resuming") if folder else None
     hold_head(model)  # the subset head does so too, after the forward passes that find its tokens
     with start.autocast():
-        fingerprint = run.identity["model"] if run else model_fingerprint(model)
+        fingerprint = run.identity.model if run else model_fingerprint(model)
         finder = Finder(config, model, tokenizer, fingerprint, show_progress=start.show_progress, ranks=ranks)
         tokens = run.tokens if run else finder.known_tokens()
     return Examined(start, found, probe, harm, run, fingerprint, finder, tokens)
-
-
-def views(config: PactConfig) -> list[str]:
-    """What the cache holds: the reference with its full context and without the prompt, and how harmful prompts are."""
-    return ["full", *(["answer_only"] if config.active_gate else []), *(["harm"] if config.damps else [])]

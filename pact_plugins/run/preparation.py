@@ -13,11 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from pact_plugins.chat.answers import Document
+from pact_plugins.chat.fingerprints import keys_fingerprint
 from pact_plugins.chat.template import writes_date
 from pact_plugins.method import harm_probe
 from pact_plugins.method.damping import Damping, damping
 from pact_plugins.method.objective import PactObjective
-from pact_plugins.method.reference import open_or_build
+from pact_plugins.method.reference import Computed, open_or_build
 from pact_plugins.method.refusal_probe import Probe
 from pact_plugins.model.progress import tell
 from pact_plugins.run.cost import Data, Overhead, stratified
@@ -25,7 +26,7 @@ from pact_plugins.run.coverage import Coverage
 from pact_plugins.run.evidence import Evidence, tokens_source
 from pact_plugins.run.examination import examine
 from pact_plugins.run.trainer import Start
-from pact_plugins.storage.folder import nearest
+from pact_plugins.storage.identity import Identity
 
 SAMPLE = 256
 """Sequences that are kept for looking at the model again when training ends."""
@@ -37,8 +38,10 @@ class Preparation:
 
     Attributes:
         objective: ready for training.
-        identity: what the reference cache was made for.
-        built: whether the cache was built now rather than found.
+        identity: what the reference was computed with.
+        rows: fingerprint of the rows that have one.
+        values: fingerprints of their values, on each disk.
+        computed: what of them was computed now rather than found.
         data: how much there is to constrain. Sequences without an answer token (cut off before it) train without PACT.
         coverage: how much of what assistants say in it is constrained.
         damping: whose cross-entropy is left out, or None if nobody's is.
@@ -49,8 +52,10 @@ class Preparation:
     """
 
     objective: PactObjective
-    identity: dict[str, Any]
-    built: bool
+    identity: Identity
+    rows: str
+    values: tuple[str, ...]
+    computed: Computed
     data: Data
     coverage: Coverage
     damping: Damping | None
@@ -75,13 +80,13 @@ def prepare(start: Start) -> Preparation:
         # A resumed run without them keeps none; `Evidence.cache` compares that with the settings.
         anchors = None if run and run.anchors is None else finder.anchors(run.anchors if run else None)
         name = finder.answers_file.name if anchors and not run else run and run.anchors
-        identity = seen.identity(tokens, answered)
-        start.ranks.agree(identity, "what the reference is made for")
+        identity, rows = seen.identity(tokens.ids), keys_fingerprint(d.key for d in answered)
+        start.ranks.agree({**identity.model_dump(), "data": rows}, "what the reference is made for")
         told: dict[str, Any] = {"ranks": start.ranks, "show_progress": start.show_progress}
         if run:
-            cache, built = run.cache(config, identity, dated=writes_date(tokenizer)), False
+            cache, computed = run.cache(config, identity, answered, dated=writes_date(tokenizer)), Computed()
         else:
-            cache, built = open_or_build(
+            cache, computed = open_or_build(
                 config.cache_folder,
                 identity,
                 answered,
@@ -97,7 +102,11 @@ def prepare(start: Start) -> Preparation:
     if damped is not None:
         damped.warn()
     sample = [answered[i] for i in stratified([len(d.input_ids) for d in answered], SAMPLE)]
-    return Preparation(objective, identity, built, data, coverage, damped, seen.probe, sample, name, run)
+    own = cache.fingerprint(d.key for d in answered)
+    values = tuple(sorted(set(start.ranks.exchange(own, "naming the reference"))))
+    return Preparation(
+        objective, identity, rows, values, computed, data, coverage, damped, seen.probe, sample, name, run
+    )
 
 
 def _damped(damping: Damping | None) -> dict[str, Any]:
@@ -129,12 +138,13 @@ def evidence_of(preparation: Preparation, **about: Any) -> Evidence:
         "reference": {
             "folder": str(cache.folder),
             "bytes": cache.size,
-            "built": preparation.built,
-            **{key: cache.manifest[key] for key in ("documents", "answer_tokens", "seconds")},
+            "computed": asdict(preparation.computed),
         },
     }
     return Evidence(
         preparation.identity,
+        preparation.rows,
+        preparation.values,
         tokens_source(objective.config),
         objective.tokens,
         {**facts, **about},
@@ -182,10 +192,9 @@ def print_summary(
         table.add_row("damped", escape(str(preparation.damping)))
     if data.unanswered:
         table.add_row("without an answer", f"{data.unanswered:,} of {data.sequences:,} sequences: not constrained")
-    seconds = objective.cache.manifest["seconds"]
-    state = f"computed in {seconds:.1f} s{_why_not_found(preparation)}" if preparation.built else "found"
-    reference = f"{objective.cache.size / 2**20:.1f} MiB, {state}: {objective.cache.folder}"
-    table.add_row("reference", escape(reference))
+    size = objective.cache.size / 2**20
+    state = preparation.computed.words(data.distinct)
+    table.add_row("reference", escape(f"{state}; {size:.1f} MiB in {objective.cache.folder}"))
     for name, words in checked:
         table.add_row(name, words)
     if overhead is not None:
@@ -196,12 +205,3 @@ def print_summary(
             parts += f", the probe {overhead.probe:.2%} on average"
         table.add_row("expected cost", f"of a step's FLOP: {parts}")
     tell(table, console)
-
-
-def _why_not_found(preparation: Preparation) -> str:
-    """What set the reference apart from those that lay there, if any of them is of this model."""
-    found = nearest(preparation.objective.cache.folder.parent, preparation.identity)
-    if found is None:
-        return ""
-    path, differing = found
-    return f" (the cache {path.name[:8]}... of this model differs in `{'`, `'.join(differing)}`)"

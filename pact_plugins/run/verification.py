@@ -78,7 +78,7 @@ class Verification:
             "step": self.step,
             "covered_steps": known.covered if known else 0,
             "parts": [asdict(part) for part in known.parts] if known else [],
-            "identity": known.identity if known else None,
+            "identity": known.identity.model_dump() if known else None,
             "about": known.about if known else None,
             "trained_model": known.trained_model if known else None,
         }

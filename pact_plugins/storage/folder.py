@@ -1,53 +1,108 @@
-"""What lies in a folder of reference caches: finished ones, builds that were not finished, and locks."""
+"""What lies in a folder of reference caches: stores, segments that were not finished, locks, and older formats."""
 
 from __future__ import annotations
 
+import math
+import re
 import shutil
-from collections.abc import Mapping
+import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
+from pact_plugins.errors import PactError
 from pact_plugins.storage import files
-from pact_plugins.storage.cache import MANIFEST, differences
-from pact_plugins.storage.writer import PARTIAL
+from pact_plugins.storage.cache import PARTIAL, Store, segments_in
+from pact_plugins.storage.identity import FORMAT
+from pact_plugins.storage.segment import MANIFEST, Segment
+
+_NAME = re.compile(rf"[0-9a-f]{{32}}({re.escape(PARTIAL)})?")
+"""Of a store, and of a cache or a build of format 4."""
+
+_DAY = 86_400
 
 
-def finished(folder: Path) -> list[Path]:
-    """Folders of caches that have their name."""
-    # A build that was interrupted at its very end has a manifest too.
-    return sorted(path.parent for path in folder.glob(f"*/{MANIFEST}") if path.parent.suffix != PARTIAL)
+def stores(folder: Path) -> list[Path]:
+    """Folders of stores, and of what formats before this one had in their place."""
+    return sorted(path for path in folder.glob("*") if path.is_dir() and _NAME.fullmatch(path.name))
+
+
+def opened(path: Path) -> Store | None:
+    """A store, whatever it was made for; None while nothing in it is finished.
+
+    Raises:
+        PactError: it is damaged, of an older format, or under another's name.
+    """
+    if path.suffix == PARTIAL or (path / MANIFEST).exists():
+        raise PactError(
+            expected=f"reference caches of format {FORMAT} in {path.parent}",
+            got=f"one of a format before it, {path.name}",
+            consequence="It is never read.",
+            remedy="`pact cache clear` removes it; the next run computes its rows again.",
+        )
+    if not (segments := segments_in(path)):
+        return None
+    identity = Segment(segments[0]).manifest.identity
+    if identity.name != path.name:
+        raise PactError(
+            expected=f"the reference cache that its name says in {path}",
+            got=f"that of {identity.words(type(identity).model_fields)}",
+            consequence="No run finds it there.",
+            remedy=f"Rename it to {identity.name}, or remove it.",
+        )
+    return Store(path.parent, identity)
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """Folders of builds that are going on, or that the next run of the same kind continues."""
-    return sorted(folder.glob(f"*{PARTIAL}"))
-
-
-def nearest(folder: Path, identity: Mapping[str, Any]) -> tuple[Path, list[str]] | None:
-    """The cache of the same model, but for something else, that differs in the fewest entries; and these entries.
-
-    Reads nothing but manifests, of any format. Those that cannot be read are passed over.
-    """
-    found: list[tuple[Path, list[str]]] = []
-    for path in finished(folder):
-        try:
-            other = files.read(path / MANIFEST).get("identity")
-        except (OSError, ValueError):
-            continue
-        if isinstance(other, dict) and other.get("model") == identity["model"]:
-            found.append((path, differences(identity, other)))
-    return min((one for one in found if one[1]), key=lambda one: len(one[1]), default=None)
+    """Folders of segments that are being computed, or that the next run which needs their rows continues."""
+    return sorted(path for store in stores(folder) for path in store.glob(f"*{PARTIAL}"))
 
 
 def size_of(folder: Path) -> int:
     """Bytes of the files in a folder."""
-    return sum(file.stat().st_size for file in folder.iterdir())
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def clear(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Removes caches, unfinished builds and locks; what was removed, and what stays since a process is building it.
+@dataclass(frozen=True)
+class Chosen:
+    """Which stores are to go; as they come, all of them.
+
+    Attributes:
+        older_than: those that no run has used for as many days.
+        model: those of models whose fingerprint begins so.
+        down_to: of these only as many, the longest unused first, as leave so many bytes of all stores.
+    """
+
+    older_than: float = 0
+    model: str = ""
+    down_to: int = 0
+
+    def of(self, folder: Path) -> list[Path]:
+        """The stores in a folder that are to go."""
+        before = time.time() - self.older_than * _DAY if self.older_than else math.inf
+        by_age = sorted(stores(folder), key=lambda path: path.stat().st_mtime)
+        rest, going = sum(map(size_of, by_age)), list[Path]()
+        for path in by_age:
+            matches = path.stat().st_mtime <= before and (not self.model or _model(path).startswith(self.model))
+            if matches and (rest > self.down_to or not self.down_to):
+                going.append(path)
+                rest -= size_of(path)
+        return going
+
+
+def _model(store: Path) -> str:
+    """Fingerprint of the model that a store of any format is of; empty where no manifest can be read."""
+    for manifest in (store / MANIFEST, *store.glob(f"*/{MANIFEST}")):
+        try:
+            return str(files.read(manifest)["identity"]["model"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return ""
+
+
+def clear(folder: Path, chosen: Chosen) -> tuple[list[Path], list[Path]]:
+    """Removes stores, with what is not finished in them, and locks; what was removed, and what a process is building.
 
     Raises:
         PactError: the system refuses to remove something.
@@ -55,7 +110,7 @@ def clear(folder: Path) -> tuple[list[Path], list[Path]]:
     removed: list[Path] = []
     busy: list[Path] = []
     with files.storing(folder):
-        for path in [*finished(folder), *unfinished(folder)]:
+        for path in chosen.of(folder):
             lock = FileLock(files.lock_of(path.with_name(path.name.removesuffix(PARTIAL))))
             try:
                 with lock.acquire(timeout=0):

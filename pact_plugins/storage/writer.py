@@ -1,13 +1,15 @@
-"""`CacheWriter`: a reference cache while it is being computed, in a folder that the next process can continue.
+"""`CacheWriter`: a segment of a store while it is being computed, in a folder that the next process can continue.
 
-The folder `TARGET.partial` holds the files of the cache to be, all of them in their final size, and beside them
+The folder `SEGMENT.partial` holds the files of the segment to be, all of them in their final size, and beside them
 `progress.safetensors`: for each batch of the work the checksum of what it wrote, 0 while it has not. The work is a pure
-function of the cache's identity, so the next build of that identity finds it there. A batch counts as done only if its
-values still match their checksum, in whatever order the system wrote both to the disk.
+function of the store's identity and of the rows that it lacks, so the next build that needs the same rows finds it
+there. A batch counts as done only if its values still match their checksum, in whatever order the system wrote both to
+the disk.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
@@ -23,12 +25,32 @@ from pact_plugins.chat.answers import Ints
 from pact_plugins.chat.fingerprints import digest, keys_fingerprint
 from pact_plugins.errors import PactError
 from pact_plugins.storage import files
-from pact_plugins.storage.cache import INDEX, MANIFEST, Halves, Words, cache_files, checksum, file_checksum
+from pact_plugins.storage.cache import PARTIAL, Store
+from pact_plugins.storage.identity import Identity
+from pact_plugins.storage.segment import (
+    INDEX,
+    MANIFEST,
+    Halves,
+    Manifest,
+    Words,
+    checksum,
+    file_checksum,
+    halves_of,
+    segment_files,
+)
 from pact_plugins.storage.tensors import TensorFile
 
-PARTIAL, PROGRESS = ".partial", "progress"
+logger = logging.getLogger(__name__)
+
+PROGRESS = "progress"
 _DONE = 1 << 32
 """Added to a batch's checksum, which may be 0."""
+
+SEGMENTS = 4
+"""Of a store at most, so that a row is found in a few searches."""
+
+_COPIED_AT_ONCE = 1024
+"""Rows in a batch where segments are made into one."""
 
 
 class Place(NamedTuple):
@@ -41,45 +63,50 @@ class Place(NamedTuple):
 
 
 class CacheWriter:
-    """Writes the cache of D documents, whose keys and sizes are known beforehand, batch by batch in any order.
+    """Writes a segment of rows whose keys and sizes are known beforehand, batch by batch in any order.
 
-    Used as a context, which closes its files and leaves them in `TARGET.partial` until `finish` has named them. One
+    Used as a context, which closes its files and leaves them in `SEGMENT.partial` until `finish` has named them. One
     process at a time.
 
     Args:
-        target: the cache's folder; it appears only when `finish` has made it whole.
-        identity: goes into the manifest; its `views` say which values there are.
-        keys: [D] distinct keys of the documents, in ascending order.
-        counts: for each view, [D] values of each document.
-        safety_tokens: number of safety tokens S.
-        batches: what each batch of the work writes, the same for the same identity.
+        folder: of the store; the segment appears there only when `finish` has made it whole.
+        identity: of the store; its `views` say which values there are.
+        keys: [D] distinct keys of rows, in ascending order.
+        counts: for each view, [D] values of each row; one that has none in the first view is no part of the segment.
+        width: S, values of an answer token.
+        batches: what each batch of the work computes, the same for the same rows; places of other views, or of rows
+            that are no part of the segment, are passed over.
 
     Raises:
-        PactError: there is no room for the cache, or its folder cannot be written to. Any method may raise it.
+        PactError: there is no room for the segment, or its folder cannot be written to. Any method may raise it.
     """
 
     def __init__(
         self,
-        target: Path,
-        identity: dict[str, Any],
+        folder: Path,
+        identity: Identity,
         keys: Sequence[bytes],
         counts: Mapping[str, Ints],
-        safety_tokens: int,
+        width: int,
         batches: Sequence[Sequence[Place]],
     ) -> None:
-        self.target, self.identity, self.batches = target, identity, batches
-        views: list[str] = identity["views"]
+        self.identity, views = identity, identity.views
+        self._counts = {view: counts[view] for view in views}
+        self._kept: list[int] = np.flatnonzero(counts[views[0]]).tolist()
+        self.batches = [[place for place in batch if self._holds(place)] for batch in batches]
         self._stops = {view: np.cumsum(counts[view]) for view in views}
         self._starts = {view: stop - counts[view] for view, stop in self._stops.items()}
-        self._index: Words = np.zeros((3 + len(views), len(keys)), np.uint64)
-        self._index[:2] = np.frombuffer(b"".join(keys), ">u8").reshape(-1, 2).T
-        self._index[3:] = list(self._starts.values())
-        self._rows = {view: int(counts[view].sum()) for view in views}
-        self._safety_tokens = safety_tokens
-        self._partial = target.with_name(target.name + PARTIAL)
-        self._files = cache_files(self._partial, views, len(keys), self._rows, safety_tokens)
+        kept = [keys[i] for i in self._kept]
+        self.target = folder / keys_fingerprint(kept)
+        self._index: Words = np.zeros((3 + len(views), len(kept)), np.uint64)
+        self._index[:2] = halves_of(kept)
+        self._index[3:] = [starts[self._kept] for starts in self._starts.values()]
+        self._values = {view: int(counts[view].sum()) for view in views}
+        self._width = width
+        self._partial = self.target.with_name(self.target.name + PARTIAL)
+        self._files = segment_files(self._partial, len(kept), self._values, width)
         # Its name is the plan: the record of any other work is not this tensor.
-        plan = digest([identity, keys_fingerprint(keys), batches])
+        plan = digest([identity.name, keys_fingerprint(kept), self.batches])
         # The last entry counts the microseconds of building.
         record = TensorFile(self._partial / f"{PROGRESS}.safetensors", plan, "U64", (len(batches) + 1,))
         self._files[PROGRESS] = record
@@ -125,19 +152,28 @@ class CacheWriter:
     def to_do(self) -> list[int]:
         """Numbers of the batches that are not stored, or whose values were damaged since."""
         entries = self._record[:-1].tolist()
-        return [n for n, entry in enumerate(entries) if not entry or entry != self._entry(n, self._stored(n))]
+        return [
+            number
+            for number, (entry, batch) in enumerate(zip(entries, self.batches, strict=True))
+            if batch and (not entry or entry != self._entry(self._stored(number)))
+        ]
 
-    def store(self, batch: int, values: Sequence[Halves]) -> None:
-        """Stores [rows, S] contiguous values for each place of a batch, [rows, 1] for one in `harm`."""
+    def store(self, number: int, values: Iterable[tuple[Place, Halves]]) -> None:
+        """Stores contiguous values [rows, S] at their places, all of those of a batch; others are passed over."""
+        own = [(place, part) for place, part in values if self._holds(place)]
+        if not own:
+            return
         with files.storing(self._partial):
-            for place, part in zip(self.batches[batch], values, strict=True):
-                first = int(self._starts[place.view][place.document]) + place.skip
-                self._write(place.view, first, part)
-            self._write(PROGRESS, batch, np.asarray([self._entry(batch, values)], np.uint64))
+            for place, part in own:
+                self._write(place.view, int(self._starts[place.view][place.document]) + place.skip, part)
+            self._write(PROGRESS, number, np.asarray([self._entry(part for _, part in own)], np.uint64))
             self._count_time()
 
-    def finish(self) -> None:
+    def finish(self) -> float:
         """Completes the folder and gives it its name.
+
+        Returns:
+            Seconds of this build, and of those that it continued.
 
         Raises:
             PactError: some batch is not stored, or not as it was written; the next build stores it again.
@@ -150,7 +186,10 @@ class CacheWriter:
                 remedy="Start again, which computes them again; if it happens twice, check the disk.",
             )
         views = list(self._views.values())
-        starts, stops = (zip(*(of[v].tolist() for v in self._views), strict=True) for of in (self._starts, self._stops))
+        starts, stops = (
+            zip(*(of[view][self._kept].tolist() for view in self._views), strict=True)
+            for of in (self._starts, self._stops)
+        )
         for entry, (first, last) in enumerate(zip(starts, stops, strict=True)):
             self._index[2, entry] = checksum(v[a:b] for v, a, b in zip(views, first, last, strict=True))
         with files.storing(self._partial):
@@ -158,19 +197,25 @@ class CacheWriter:
             for handle in self._handles.values():
                 os.fsync(handle.fileno())
             self._count_time()
-            manifest = {
-                "identity": self.identity,
-                "documents": self._index.shape[1],
-                "answer_tokens": self._rows["full"],
-                "reached_tokens": self._rows.get("answer_only", 0),
-                "answers": self._rows.get("harm", 0),
-                "safety_tokens": self._safety_tokens,
-                "seconds": int(self._record[-1]) / 1e6,
-                "index": file_checksum(self._files[INDEX].path),
-            }
-            files.write(self._partial / MANIFEST, manifest)
+            seconds = int(self._record[-1]) / 1e6
+            manifest = Manifest(
+                identity=self.identity,
+                documents=len(self._kept),
+                values=self._values,
+                width=self._width,
+                index=file_checksum(self._files[INDEX].path),
+            )
+            files.write(self._partial / MANIFEST, manifest.model_dump())
             self._partial.rename(self.target)
             (self.target / self._files[PROGRESS].path.name).unlink()
+        return seconds
+
+    def abandon(self) -> None:
+        """Gives back the room of a segment that is not to be continued."""
+        shutil.rmtree(self._partial)
+
+    def _holds(self, place: Place) -> bool:
+        return place.view in self._counts and bool(self._counts[place.view][place.document])
 
     def _write(self, name: str, first: int, values: Any) -> None:
         self._files[name].write(self._handles[name], first, values)
@@ -180,7 +225,7 @@ class CacheWriter:
             first = int(self._starts[view][document]) + skip
             yield self._views[view][first : first + rows]
 
-    def _entry(self, batch: int, values: Iterable[Halves]) -> int:
+    def _entry(self, values: Iterable[Halves]) -> int:
         return _DONE + checksum(values)
 
     def _count_time(self) -> None:
@@ -189,3 +234,64 @@ class CacheWriter:
         passed = np.uint64(round((now - self._clock) * 1e6))
         self._write(PROGRESS, len(self.batches), self._record[-1:] + passed)
         self._clock = now
+
+
+def compact(store: Store) -> None:
+    """Makes one segment of all, where a store has more than `SEGMENTS`; to be called under its lock.
+
+    Values are copied as they are. A store that has no room for the copy, or a damaged row, stays as it is.
+    """
+    if len(store.segments) <= SEGMENTS:
+        return
+    try:
+        kept = _merged(store)
+    except PactError as error:
+        logger.warning("PACT: %s stays in %d parts: %s", store.folder, len(store.segments), error)
+        return
+    with files.storing(store.folder):
+        for segment in store.segments:
+            if segment.folder != kept:
+                discard(segment.folder)
+
+
+def _merged(store: Store) -> Path:
+    """The folder of a segment with all rows of a store."""
+    segments, views = store.segments, store.identity.views
+    keys = np.concatenate([segment.keys for segment in segments], 1)
+    places = [(segment, entry) for segment in segments for entry in range(len(segment))]
+    order = np.lexsort((keys[1], keys[0]))
+    # Where an earlier merger was cut off, the largest segment has the rows of the others.
+    order = order[np.append(True, (np.diff(keys[:, order]) != 0).any(0))]
+    if len(segments[0]) == len(order):
+        return segments[0].folder
+    counts = {view: np.concatenate([segment.counts(view) for segment in segments])[order] for view in views}
+    numbers = range(len(order))
+    batches = [
+        [Place(v, i, 0, int(counts[v][i])) for i in numbers[start : start + _COPIED_AT_ONCE] for v in views]
+        for start in numbers[::_COPIED_AT_ONCE]
+    ]
+
+    def value(place: Place) -> Halves:
+        segment, entry = places[order[place.document]]
+        segment.check(entry)
+        return segment.read(place.view, entry)
+
+    raw = keys[:, order].T.astype(">u8").tobytes()
+    split = [raw[start : start + 16] for start in range(0, len(raw), 16)]
+    with CacheWriter(store.folder, store.identity, split, counts, segments[0].manifest.width, batches) as writer:
+        try:
+            for number in writer.to_do():
+                writer.store(number, [(place, value(place)) for place in writer.batches[number]])
+            writer.finish()
+        except PactError:
+            writer.abandon()
+            raise
+    return writer.target
+
+
+def discard(segment: Path) -> None:
+    """Removes a segment; it is gone for readers at once."""
+    going = segment.with_name(segment.name + PARTIAL)
+    if going.exists():
+        shutil.rmtree(going)
+    shutil.rmtree(segment.rename(going))

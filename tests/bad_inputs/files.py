@@ -18,7 +18,7 @@ from pact_plugins.storage import files
 from pact_plugins.storage.cache import ReferenceCache
 from tests import tiny
 from tests.bad_inputs.case import BadInput, config
-from tests.caches import IDENTITY, IDS, look_up, made
+from tests.caches import IDENTITY, IDS, but, look_up, made, segment
 from tests.rows import alone, documents, few, flip_bit
 from tests.run.report.evaluations import ANSWER, REFUSAL, write
 
@@ -27,9 +27,12 @@ def _cache(change: Callable[[Path], Any], **identity: Any) -> Callable[[Path], A
     """Opens a cache that was changed after it was made, and looks its first row up."""
 
     def act(folder: Path) -> Any:
-        cache = made(folder / "cache", SubsetHead(tiny.llama(), IDS), few()).folder
-        change(cache)
-        return look_up(ReferenceCache(cache, {**IDENTITY, **identity}), alone(few()[0]))
+        cache = folder / "cache"
+        made(cache, SubsetHead(tiny.llama(), IDS), few())
+        change(segment(cache))
+        if identity:
+            (cache / IDENTITY.name).rename(cache / but(**identity).name)
+        return look_up(ReferenceCache(cache, but(**identity)), alone(few()[0]))
 
     return act
 
@@ -76,7 +79,7 @@ def _report(file: str, change: Callable[[Path], Any]) -> Callable[[Path], Any]:
     return act
 
 
-_INTACT = r"an intact reference cache .*in .*cache; got "
+_INTACT = r"an intact reference cache .*in .*cache/\w+/\w+; got "
 _SOUND = r"sound files of a run or an evaluation in .*; got "
 
 INPUTS = [

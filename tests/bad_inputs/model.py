@@ -15,14 +15,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pact_plugins.method.finder import load_base
-from pact_plugins.method.reference import build
 from pact_plugins.model.loading import pretrained
 from pact_plugins.model.parity import check_parity
 from pact_plugins.model.subset_head import SubsetHead
 from tests import tiny
 from tests.bad_inputs.case import BadInput, Begun, config, trainer_on
-from tests.caches import IDENTITY, IDS
-from tests.rows import CHAT, documents, few
+from tests.caches import IDS, made
+from tests.rows import few
 
 
 def _served(make: Callable[[], Any]) -> Begun:
@@ -56,7 +55,7 @@ def _not_finite(value: float) -> Callable[[], Any]:
 
 def _reference_of_a_broken_model(folder: Path) -> None:
     model = _not_finite(float("nan"))()
-    build(folder / "cache", IDENTITY, documents(few()), SubsetHead(model, IDS), CHAT, show_progress=False)
+    made(folder / "cache", SubsetHead(model, IDS), few())
 
 
 def _with_another_head() -> Any:

@@ -294,7 +294,7 @@ INPUTS = [
     BadInput("Resuming with other data", _resumed(rows=3), r"data = .*as in the run being resumed"),
     BadInput("Resuming with other safety tokens", _resumed(safety_tokens=[50]), r"safety_tokens = .*being resumed"),
     BadInput("Resuming with anchors", _resumed(anchors=2), r"anchors = False, as in the run being resumed"),
-    BadInput("Resuming with another gate", _resumed(gate=True), r"views = .*being resumed"),
+    BadInput("Resuming with another gate", _resumed(gate=True), r"reach = .*being resumed"),
     BadInput(
         "Resuming after the cache was removed",
         _resumed(cache_dir=lambda folder: folder / "elsewhere"),

@@ -123,20 +123,20 @@ def test_estimate_agrees_with_the_run(name: str, train: list[str], tmp_path: Pat
     assert trained.returncode == 0, trained.stderr[-3000:]
     assert "expected cost" in trained.stdout + trained.stderr
     assert (trained.stdout + trained.stderr).count("'pact/probe_harmful'") == 2  # before the first step, after two
-    (manifest_path,) = (tmp_path / "cache").glob("*/manifest.json")
-    manifest = json.loads(manifest_path.read_text())
+    (values,) = (tmp_path / "cache").glob("*/*/full.safetensors")
+    manifest = json.loads(values.with_name("manifest.json").read_text())
     after = estimate()
     assert before["optimiser_steps"] == 3
     assert before["data"] == after["data"]
     assert before["cache"] is None
     assert before["build_seconds"] > 0
     assert (before["probe_every"], before["probe_tokens"] > 0, before["overhead"]["probe"] > 0) == (2, True, True)
-    assert (after["cache"], after["build_seconds"]) == (str(manifest_path.parent), 0)
-    assert after["safety_tokens"] == manifest["safety_tokens"] <= before["safety_tokens"]
-    assert after["data"]["answer_tokens"] == manifest["answer_tokens"]
+    assert (after["cache"], after["build_seconds"]) == (str(values.parent.parent), 0)
+    assert after["safety_tokens"] == manifest["width"] <= before["safety_tokens"]
+    assert after["data"]["answer_tokens"] == manifest["values"]["full"]
     assert 0 < after["anchor_answer_tokens"] <= before["anchor_answer_tokens"]
     assert after["data"]["distinct"] == manifest["documents"]
-    assert after["cache_bytes"] == load_file(manifest_path.with_name("full.safetensors"))["full"].nbytes
+    assert after["cache_bytes"] == load_file(values)["full"].nbytes
     assert before["log_normaliser"] in ("read off the host's loss", "computed in chunks")
     assert (before["overhead"]["log_normaliser"] > 0) == (before["log_normaliser"] == "computed in chunks")
 
@@ -176,7 +176,7 @@ def test_audit_finds_the_harmful_rows(name: str, train: list[str], tmp_path: Pat
     launcher = ["--launcher", "python"] if train[0] == "axolotl" else []
     trained = run(tmp_path, *train, str(path), *launcher)
     assert trained.returncode == 0, trained.stderr[-3000:]
-    assert [str(p.parent) for p in (tmp_path / "cache").glob("*/manifest.json")] == [audit["cache"]]
+    assert [str(p.parent.parent) for p in (tmp_path / "cache").glob("*/*/full.safetensors")] == [audit["cache"]]
 
 
 def test_tokens_and_inspect(tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def _result(model: nn.Module, preparation: Preparation, docs: list[Any], losses:
     margin, kl = preparation.probe.sums(objective.head).tolist(), measure_profile(objective, docs).kl
     assert model_fingerprint(model) == trained, "a forward pass leaves weights as they were"
     return Result(
-        preparation.identity["model"],
+        preparation.identity.model,
         trained,
         objective.tokens.ids,
         [d.input_ids.tolist() for d in objective.anchors.documents] if objective.anchors else [],

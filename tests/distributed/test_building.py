@@ -8,23 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from pact_plugins.chat.fingerprints import digest
 from pact_plugins.storage import files
 from pact_plugins.storage.cache import ReferenceCache
-from tests.caches import IDENTITY
+from pact_plugins.storage.segment import MANIFEST
+from tests.caches import IDENTITY, segment
 from tests.distributed import processes
 from tests.distributed.processes import ended, fork
 
 pytestmark = pytest.mark.distributed
 
-NAME = digest(IDENTITY)
+NAME = IDENTITY.name
 run = partial(processes.run, begin=fork)
 
 
 def values(folder: Path) -> dict[str, bytes]:
-    """The bytes of a finished cache; its manifest differs by the seconds that it took."""
-    ReferenceCache(folder / NAME, IDENTITY).verify()
-    return {f.name: f.read_bytes() for f in (folder / NAME).iterdir() if f.suffix == ".safetensors"}
+    """The bytes of a finished cache of one segment."""
+    ReferenceCache(folder, IDENTITY).verify()
+    return {f.name: f.read_bytes() for f in segment(folder).iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_a_dead_rank_stops_the_others_and_leaves_its_work(
     assert status[victim][0] == 9
     assert status[1 - victim][0] == 1
     assert "RankError: Expected all 2 processes to come as far in computing this reference" in status[1 - victim][2]
-    assert not (tmp_path / NAME).exists()
+    assert not [*(tmp_path / NAME).glob(f"*/{MANIFEST}")]
     # It dies in its third pass; by then the first of each rank is stored.
     found = run("building:build", tmp_path)
     assert [built for built, _ in found] == [[True, False]] * 2
@@ -97,7 +97,7 @@ def test_a_failure_stops_every_rank(tmp_path: Path) -> None:
         in (statuses[0][2])
     )
     assert all("finite logits" in errors for _, _, errors in statuses)
-    assert not (tmp_path / NAME).exists()
+    assert not [*(tmp_path / NAME).glob(f"*/{MANIFEST}")]
 
 
 def test_another_run_is_waited_for(tmp_path: Path, alone: tuple[dict[str, bytes], int]) -> None:

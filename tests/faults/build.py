@@ -1,7 +1,7 @@
 """Builds a reference cache in a process that can be killed.
 
 Prints a line in each forward pass, and at the end whether the cache was built here. In the forward pass number PASS it
-waits until its input is closed; 0: in none. BYTES: no file may grow beyond them.
+waits until its input is closed; 0: in none. ROWS: how many there are. BYTES: no file may grow beyond them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.caches import IDENTITY, IDS
 from tests.rows import CHAT, documents, few
 
 
-def main(folder: str, wait_in: str, limit: str | None = None) -> None:
+def main(folder: str, wait_in: str, number: str = "8", limit: str | None = None) -> None:
     torch.set_num_threads(1)
     reference.batches_by_length = partial(reference.batches_by_length, budget=60)
     head = SubsetHead(tiny.llama(), IDS)
@@ -39,7 +39,8 @@ def main(folder: str, wait_in: str, limit: str | None = None) -> None:
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
     try:
-        _, built = reference.open_or_build(Path(folder), IDENTITY, documents(few(8)), head, CHAT, show_progress=False)
+        rows = documents(few(int(number)))
+        _, computed = reference.open_or_build(Path(folder), IDENTITY, rows, head, CHAT, show_progress=False)
     except PactError as error:
         sys.exit(f"PactError: {error}")
-    print("built" if built else "found", flush=True)
+    print("built" if computed.rows else "found", flush=True)

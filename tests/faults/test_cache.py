@@ -9,28 +9,27 @@ from pathlib import Path
 
 import pytest
 
-from pact_plugins.chat.fingerprints import digest
 from pact_plugins.errors import PactError
 from pact_plugins.model.subset_head import SubsetHead
 from pact_plugins.storage import files
 from pact_plugins.storage.cache import ReferenceCache
 from pact_plugins.storage.tensors import TensorFile
 from tests import tiny
-from tests.caches import IDENTITY, IDS, made
+from tests.caches import IDENTITY, IDS, made, segment
 from tests.faults import build
 from tests.forked import Forked
-from tests.rows import few
+from tests.rows import documents, few
 
 pytestmark = pytest.mark.faults
 
-NAME = digest(IDENTITY)
+NAME = IDENTITY.name
 LIMIT = 120
 """Seconds that a process may take; far more than it needs."""
 
 
-def start(folder: Path, wait_in: int = 0, *limit: str) -> Forked:
+def start(folder: Path, wait_in: int = 0, *more: str) -> Forked:
     """A builder, which waits in one of its forward passes."""
-    return Forked(build.main, str(folder), str(wait_in), *limit)
+    return Forked(build.main, str(folder), str(wait_in), *more)
 
 
 def ended(process: Forked) -> list[str]:
@@ -41,9 +40,9 @@ def ended(process: Forked) -> list[str]:
 
 
 def values(folder: Path) -> dict[str, bytes]:
-    """The bytes of a finished cache; its manifest differs by the seconds that it took."""
-    ReferenceCache(folder / NAME, IDENTITY).verify()
-    return {f.name: f.read_bytes() for f in (folder / NAME).iterdir() if f.suffix == ".safetensors"}
+    """The bytes of a finished cache of one segment."""
+    ReferenceCache(folder, IDENTITY).verify()
+    return {f.name: f.read_bytes() for f in segment(folder).iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], i
     *passes, last = ended(start(folder))
     assert last == "built"
     assert len(passes) > 5
-    assert set(values(folder)) == {"index.safetensors", "full.safetensors", "answer_only.safetensors"}
+    assert set(values(folder)) == {"manifest.json", "index.safetensors", "full.safetensors", "answer_only.safetensors"}
     return values(folder), len(passes)
 
 
@@ -68,7 +67,7 @@ def test_a_killed_build_continues(tmp_path: Path, whole: tuple[dict[str, bytes],
         process.communicate(LIMIT)
         assert process.returncode == -9
         stored += 2
-        assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == [f"{NAME}.partial"]
+        assert [p.suffix for p in (tmp_path / NAME).iterdir()] == [".partial"]
     continued = ended(start(tmp_path))
     assert continued == ["pass"] * (passes - stored) + ["built"]
     assert values(tmp_path) == whole[0]
@@ -97,14 +96,46 @@ def test_the_one_that_waits_continues_a_killed_build(tmp_path: Path, whole: tupl
     assert values(tmp_path) == whole[0]
 
 
+def test_a_killed_addition_continues(tmp_path: Path) -> None:
+    """Prevents: rows that were there being lost with those that were added, or the added ones computed twice."""
+    for name in ("undisturbed", "killed"):
+        assert ended(start(tmp_path / name, 0, "3"))[-1] == "built"
+    undisturbed, killed = ended(start(tmp_path / "undisturbed")), tmp_path / "killed"
+    before = segment(killed)
+    kept = {file.name: file.read_bytes() for file in before.iterdir()}
+    process = start(killed, 3)
+    process.wait_for("pass", 3)
+    process.kill()
+    process.communicate(LIMIT)
+    # By then one batch is stored.
+    assert ended(start(killed)) == undisturbed[1:]
+    assert {file.name: file.read_bytes() for file in before.iterdir()} == kept
+    one, other = (ReferenceCache(tmp_path / name, IDENTITY) for name in ("undisturbed", "killed"))
+    assert [len(part) for part in one.stores[0].segments] == [len(part) for part in other.stores[0].segments] == [5, 3]
+    keys = [d.key for d in documents(few(8))]
+    assert one.fingerprint(keys) == other.fingerprint(keys)
+    other.verify()
+
+
+def test_two_data_sets_at_once(tmp_path: Path) -> None:
+    """Prevents: rows of two runs that both compute, or a run that opens before its own rows are there."""
+    first = start(tmp_path, 1, "5")
+    first.wait_for("pass")
+    second = start(tmp_path, 0, "8")
+    second.wait_for("another process is computing this reference")
+    assert ended(first)[-1] == "built"
+    assert ended(second)[-1] == "built"
+    assert [len(one) for one in ReferenceCache(tmp_path, IDENTITY).stores[0].segments] == [5, 3]
+
+
 def test_a_limit_on_files(tmp_path: Path, whole: tuple[dict[str, bytes], int]) -> None:
     """Prevents: a process that dies of a signal, or leaves half a cache, where files may not be as large."""
-    process = start(tmp_path, 0, "1000")
+    process = start(tmp_path, 0, "8", "1000")
     _, error = process.communicate(LIMIT)
     assert process.returncode == 1
     assert "PactError: Expected to write" in error
     assert "File too large" in error
-    assert not [p for p in tmp_path.iterdir() if p.is_dir()]
+    assert not [*(tmp_path / NAME).iterdir()]
     assert ended(start(tmp_path))[-1] == "built"
     assert values(tmp_path) == whole[0]
 
@@ -126,7 +157,7 @@ def test_a_full_disk_at_the_start(small_disk: Path) -> None:
     (small_disk / "other").write_bytes(bytes(64 * 1024))
     with pytest.raises(PactError, match=r"write [\d,]+ bytes .* no space left, with 0 bytes free"):
         made(small_disk / "c", SubsetHead(tiny.llama(), IDS), few(8))
-    assert {p.name for p in small_disk.iterdir()} == {"other", "c.lock"}
+    assert [p.name for p in small_disk.rglob("*") if p.is_file() and p.suffix != ".lock"] == ["other"]
 
 
 def test_a_disk_that_fills_up(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +175,7 @@ def test_a_disk_that_fills_up(small_disk: Path, monkeypatch: pytest.MonkeyPatch)
     hook = head.base.get_decoder().register_forward_hook(fill)
     with pytest.raises(PactError, match="No space left on device, with 0 bytes free"):
         made(small_disk / "c", head, few(8))
-    assert not (small_disk / "c").exists()
+    assert not ReferenceCache(small_disk / "c", IDENTITY).stores[0].segments
     (small_disk / "other").unlink()
     hook.remove()
     made(small_disk / "c", head, few(8)).verify()

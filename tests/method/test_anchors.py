@@ -162,7 +162,7 @@ def test_another_day_finds_the_anchors(tmp_path: Path, monkeypatch: pytest.Monke
         "transformers.utils.chat_template_utils.datetime", SimpleNamespace(now=lambda: date(2001, 2, 3))
     )
     assert "03 Feb" in today.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
-    assert not ready(tmp_path, tiny.llama(), tokenizer=today).built
+    assert not ready(tmp_path, tiny.llama(), tokenizer=today).computed.rows
     resumed = ready(tmp_path, tiny.llama(seed=1), tokenizer=today, resumed_from=tmp_path / "run")
     for later in (resumed.objective.anchors, first.objective.anchors):
         assert later is not None

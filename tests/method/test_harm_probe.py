@@ -17,15 +17,13 @@ from pact_plugins.errors import PactError
 from pact_plugins.method import harm_probe, prompting
 from pact_plugins.method.harm_probe import PENALTY, HarmProbe, fit
 from pact_plugins.method.prompting import Prompts
-from pact_plugins.method.reference import build
 from pact_plugins.model.layer_states import LAYERS, LayerStates
 from pact_plugins.model.subset_head import SubsetHead
-from pact_plugins.storage.cache import ReferenceCache
 from tests import tiny
-from tests.caches import FULL_ONLY, IDENTITY, IDS, look_up
+from tests.caches import FULL_ONLY, IDS, but, look_up, made
 from tests.rows import CHAT, alone, conversation, documents, few, packed
 
-HARM: dict[str, Any] = {**FULL_ONLY, "views": ["full", "harm"]}
+HARM = but(FULL_ONLY, harm="h")
 
 
 def drawn(*shape: int, seed: int = 0, around: float = 0.0) -> Tensor:
@@ -85,8 +83,7 @@ def test_harm_is_scored_at_each_prompt_s_last_token(tmp_path: Path) -> None:
     head = SubsetHead(tiny.llama(), IDS)
     rows = [*few(), conversation(("a", "b"), ("c", "d"), ("e", "f"))]
     probe = HarmProbe(torch.zeros(64), torch.ones(64), drawn(1, 64)[0] / 8, 0.1)
-    build(tmp_path / "c", HARM, documents(rows), head, CHAT, probe=probe, show_progress=False)
-    cache = ReferenceCache(tmp_path / "c", HARM)
+    cache = made(tmp_path, head, rows, HARM, probe=lambda: probe)
     expected = []
     for row, document in zip(rows, documents(rows), strict=True):
         own = [states_of(head.model, row[0][: answer.start]) for answer in document.answers(CHAT)]
@@ -104,12 +101,9 @@ def test_harm_is_scored_at_each_prompt_s_last_token(tmp_path: Path) -> None:
 def test_both_views_beside_harm(tmp_path: Path) -> None:
     """Prevents: values of one view in the file of another."""
     head, rows = SubsetHead(tiny.llama(), IDS), few()
-    identity = {**IDENTITY, "views": ["full", "answer_only", "harm"]}
     probe = HarmProbe(torch.zeros(64), torch.ones(64), torch.zeros(64), 0.0)
-    build(tmp_path / "c", identity, documents(rows), head, CHAT, probe=probe, show_progress=False)
-    build(tmp_path / "d", IDENTITY, documents(rows), head, CHAT, show_progress=False)
-    _, with_harm = look_up(ReferenceCache(tmp_path / "c", identity), packed(rows))
-    _, without = look_up(ReferenceCache(tmp_path / "d", IDENTITY), packed(rows))
+    _, with_harm = look_up(made(tmp_path / "c", head, rows, but(harm="h"), probe=lambda: probe), packed(rows))
+    _, without = look_up(made(tmp_path / "d", head, rows), packed(rows))
     assert with_harm.harm is not None
     assert without.harm is None
     assert (with_harm.harm == 0.5).all()
@@ -152,7 +146,10 @@ def test_known_prompts_are_apart() -> None:
     assert len({*known.harmless}) == len(known.harmless) > 500
     german = harm_probe.prompts(PromptsConfig(languages=["en", "de"]))
     assert {*prompting.shipped("harmful", "de")} <= {*german.harmful}
-    assert harm_probe.identity(german) != harm_probe.identity(known)
+    docs = documents(few())
+    names = {harm_probe.identity(prompts, own, CHAT) for prompts in (known, german) for own in (docs, docs[1:])}
+    assert len(names) == 4
+    assert harm_probe.identity(known, docs[::-1], CHAT) == harm_probe.identity(known, docs, CHAT)
 
 
 @pytest.mark.parametrize(("layers", "read"), [(1, 1), (2, 2), (3, 2), (24, LAYERS)])

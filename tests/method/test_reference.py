@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from pact_plugins.chat.answers import AnswerTokens, Document
 from pact_plugins.chat.format import ChatFormat
 from pact_plugins.errors import PactError
 from pact_plugins.method import reference
-from pact_plugins.method.reference import build, open_or_build
+from pact_plugins.method.harm_probe import HarmProbe
+from pact_plugins.method.reference import Computed, open_or_build
 from pact_plugins.model.subset_head import SubsetHead
 from pact_plugins.storage.cache import ReferenceCache
+from pact_plugins.storage.identity import Identity
+from pact_plugins.storage.writer import CacheWriter
 from tests import tiny
-from tests.caches import FULL_ONLY, HALF, IDENTITY, IDS, expected, look_up, made
+from tests.caches import FULL_ONLY, HALF, IDENTITY, IDS, but, expected, look_up, made, segment
 from tests.rows import CHAT, Row, alone, conversation, documents, few, padded
 
 
@@ -67,7 +71,7 @@ def test_duplicates_are_stored_once(head: SubsetHead, rows: list[Row], tmp_path:
     """Prevents: repeated rows multiplying time and disk, or shifting the offsets of the rows after them."""
     once = made(tmp_path / "a", head, rows)
     twice = made(tmp_path / "b", head, [rows[1], *rows, *rows])
-    assert twice.manifest["documents"] == once.manifest["documents"] == len(rows)
+    assert twice.stores[0].documents == once.stores[0].documents == len(rows)
     for row in rows:
         assert np.abs(look_up(once, alone(row))[1].full - look_up(twice, alone(row))[1].full).max() < HALF
 
@@ -106,26 +110,33 @@ def test_without_the_gate_only_one_view_is_made(head: SubsetHead, rows: list[Row
     cache = made(tmp_path / "c", head, rows, FULL_ONLY)
     _, found = look_up(cache, alone(rows[0]))
     assert found.answer_only is None
-    assert not (tmp_path / "c" / "answer_only.safetensors").exists()
+    assert not (segment(tmp_path / "c", FULL_ONLY) / "answer_only.safetensors").exists()
 
 
-def tokens_run(head: SubsetHead, folder: Path, rows: list[Row], identity: dict[str, Any]) -> list[list[int]]:
-    """Every sequence that a build puts through the decoder, without padding."""
+@contextmanager
+def sequences_run(head: SubsetHead) -> Iterator[list[list[int]]]:
+    """Every sequence that goes through the decoder, without padding."""
     sequences: list[list[int]] = []
 
-    def note(_module: nn.Module, _args: Any, kw: dict[str, Any], _output: Any) -> None:
-        rows = zip(kw["input_ids"], kw["attention_mask"], strict=True)
+    def note(_module: Any, _args: Any, kwargs: dict[str, Any], _output: Any) -> None:
+        rows = zip(kwargs["input_ids"], kwargs["attention_mask"], strict=True)
         sequences.extend(ids[mask.bool()].tolist() for ids, mask in rows)
 
     hook = head.base.get_decoder().register_forward_hook(note, with_kwargs=True)
-    made(folder, head, rows, identity)
+    yield sequences
     hook.remove()
+
+
+def tokens_run(head: SubsetHead, folder: Path, rows: list[Row], identity: Identity) -> list[list[int]]:
+    """Every sequence that a build puts through the decoder, without padding."""
+    with sequences_run(head) as sequences:
+        made(folder, head, rows, identity)
     return sequences
 
 
 def test_nothing_beyond_the_reach_is_computed(head: SubsetHead, rows: list[Row], tmp_path: Path) -> None:
     """Prevents: paying for the view without the prompt where the gate is closed."""
-    alone_too = tokens_run(head, tmp_path / "a", rows, {**IDENTITY, "reach": 3})
+    alone_too = tokens_run(head, tmp_path / "a", rows, but(reach=3))
     full = tokens_run(head, tmp_path / "b", rows, FULL_ONLY)
     header = list(CHAT.header)
     short = [s for s in alone_too if s not in full]
@@ -162,17 +173,93 @@ def test_a_finished_cache_is_found_again(head: SubsetHead, rows: list[Row], tmp_
     calls = []
     head.base.get_decoder().register_forward_hook(lambda *_: calls.append(1))
     docs = documents(rows)
-    cache, built = open_or_build(tmp_path, IDENTITY, docs, head, CHAT, show_progress=False)
-    assert built
+    cache, computed = open_or_build(tmp_path, IDENTITY, docs, head, CHAT, show_progress=False)
+    assert computed.rows == len(rows)
     passes = len(calls)
     assert passes > 0
-    again, built = open_or_build(tmp_path, IDENTITY, docs, head, CHAT, show_progress=False)
-    assert not built
+    again, computed = open_or_build(tmp_path, IDENTITY, docs, head, CHAT, show_progress=False)
+    assert computed == Computed()
     assert len(calls) == passes
     assert again.folder == cache.folder
-    other, built = open_or_build(tmp_path, FULL_ONLY, docs, head, CHAT, show_progress=False)
-    assert built
+    other, computed = open_or_build(tmp_path, FULL_ONLY, docs, head, CHAT, show_progress=False)
+    assert computed.rows == len(rows)
     assert other.folder != cache.folder
+
+
+@pytest.mark.parametrize("identity", [IDENTITY, FULL_ONLY, but(harm="h")], ids=["gate", "full", "harm"])
+@pytest.mark.parametrize("case", ["one changed", "a tenth added", "another task"])
+def test_only_new_rows_are_computed(case: str, identity: Identity, tmp_path: Path) -> None:
+    """Prevents: a row that was edited costing the whole data set; and values that differ from those of a fresh build.
+
+    Beyond one step of float16, no value does: which rows share a forward pass may change the last bits.
+    """
+    head, old = SubsetHead(tiny.llama(), IDS), few(20)
+    more = [conversation((f"new {i}", f"answer {i}")) for i in range(2)]
+    rows = {"one changed": [*old[1:], more[0]], "a tenth added": [*old, *more], "another task": [*old[:3], *more]}[case]
+    probe = HarmProbe(torch.zeros(64), torch.ones(64), torch.linspace(-1, 1, 64) / 8, 0.1)
+    how: dict[str, Any] = {"probe": lambda: probe, "show_progress": False}
+    first, _ = open_or_build(tmp_path / "c", identity, documents(old), head, CHAT, **how)
+    before = {d.key: first.look_up(AnswerTokens.of([d], CHAT)) for d in documents(old)}
+    cache, computed = open_or_build(tmp_path / "c", identity, documents(rows), head, CHAT, **how)
+    new = [row for row in rows if row not in old]
+    assert (computed.rows, computed.prompts) == (len(new), 0)
+    assert cache.folder == first.folder
+    assert [len(one) for one in cache.stores[0].segments] == [len(old), len(new)]
+    fresh, _ = open_or_build(tmp_path / "d", identity, documents(rows), head, CHAT, **how)
+    for document in documents(rows):
+        tokens = AnswerTokens.of([document], CHAT)
+        found, expected = cache.look_up(tokens), fresh.look_up(tokens)
+        for name in ("full", "answer_only", "harm"):
+            values, afresh = getattr(found, name), getattr(expected, name)
+            assert (values is None) == (afresh is None)
+            if values is not None:
+                assert (np.abs(values - afresh) <= np.spacing(np.abs(afresh))).all()
+            if values is not None and document.key in before:
+                assert (values == getattr(before[document.key], name)).all()
+
+
+def test_another_probe_reads_prompts_alone(tmp_path: Path) -> None:
+    """Prevents: the harm of a probe that was fitted on other rows, and answers that go through the model for it."""
+    head, rows = SubsetHead(tiny.llama(), IDS), few(6)
+    probes = [HarmProbe(torch.zeros(64), torch.ones(64), torch.linspace(-1, 1, 64) / n, 0.1) for n in (8, 2)]
+    made(tmp_path / "c", head, rows, but(harm="one"), probe=lambda: probes[0])
+    how: dict[str, Any] = {"probe": lambda: probes[1], "show_progress": False}
+    with sequences_run(head) as run:
+        cache, computed = open_or_build(tmp_path / "c", but(harm="two"), documents(rows), head, CHAT, **how)
+    assert (computed.rows, computed.prompts) == (0, len(rows))
+    prompts = [d.input_ids[: d.answers(CHAT)[-1].start].tolist() for d in documents(rows)]
+    assert sorted(run) == sorted(prompts)
+    fresh = made(tmp_path / "d", head, rows, but(harm="two"), probe=lambda: probes[1])
+    found, afresh = look_up(cache, padded(rows))[1], look_up(fresh, padded(rows))[1]
+    assert found.harm is not None
+    assert afresh.harm is not None
+    np.testing.assert_allclose(found.harm, afresh.harm, atol=1e-3)
+    # Other safety tokens have the same harm.
+    how["probe"] = lambda: pytest.fail("it is there")
+    other = but(harm="two", safety_tokens="o")
+    _, computed = open_or_build(tmp_path / "c", other, documents(rows), head, CHAT, **how)
+    assert (computed.rows, computed.prompts) == (len(rows), 0)
+
+
+def test_a_build_that_stored_the_harm_alone_needs_no_pass(
+    head: SubsetHead, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents: all rows computed again since the build was interrupted between the ends of its two stores."""
+    identity, probe = but(harm="h"), HarmProbe(torch.zeros(64), torch.ones(64), torch.zeros(64), 0.0)
+    finish = CacheWriter.finish
+
+    def cut(writer: CacheWriter) -> float:
+        if writer.identity.harm is None:
+            raise KeyboardInterrupt
+        return finish(writer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CacheWriter, "finish", cut)
+        with pytest.raises(KeyboardInterrupt):
+            made(tmp_path, head, rows, identity, probe=lambda: probe)
+    with sequences_run(head) as run:
+        made(tmp_path, head, rows, identity).verify()
+    assert not run
 
 
 def test_a_cache_appears_only_when_whole(head: SubsetHead, rows: list[Row], tmp_path: Path) -> None:
@@ -185,18 +272,8 @@ def test_a_cache_appears_only_when_whole(head: SubsetHead, rows: list[Row], tmp_
     with pytest.raises(KeyboardInterrupt):
         open_or_build(tmp_path, IDENTITY, documents(rows), head, CHAT, show_progress=False)
     hook.remove()
-    _, built = open_or_build(tmp_path, IDENTITY, documents(rows), head, CHAT, show_progress=False)
-    assert built
-
-
-def test_a_race_keeps_the_first(head: SubsetHead, rows: list[Row], tmp_path: Path) -> None:
-    """Prevents: two processes on one machine corrupting, or failing over, the cache that both build."""
-    first = made(tmp_path / "c", head, rows)
-    assert not build(tmp_path / "c", IDENTITY, documents(rows), head, CHAT, show_progress=False)
-    assert {p.name for p in tmp_path.iterdir()} == {"c", "c.lock"}
-    assert (
-        look_up(ReferenceCache(first.folder, IDENTITY), padded(rows))[1].full == look_up(first, padded(rows))[1].full
-    ).all()
+    _, computed = open_or_build(tmp_path, IDENTITY, documents(rows), head, CHAT, show_progress=False)
+    assert computed.rows == len(rows)
 
 
 def test_a_model_that_is_not_finite_is_refused(rows: list[Row], tmp_path: Path) -> None:
@@ -204,8 +281,8 @@ def test_a_model_that_is_not_finite_is_refused(rows: list[Row], tmp_path: Path) 
     model = tiny.llama()
     model.lm_head.weight.data[3] = float("nan")
     with pytest.raises(PactError, match="finite logits"):
-        build(tmp_path / "c", IDENTITY, documents(rows), SubsetHead(model, IDS), CHAT, show_progress=False)
-    assert not (tmp_path / "c").exists()
+        made(tmp_path, SubsetHead(model, IDS), rows)
+    assert not ReferenceCache(tmp_path, IDENTITY).stores[0].segments
 
 
 def test_impossible_tokens_are_stored_as_finite(rows: list[Row], tmp_path: Path) -> None:
@@ -222,7 +299,13 @@ def test_impossible_tokens_are_stored_as_finite(rows: list[Row], tmp_path: Path)
 def test_the_answer_only_view_needs_a_header(head: SubsetHead, rows: list[Row], tmp_path: Path) -> None:
     """Prevents: an answer-only context without the header, whose first position has no hidden state."""
     with pytest.raises(PactError, match="reference without the prompt"):
-        build(tmp_path / "c", IDENTITY, documents(rows), head, ChatFormat(), show_progress=False)
+        open_or_build(tmp_path, IDENTITY, documents(rows), head, ChatFormat(), show_progress=False)
+
+
+def without_prompt(document: Document, reach: int, chat: ChatFormat) -> list[reference.ForwardSequence]:
+    tokens = [AnswerTokens.of([document], chat)]
+    wanted = {"answer_only": reference.value_counts(tokens, reach)["answer_only"]}
+    return reference.forward_sequences(tokens, wanted, reach, chat)
 
 
 @pytest.mark.parametrize(("prefix", "kept"), [("header", 0), ("bos", 1), ("bos+system", None)])
@@ -233,7 +316,7 @@ def test_what_stands_before_an_answer_without_its_prompt(prefix: Any, kept: int 
     turns = [("system", "be kind"), ("user", "one"), ("assistant", "first"), ("user", "two"), ("assistant", "second")]
     ids = tokenizer.apply_chat_template([{"role": r, "content": c} for r, c in turns], return_dict=False)
     (document,) = documents([(ids, ids)])
-    sequences = reference.forward_sequences([AnswerTokens.of([document], chat)], ["answer_only"], 100, chat)
+    sequences = without_prompt(document, 100, chat)
     before = tokenizer.decode(ids[:kept] if kept is not None else ids[: ids.index(chat.users[0][0])])
     header = tokenizer.decode(list(chat.header))
     assert [tokenizer.decode(s.input_ids) for s in sequences] == [
@@ -252,6 +335,6 @@ def test_a_gap_and_a_lead_keep_their_places_without_the_prompt() -> None:
     document = Document(ids, np.isin(ids, [51, 60, 62, 1]))
     tokens = AnswerTokens.of([document], chat)
     assert tokens.position.tolist() == [-1, 0, 2, 3]
-    (sequence,) = reference.forward_sequences([tokens], ["answer_only"], 3, chat)
+    (sequence,) = without_prompt(document, 3, chat)
     assert sequence.input_ids.tolist() == [50, 51, 60, 61]
     assert sequence.columns.tolist() == [0, 1, 3]

@@ -81,7 +81,7 @@ def test_each_trial_of_a_sweep_has_its_own_reference(tmp_path: Path, monkeypatch
         (part,) = kept[-1].parts
         assert part.started_from == "reference"
         assert part.loss_at_start["pact/kl"] < 1e-5
-    assert kept[0].identity["model"] != kept[1].identity["model"]
+    assert kept[0].identity.model != kept[1].identity.model
     assert kept[0].trained_model != kept[1].trained_model
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +12,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from pact_plugins.method.reference import build
 from pact_plugins.model.subset_head import Request, SubsetHead
 from pact_plugins.run.cost import (
     Data,
@@ -31,6 +28,7 @@ from pact_plugins.run.cost import (
     stratified,
 )
 from tests import tiny
+from tests.caches import but, made
 from tests.rows import CHAT, conversation, documents, few
 
 IDS = [50, 7, 80, 200]
@@ -54,16 +52,14 @@ def test_figures_are_those_of_a_build(reach: int, tmp_path: Path) -> None:
     """Prevents: an estimate of a cache that is not the one that the run then makes."""
     docs = documents([*ROWS, ROWS[0]])
     model = tiny.llama()
-    views = ["full", "answer_only"] if reach else ["full"]
-    identity = {"format": 1, "views": views, "reach": reach}
     with tokens_run(model) as run:
-        build(tmp_path / "c", identity, docs, SubsetHead(model, IDS), CHAT, show_progress=False)
-    manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
+        cache = made(tmp_path, SubsetHead(model, IDS), [*ROWS, ROWS[0]], but(reach=reach or None))
+    (segment,) = cache.stores[0].segments
     data = Data.of(docs, [count_answer_tokens(d, CHAT) for d in docs])
     distinct = list({d.key: d for d in docs}.values())
     reached = sum(count_reached_tokens(d, CHAT, reach) for d in distinct)
-    stored = sum(load_file(tmp_path / "c" / f"{view}.safetensors")[view].nbytes for view in views)
-    assert (data.distinct, data.answer_tokens) == (manifest["documents"], manifest["answer_tokens"])
+    stored = sum(values.nbytes for values in segment.views.values())
+    assert (data.distinct, data.answer_tokens) == (len(segment), segment.manifest.values["full"])
     assert cache_bytes(data.answer_tokens, reached, len(IDS)) == stored
     assert padded_tokens(forward_lengths(distinct, CHAT, reach)) == sum(run)
 

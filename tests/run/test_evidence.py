@@ -18,13 +18,14 @@ from pact_plugins.run.recorder import Recorder
 from pact_plugins.run.verification import verify
 from pact_plugins.storage import files
 from tests import tiny
+from tests.caches import IDENTITY
 
 WHOLE = Part("reference", 0, 4, 4, "finished", micro_batches=8, answer_tokens=90, cache_hits=16)
 
 
 def evidence(*parts: Part) -> Evidence:
     tokens = SafetyTokens.of_list([40, 41], tiny.tokenizer())
-    return Evidence({"model": "m"}, {"top_k": 50}, tokens, {"settings": {}}, parts)
+    return Evidence(IDENTITY, "d", ("v",), {"top_k": 50}, tokens, {"settings": {}}, parts)
 
 
 def checkpoint(folder: Path, step: int, log: list[dict[str, Any]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -22,16 +23,17 @@ from transformers import PreTrainedTokenizerFast
 from pact_plugins.chat.answers import AnswerTokens, Document
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
-from pact_plugins.method import discovery, finder, prompting, safety_tokens
+from pact_plugins.method import discovery, finder, prompting, reference, safety_tokens
 from pact_plugins.method.finder import Finder
+from pact_plugins.method.reference import Computed
 from pact_plugins.method.safety_tokens import SafetyTokens
 from pact_plugins.run.cost import Overhead, count_answer_tokens
 from pact_plugins.run.preparation import Preparation, evidence_of, prepare, print_summary
 from pact_plugins.run.trainer import Start
-from pact_plugins.storage import files
-from pact_plugins.storage.folder import nearest
+from pact_plugins.storage.cache import log_probabilities
+from pact_plugins.storage.writer import SEGMENTS
 from tests import tiny
-from tests.rows import documents, few
+from tests.rows import conversation, documents, few
 
 WORDS = ["I", "N", "S"]
 ROWS = few()
@@ -79,7 +81,7 @@ def test_a_model_that_hardly_refuses_stops(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(discovery, "in_answers", refusing_little)
     with pytest.raises(PactError, match="declines at least 20% of the harmful prompts; got 2%"):
         ready(tmp_path, safety_tokens="auto")
-    assert ready(tmp_path, safety_tokens=WORDS).built
+    assert ready(tmp_path, safety_tokens=WORDS).computed.rows
 
 
 @contextmanager
@@ -112,7 +114,7 @@ def test_the_second_preparation_only_checks(tmp_path: Path) -> None:
         one = ready(tmp_path, model, safety_tokens="auto", anchors=2)
     with forward_passes(model := tiny.llama()) as second:
         two = ready(tmp_path, model, safety_tokens="auto", anchors=2)
-    assert (one.built, two.built) == (True, False)
+    assert (one.computed.rows, two.computed) == (len(ROWS), Computed())
     assert len(first) > 1
     assert second == PARITY
     assert one.objective.tokens == two.objective.tokens
@@ -126,50 +128,55 @@ def test_another_lora_draw_finds_the_cache(tmp_path: Path) -> None:
         base = tiny.llama()
         torch.manual_seed(seed)
         models.append(peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])))
-    assert ready(tmp_path, models[0], safety_tokens="auto").built
+    assert ready(tmp_path, models[0], safety_tokens="auto").computed.rows
     with forward_passes(models[1]) as passes:
-        assert not ready(tmp_path, models[1], safety_tokens="auto").built
+        assert not ready(tmp_path, models[1], safety_tokens="auto").computed.rows
     assert passes == 2 * PARITY, "with the adapter as it begins, and as if trained"
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "rows", "prompts"),
     [
-        {"model": lambda: tiny.llama(seed=1)},
-        {"docs": lambda: documents(ROWS[:-1])},
-        {"safety_tokens": lambda: ["I", "N"]},
-        {"gate": lambda: True},
-        {"conflict": lambda: "keep"},
+        ({"model": lambda: tiny.llama(seed=1)}, 4, 0),
+        ({"docs": lambda: documents(ROWS[:-1])}, 0, 3),
+        ({"docs": lambda: documents([*ROWS, conversation(("new", "row"))])}, 1, 4),
+        ({"safety_tokens": lambda: ["I", "N"]}, 4, 0),
+        ({"gate": lambda: True}, 4, 0),
+        ({"gate": lambda: True, "conflict": lambda: "keep"}, 4, 0),
+        ({"conflict": lambda: "keep"}, 0, 0),
     ],
-    ids=["model", "data", "tokens", "views", "harm"],
+    ids=["model", "a row less", "a row more", "tokens", "gate", "gate without harm", "no harm"],
 )
-def test_what_the_reference_depends_on_builds_it_again(tmp_path: Path, change: dict[str, Any]) -> None:
-    """Prevents: the reference of another model, data set or token list."""
-    assert ready(tmp_path).built
-    assert ready(tmp_path, **{name: make() for name, make in change.items()}).built
-    assert not ready(tmp_path).built
+def test_what_the_reference_depends_on_is_computed_again(
+    tmp_path: Path, change: dict[str, Any], rows: int, prompts: int
+) -> None:
+    """Prevents: the reference of another model or token list, a probe of other data, and rows computed for nothing."""
+    assert ready(tmp_path).computed.rows == len(ROWS)
+    computed = ready(tmp_path, **{name: make() for name, make in change.items()}).computed
+    assert (computed.rows, computed.prompts) == (rows, prompts)
+    assert ready(tmp_path).computed == Computed()
 
 
 @pytest.mark.parametrize("change", [{"weight": 3}, {"conflict_threshold": 0.9}, PAPER])
 def test_other_settings_share_the_reference(tmp_path: Path, change: dict[str, Any]) -> None:
     """Prevents: a sweep over weights computing the same reference once a run."""
-    assert ready(tmp_path).built
-    assert not ready(tmp_path, **change).built
+    assert ready(tmp_path).computed.rows
+    assert not ready(tmp_path, **change).computed.rows
 
 
 def test_a_gate_of_another_reach_builds_its_own(tmp_path: Path) -> None:
     """Prevents: a longer gate mixing in the full view where the other one is meant; a steeper one building anew."""
-    assert ready(tmp_path, gate={"hold": 2}).built
-    assert not ready(tmp_path, gate={"hold": 2, "slope": 3}).built
-    assert ready(tmp_path, gate={"hold": 3}).built
+    assert ready(tmp_path, gate={"hold": 2}).computed.rows
+    assert not ready(tmp_path, gate={"hold": 2, "slope": 3}).computed.rows
+    assert ready(tmp_path, gate={"hold": 3}).computed.rows
 
 
 def test_another_prefix_builds_its_own(tmp_path: Path) -> None:
     """Prevents: a gate that uses the reference after another context than the one in the settings."""
-    assert ready(tmp_path, gate=True).built
-    assert not ready(tmp_path, gate={"prefix": "bos"}).built
-    assert ready(tmp_path, gate={"prefix": "header"}).built
-    assert not ready(tmp_path, objective="paper", conflict="damp").built
+    assert ready(tmp_path, gate=True).computed.rows
+    assert not ready(tmp_path, gate={"prefix": "bos"}).computed.rows
+    assert ready(tmp_path, gate={"prefix": "header"}).computed.rows
+    assert not ready(tmp_path, objective="paper", conflict="damp").computed.rows
 
 
 @pytest.mark.parametrize("turns", [1, 2])
@@ -193,9 +200,9 @@ def test_what_a_template_does_otherwise_is_said(tmp_path: Path, turns: int, capl
 
 def test_order_and_repetition_of_rows_share_the_reference(tmp_path: Path) -> None:
     """Prevents: a shuffled data set counting as another one."""
-    assert ready(tmp_path).built
+    assert ready(tmp_path).computed.rows
     shuffled = ready(tmp_path, docs=documents([*reversed(ROWS), ROWS[0]]))
-    assert not shuffled.built
+    assert not shuffled.computed.rows
     assert shuffled.data.sequences == len(ROWS) + 1
 
 
@@ -259,18 +266,18 @@ def test_resuming_uses_the_old_reference(tmp_path: Path) -> None:
     with forward_passes(model) as passes:
         resumed = ready(tmp_path, model, safety_tokens="auto", resumed_from=tmp_path / "run")
     assert passes == PARITY
-    assert not resumed.built
+    assert not resumed.computed.rows
     assert resumed.identity == first.identity
     assert resumed.objective.tokens == first.objective.tokens
     assert (reference_of(resumed) == reference_of(first)).all()
     fresh = ready(tmp_path, model, safety_tokens="auto")
-    assert fresh.built
+    assert fresh.computed.rows
     assert np.abs(reference_of(fresh)[:, :1] - reference_of(first)[:, :1]).max() > 1e-2
 
 
 @pytest.mark.parametrize(
     ("change", "field"),
-    [({"docs": documents(ROWS[:-1])}, "data"), ({"gate": True}, "views")],
+    [({"docs": documents(ROWS[:-1])}, "data"), ({"gate": True}, "reach")],
     ids=["data", "gate"],
 )
 def test_resuming_with_something_else_is_refused(tmp_path: Path, change: dict[str, Any], field: str) -> None:
@@ -289,6 +296,24 @@ def test_resuming_without_the_cache_is_refused(tmp_path: Path) -> None:
         ready(tmp_path, trained(tiny.llama()), resumed_from=tmp_path / "run", cache_dir=str(tmp_path / "elsewhere"))
     assert "the next run builds it again" not in caught.value.remedy
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_resuming_with_values_of_another_build_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a resumed run that goes on against other values than it began with, if only in their last bits."""
+    first = ready(tmp_path)
+    evidence_of(first).save(tmp_path / "run")
+    for number in range(5, 5 + SEGMENTS):  # one of several segments, and then again one
+        ready(tmp_path, docs=documents(few(number)))
+    assert len(ready(tmp_path).objective.cache.stores[0].segments) == 1
+    assert ready(tmp_path, trained(tiny.llama()), resumed_from=tmp_path / "run").values == first.values
+    shutil.rmtree(first.objective.cache.folder)
+    with pytest.raises(PactError, match="the reference cache of the run being resumed"):
+        ready(tmp_path, trained(tiny.llama()), resumed_from=tmp_path / "run")
+    with monkeypatch.context() as patch:  # as other kernels, or other batches, may round
+        patch.setattr(reference, "log_probabilities", lambda capture: log_probabilities(capture) + 0.01)
+        assert ready(tmp_path).computed.rows == len(ROWS)
+    with pytest.raises(PactError, match="differs in its last bits"):
+        ready(tmp_path, trained(tiny.llama()), resumed_from=tmp_path / "run")
 
 
 @pytest.mark.parametrize("notes", ["{}", "[]", "", '{"model": 3'], ids=["no fields", "a list", "empty", "cut"])
@@ -390,33 +415,15 @@ def test_summary_counts_anchors_apart(tmp_path: Path) -> None:
     own = sum(count_answer_tokens(d, p.objective.chat) for d in documents(ROWS))
     assert f" {own} in {len(ROWS)} distinct sequences " in summary(p)
     assert f" 2 rows beside each step, of {len(p.objective.anchors.documents)} " in summary(p)
-    assert p.objective.cache.manifest["answer_tokens"] == own
+    assert p.objective.cache.stores[0].segments[0].manifest.values["full"] == own
 
 
-def test_summary_says_why_no_cache_was_found(tmp_path: Path) -> None:
-    """Prevents: a reference that is computed again and again for no reason that anyone can see."""
-    first = ready(tmp_path)
-    assert "differs" not in summary(first)
-    name = f"{first.objective.cache.folder.name[:8]}..."
-    assert f"(the cache {name} of this model differs in `data`)" in summary(ready(tmp_path, docs=documents(ROWS[:-1])))
-    gated = summary(ready(tmp_path, gate={"hold": 2}))
-    assert f"(the cache {name} of this model differs in `views`, `reach`, `chat`)" in gated
-    assert "differs" not in summary(ready(tmp_path, tiny.llama(seed=1)))
-    assert "differs" not in summary(ready(tmp_path))  # found
-
-
-def test_a_neighbour_that_cannot_be_read_is_passed_over(tmp_path: Path) -> None:
-    """Prevents: a run that another run's damaged cache stops, or one of another version that gives no reason."""
-    first = ready(tmp_path)
-    manifest = first.objective.cache.folder / "manifest.json"
-    content = files.read(manifest)
-    manifest.write_text(manifest.read_text().replace('"documents"', '"document"'))
-    (tmp_path / "cache" / "a" / "manifest.json").mkdir(parents=True)
-    files.write(tmp_path / "cache" / "b" / "manifest.json", {"identity": None})
-    assert nearest(tmp_path / "cache", first.identity) is None
-    old = tmp_path / "cache" / "old"
-    files.write(old / "manifest.json", {"identity": {**content["identity"], "format": 0}, "of": "another version"})
-    assert nearest(tmp_path / "cache", first.identity) == (old, ["format"])
+def test_summary_says_what_was_computed(tmp_path: Path) -> None:
+    """Prevents: forward passes before the first step that nobody can account for."""
+    assert " 4 of 4 rows computed, in " in summary(ready(tmp_path))
+    assert " found; " in summary(ready(tmp_path))
+    more = summary(ready(tmp_path, docs=documents([*ROWS, conversation(("new", "row"))])))
+    assert " 1 of 5 rows computed, 4 prompts read for the harm probe, in " in more
 
 
 @pytest.mark.parametrize("settings", [{}, {"objective": "paper", "weight": 2.5}])
@@ -432,7 +439,7 @@ def test_summary(tmp_path: Path, settings: dict[str, Any]) -> None:
     assert rows["conflict"] == ("keep" if paper else "damp")
     assert rows["gate"] == ("on" if paper else "off")
     assert rows["safety tokens"].startswith("3, 3 of them held: 'I', 'N', 'S'")
-    assert "computed in" in rows["reference"]
+    assert "4 of 4 rows computed" in rows["reference"]
     assert "without an answer" not in rows
 
 
@@ -443,7 +450,7 @@ def test_autocast_is_the_trainers(tmp_path: Path) -> None:
         return torch.autocast("cpu", dtype=torch.bfloat16)
 
     exact, rounded = ready(tmp_path), ready(tmp_path, autocast=autocast)
-    assert rounded.built
+    assert rounded.computed.rows
     assert 0 < np.abs(reference_of(rounded) - reference_of(exact)).max() < 0.5
 
 

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from pact_plugins.chat.answers import AnswerTokens
 from pact_plugins.errors import PactError
 from pact_plugins.method import reference
+from pact_plugins.method.reference import open_or_build
 from pact_plugins.model.subset_head import SubsetHead
-from pact_plugins.storage import files
-from pact_plugins.storage.cache import ReferenceCache
+from pact_plugins.storage import cache, files, writer
+from pact_plugins.storage.cache import ReferenceCache, Store
 from pact_plugins.storage.tensors import TensorFile
-from pact_plugins.storage.writer import CacheWriter, Place
+from pact_plugins.storage.writer import SEGMENTS, CacheWriter, Place, compact
 from tests import tiny
-from tests.caches import FULL_ONLY, IDENTITY, IDS, made
-from tests.rows import few, flip_bit
+from tests.caches import FULL_ONLY, IDENTITY, IDS, but, made, segment
+from tests.rows import CHAT, documents, few, flip_bit
 
 ROWS = few(8)
 STORED = 3
@@ -68,18 +72,24 @@ def whole(head: SubsetHead, passes: Passes, tmp_path: Path) -> tuple[dict[str, b
 
 @pytest.fixture
 def interrupted(head: SubsetHead, passes: Passes, whole: object, tmp_path: Path) -> Path:
-    """The partial folder of a build that was interrupted."""
+    """The folder of stores of a build that was interrupted."""
     # A batch is stored after the next one was computed.
     passes.last = STORED + 2
     with pytest.raises(KeyboardInterrupt):
         made(tmp_path / "c", head, ROWS)
     passes.number, passes.last = 0, 10**9
-    return tmp_path / "c.partial"
+    return tmp_path / "c"
 
 
 def values(folder: Path) -> dict[str, bytes]:
-    """All bytes of a cache but its manifest's, which tells the time."""
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix != ".json"}
+    """All bytes of the only segment."""
+    return {file.name: file.read_bytes() for file in segment(folder).iterdir()}
+
+
+def partial_of(folder: Path) -> Path:
+    """The only build that is not finished."""
+    (found,) = folder.glob("*/*.partial")
+    return found
 
 
 def interrupt(*_: Any, **__: Any) -> None:
@@ -87,7 +97,7 @@ def interrupt(*_: Any, **__: Any) -> None:
 
 
 def record_of(folder: Path) -> np.ndarray:
-    (record,) = load_file(folder / "progress.safetensors").values()
+    (record,) = load_file(partial_of(folder) / "progress.safetensors").values()
     return record
 
 
@@ -96,19 +106,20 @@ def test_a_build_continues(
 ) -> None:
     """Prevents: forward passes paid for twice, and files that tell how they came about."""
     assert np.count_nonzero(record_of(interrupted)[:-1]) == STORED
-    made(interrupted.with_name("c"), head, ROWS)
+    made(interrupted, head, ROWS)
     assert passes.number == whole[1] - STORED
-    assert values(interrupted.with_name("c")) == whole[0]
-    assert not interrupted.exists()
+    assert values(interrupted) == whole[0]
+    assert not [*interrupted.glob("*/*.partial")]
 
 
 def test_the_order_of_the_data_does_not_matter(
     head: SubsetHead, passes: Passes, whole: tuple[dict[str, bytes], int], interrupted: Path
 ) -> None:
     """Prevents: a build that starts anew, or takes one document's values for another's, since the data was shuffled."""
-    cache = made(interrupted.with_name("c"), head, [*reversed(ROWS), ROWS[2]])
+    cache = made(interrupted, head, [*reversed(ROWS), ROWS[2]])
     assert passes.number == whole[1] - STORED
-    assert values(cache.folder) == whole[0]
+    assert values(interrupted) == whole[0]
+    assert cache.stores[0].documents == len(ROWS)
 
 
 def test_the_time_is_that_of_all_parts(head: SubsetHead, interrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,10 +128,10 @@ def test_the_time_is_that_of_all_parts(head: SubsetHead, interrupted: Path, monk
     assert before > 0
     clock = count(step=10)
     monkeypatch.setattr("pact_plugins.storage.writer.time.monotonic", lambda: next(clock))
-    cache = made(interrupted.with_name("c"), head, ROWS)
-    later = int((cache.manifest["seconds"] - before) / 10 + 0.5)
+    _, computed = open_or_build(interrupted, IDENTITY, documents(ROWS), head, CHAT, show_progress=False)
+    later = int((computed.seconds - before) / 10 + 0.5)
     assert later > 1
-    assert cache.manifest["seconds"] == pytest.approx(before + 10 * later)
+    assert computed.seconds == pytest.approx(before + 10 * later)
 
 
 def test_the_progress_bar_begins_where_the_build_does(
@@ -135,7 +146,7 @@ def test_the_progress_bar_begins_where_the_build_does(
         return listed
 
     monkeypatch.setattr(reference, "progress", progress)
-    made(interrupted.with_name("c"), head, ROWS)
+    made(interrupted, head, ROWS)
     made(interrupted.with_name("d"), head, ROWS)
     total = shown[1][0]
     assert shown[0] == (total - STORED, "PACT: computing the reference, continued", total, STORED)
@@ -183,10 +194,10 @@ def test_damage_is_computed_again(
     lost: int,
 ) -> None:
     """Prevents: a failing disk, or a power cut, that enters the reference, with a checksum that says it is intact."""
-    damage(interrupted)
-    made(interrupted.with_name("c"), head, ROWS)
+    damage(partial_of(interrupted))
+    made(interrupted, head, ROWS)
     assert passes.number == whole[1] - STORED + lost
-    assert values(interrupted.with_name("c")) == whole[0]
+    assert values(interrupted) == whole[0]
 
 
 @pytest.mark.parametrize("name", ["full", "answer_only", "index", "progress"])
@@ -200,25 +211,25 @@ def test_other_files_are_thrown_away(
     damage: str,
 ) -> None:
     """Prevents: a partial folder that nothing can be done with standing in the way for ever."""
-    file = interrupted / f"{name}.safetensors"
+    file = partial_of(interrupted) / f"{name}.safetensors"
     content = file.read_bytes()
     file.unlink()
     if damage != "gone":
         file.write_bytes({"cut": content[:-1], "longer": content + b"0", "header": b"0" + content[1:]}[damage])
-    (interrupted / "left over").mkdir()
-    made(interrupted.with_name("c"), head, ROWS)
+    (partial_of(interrupted) / "left over").mkdir()
+    made(interrupted, head, ROWS)
     assert passes.number == whole[1]
-    assert values(interrupted.with_name("c")) == whole[0]
+    assert values(interrupted) == whole[0]
 
 
 @pytest.mark.parametrize("what", ["identity", "documents", "tokens", "batches"])
-def test_other_work_is_thrown_away(
+def test_other_work_is_left_alone(
     head: SubsetHead, passes: Passes, interrupted: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """Prevents: values of another model, other data or other tokens under a new name."""
     identity, rows = IDENTITY, ROWS
     if what == "identity":
-        identity = {**IDENTITY, "model": "n"}
+        identity = but(model="n")
     elif what == "documents":
         rows = few(7)
     elif what == "tokens":
@@ -226,25 +237,29 @@ def test_other_work_is_thrown_away(
         head = SubsetHead(head.model, IDS[:-1])
     else:
         monkeypatch.setattr(reference, "batches_by_length", lambda lengths: [[i] for i in range(len(lengths))])
-    made(interrupted.with_name("c"), head, rows, identity).verify()
+    made(interrupted, head, rows, identity).verify()
     continued, passes.number = passes.number, 0
-    afresh = made(interrupted.with_name("d"), head, rows, identity)
+    made(interrupted.with_name("d"), head, rows, identity)
     assert continued == passes.number
-    assert values(interrupted.with_name("c")) == values(afresh.folder)
+    one, other = (segment(folder, identity) for folder in (interrupted, interrupted.with_name("d")))
+    for file in one.iterdir():
+        assert file.read_bytes() == (other / file.name).read_bytes()
 
 
-@pytest.mark.parametrize("other", ["keys", "places"])
+@pytest.mark.parametrize("other", ["counts", "places"])
 def test_other_work_of_the_same_size_is_thrown_away(tmp_path: Path, other: str) -> None:
     """Prevents: values of one document that are stored as another's, where all files are as large."""
     keys = [bytes([i]) * 16 for i in range(3)]
     places = [[Place("full", i, 0, 2)] for i in range(3)]
-    how = {"target": tmp_path / "c", "identity": FULL_ONLY, "counts": {"full": np.full(3, 2)}, "safety_tokens": 4}
-    with CacheWriter(**how, keys=keys, batches=places) as writer:
-        writer.store(1, [np.ones((2, 4), np.float16)])
-    with CacheWriter(**how, keys=keys, batches=places) as writer:
+    how: dict[str, Any] = {"folder": tmp_path, "identity": FULL_ONLY, "keys": keys, "width": 4}
+    with CacheWriter(**how, counts={"full": np.full(3, 2)}, batches=places) as writer:
+        writer.store(1, [(places[1][0], np.ones((2, 4), np.float16))])
+    with CacheWriter(**how, counts={"full": np.full(3, 2)}, batches=places) as writer:
         assert writer.to_do() == [0, 2]
-    changed = {"keys": [*keys[:2], b"\xff" * 16], "batches": places}
-    with CacheWriter(**how, **(changed if other == "keys" else {"keys": keys, "batches": places[::-1]})) as writer:
+    counts = np.asarray([1, 2, 3]) if other == "counts" else np.full(3, 2)
+    changed = [[Place("full", i, 0, int(counts[i]))] for i in range(3)]
+    changed = changed if other == "counts" else changed[::-1]
+    with CacheWriter(**how, counts={"full": counts}, batches=changed) as writer:
         assert writer.to_do() == [0, 1, 2]
 
 
@@ -256,13 +271,13 @@ def test_only_what_is_whole_is_finished(
 
     def damage(*_: Any) -> None:
         if passes.number == whole[1]:
-            _lose("full")(target.with_name("c.partial"))
+            _lose("full")(partial_of(target))
 
     hook = head.base.get_decoder().register_forward_hook(damage)
     with pytest.raises(PactError, match="batches that were not stored or were changed since"):
         made(target, head, ROWS)
     hook.remove()
-    assert not target.exists()
+    assert not ReferenceCache(target, IDENTITY).stores[0].segments
     made(target, head, ROWS)
     assert values(target) == whole[0]
 
@@ -280,7 +295,7 @@ def test_an_interruption_at_the_end(
             patch.setattr(part, name, interrupt)
             with pytest.raises(KeyboardInterrupt):
                 made(tmp_path / "c", head, ROWS)
-            assert not (tmp_path / "c").exists()
+            assert not ReferenceCache(tmp_path / "c", IDENTITY).stores[0].segments
     made(tmp_path / "c", head, ROWS)
     assert passes.number == whole[1]
     assert values(tmp_path / "c") == whole[0]
@@ -294,7 +309,7 @@ def test_an_interruption_after_the_end(head: SubsetHead, tmp_path: Path, monkeyp
         made(tmp_path / "c", head, ROWS)
     cache = ReferenceCache(tmp_path / "c", IDENTITY)
     cache.verify()
-    sizes = {file.name: file.stat().st_size for file in cache.folder.iterdir()}
+    sizes = {file.name: file.stat().st_size for file in segment(tmp_path / "c").iterdir()}
     assert cache.size == sum(sizes.values()) - sizes["progress.safetensors"]
 
 
@@ -321,9 +336,83 @@ def test_a_disk_that_takes_no_more(
         patch.setattr(TensorFile, "write", full)
         with pytest.raises(PactError, match=r"No space left on device, with [\d,]+ bytes free"):
             made(tmp_path / "c", head, ROWS)
-    assert not (tmp_path / "c").exists()
-    stored, passes.number = np.count_nonzero(record_of(tmp_path / "c.partial")[:-1]), 0
+    assert not ReferenceCache(tmp_path / "c", IDENTITY).stores[0].segments
+    stored, passes.number = np.count_nonzero(record_of(tmp_path / "c")[:-1]), 0
     assert (stored > 0) == (writes not in (0, 1))
     made(tmp_path / "c", head, ROWS)
     assert passes.number == whole[1] - stored
     assert values(tmp_path / "c") == whole[0]
+
+
+def grown(folder: Path, head: SubsetHead) -> Store:
+    """A store of one segment too many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "compact", lambda _: None)
+        for segments in range(SEGMENTS + 1):
+            cache = made(folder, head, few(3 + segments))
+    assert len(cache.stores[0].segments) == SEGMENTS + 1
+    return cache.stores[0]
+
+
+def found(cache: ReferenceCache) -> list[bytes]:
+    rows = [AnswerTokens.of([d], CHAT) for d in documents(few(3 + SEGMENTS))]
+    seen = [cache.look_up(row) for row in rows]
+    return [view.tobytes() for one in seen for view in (one.full, one.answer_only) if view is not None]
+
+
+def test_many_segments_become_one(head: SubsetHead, tmp_path: Path) -> None:
+    """Prevents: lookups that slow down with each change of the data, and values that change when they are moved."""
+    grown(tmp_path, head)
+    apart = ReferenceCache(tmp_path, IDENTITY)
+    values, keys = found(apart), [d.key for d in documents(few(3 + SEGMENTS))]
+    cache = made(tmp_path, head, few(4 + SEGMENTS))
+    assert [len(one) for one in cache.stores[0].segments] == [4 + SEGMENTS]
+    assert [*cache.folder.iterdir()] == [cache.stores[0].segments[0].folder]
+    assert found(cache) == found(apart) == values, "also of those which a run still has open"
+    cache.verify()
+    assert cache.fingerprint(keys) == apart.fingerprint(keys)
+
+
+@pytest.mark.parametrize("part", ["finish", "discard"])
+def test_a_merger_that_is_cut_off(head: SubsetHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    """Prevents: rows lost, or a store that can never be merged, since the merger was interrupted."""
+    store = grown(tmp_path, head)
+    values = found(ReferenceCache(tmp_path, IDENTITY))
+    with monkeypatch.context() as patch:
+        patch.setattr(*((CacheWriter, "finish") if part == "finish" else (writer, "discard")), interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            compact(store)
+    again = ReferenceCache(tmp_path, IDENTITY)
+    assert found(again) == values
+    compact(again.stores[0])
+    last = ReferenceCache(tmp_path, IDENTITY)
+    assert [len(one) for one in last.stores[0].segments] == [3 + SEGMENTS]
+    assert found(last) == values
+    assert not [*store.folder.glob("*.partial")]
+
+
+def test_damage_and_full_disks_leave_segments_apart(
+    head: SubsetHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Prevents: a damaged row that is copied with a checksum which says it is sound; a run stopped for want of room."""
+    store = grown(tmp_path, head)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+        compact(store)
+    assert "no space left" in caplog.text
+    flip_bit(store.segments[0].folder / "full.safetensors", -1)
+    compact(store)
+    assert "do not match their checksum" in caplog.text
+    assert len(ReferenceCache(tmp_path, IDENTITY).stores[0].segments) == SEGMENTS + 1
+    assert not [*store.folder.glob("*.partial")]
+
+
+def test_a_store_that_is_merged_while_it_is_opened(
+    head: SubsetHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents: a run that another one's tidying up stops."""
+    store, segments_in = grown(tmp_path, head), cache.segments_in
+    listed = iter([segments_in(store.folder)])
+    compact(store)
+    monkeypatch.setattr(cache, "segments_in", lambda folder: next(listed, None) or segments_in(folder))
+    assert ReferenceCache(tmp_path, IDENTITY).stores[0].documents == 3 + SEGMENTS

@@ -71,7 +71,7 @@ def training_of(folder: Path, name: str = "run", *, saved: bool = True) -> Train
     log = files.read(folder / HISTORY)["log"] if (folder / HISTORY).exists() else []
     stored = files.read(folder / token_profile.FILE) if (folder / token_profile.FILE).exists() else {}
     profiles = {name: token_profile.as_profile(content) for name, content in stored.items()}
-    about = {**evidence.about, "fingerprints": evidence.identity}
+    about = {**evidence.about, "fingerprints": {**evidence.identity.model_dump(), "data": evidence.data}}
     found = verify(folder, weights=saved)
     return Training(name, log, about, evidence.tokens, profiles, found.holds, _proof(found))
 
