@@ -21,6 +21,12 @@ import pytest
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
+        "axolotl.cli.main",
+        "axolotl.cli.train",
+        "axolotl.common.datasets",
+        "axolotl.core.builders",
+        "axolotl.train",
+        "pact_plugins.cli.training",
         "pytest",
         "trl.trainer.sft_trainer",
         "tests.faults.build",
@@ -98,5 +104,6 @@ def _call(
     for number, pipe in enumerate(pipes):
         os.dup2(pipe.fileno(), number)
         pipe.close()
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    # Those of the server are of what it had in these places.
+    sys.stdin, sys.stdout, sys.stderr = (open(n, "rw"[n > 0], closefd=False) for n in range(3))  # noqa: SIM115
     function(*arguments)
