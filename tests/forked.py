@@ -43,16 +43,21 @@ class Forked:
         function: one that a module has.
         arguments: of the function.
         environment: variables to set, beside those of the server.
+        daemon: whether it is killed with this process; it then can start no processes itself.
     """
 
     def __init__(
-        self, function: Callable[..., Any], *arguments: Any, environment: Mapping[str, str] | None = None
+        self,
+        function: Callable[..., Any],
+        *arguments: Any,
+        environment: Mapping[str, str] | None = None,
+        daemon: bool = True,
     ) -> None:
         stdin, self._stdin = CONTEXT.Pipe(duplex=False)
         (out, stdout), (errors, stderr) = (CONTEXT.Pipe(duplex=False) for _ in range(2))
         pipes = (stdin, stdout, stderr)
         call = (pipes, dict(environment or {}), function, arguments)
-        self._process = CONTEXT.Process(target=_call, args=call, daemon=True)
+        self._process = CONTEXT.Process(target=_call, args=call, daemon=daemon)
         self._process.start()
         for pipe in pipes:
             pipe.close()
