@@ -7,20 +7,31 @@ export AXOLOTL_DO_NOT_TRACK = 1
 export TOKENIZERS_PARALLELISM = false
 
 # Tests of one file stay together, in their order, and files start in theirs: the dearest come early.
-PYTEST = -m pytest tests --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST = -m pytest tests/contract tests/distributed tests --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Python compiles what is imported, and most of what is installed never is.
+INSTALL = -m pip install --quiet --no-compile
 
-.PHONY: demo test test-lowest packages lint bench golden docs clean
+.PHONY: demo test test-all test-lowest packages lint bench golden docs clean
 
 # Of tiny models, threads that wait for one another cost more than they give.
-demo test: export OMP_NUM_THREADS = 1
+demo test test-all: export OMP_NUM_THREADS = 1
 
 demo: .venv/ready
 	.venv/bin/pact demo --out demo-report
 
-test: .venv/ready .venv-axolotl/ready .deepspeed/ready lint
+# Each test once: in Axolotl's environment what needs it, and the few of `PINS` in tests/conftest.py.
+test:
+	$(MAKE) --jobs 2 .venv-axolotl/ready lint .deepspeed/ready
+	.venv-axolotl/bin/python $(PYTEST) -m "(axolotl or pins) and not release"
+	PYTHONPATH=.deepspeed .venv/bin/python -m pytest tests/distributed/test_zero.py
+	.venv/bin/python $(PYTEST) -m "not axolotl and not release and not packages"
+
+# Before a release: everything in both, and whether faults are noticed.
+test-all: .venv/ready .venv-axolotl/ready .deepspeed/ready lint
 	.venv-axolotl/bin/python $(PYTEST) -m "not trl and not packages"
 	PYTHONPATH=.deepspeed .venv/bin/python -m pytest tests/distributed/test_zero.py
 	.venv/bin/python $(PYTEST) -m "not axolotl and not packages"
+	.venv/bin/python -m tests.mutations
 
 # The lowest releases that pyproject.toml allows of everything, Python included.
 test-lowest: export OMP_NUM_THREADS = 1
@@ -50,26 +61,26 @@ docs: .venv/docs-ready
 .venv/ready: pyproject.toml requirements/trl.txt
 	@echo "Installing the newest TRL into .venv: some minutes, once."
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --constraint requirements/trl.txt --editable ".[dev]"
+	.venv/bin/python $(INSTALL) --constraint requirements/trl.txt --editable ".[dev]"
 	touch $@
 
 .venv/docs-ready: .venv/ready
-	.venv/bin/pip install --quiet --constraint requirements/trl.txt --editable ".[docs]"
+	.venv/bin/python $(INSTALL) --constraint requirements/trl.txt --editable ".[docs]"
 	touch $@
 
 .venv-axolotl/ready: pyproject.toml requirements/axolotl.txt
 	@echo "Installing Axolotl into .venv-axolotl: some minutes, once."
 	$(PYTHON) -m venv .venv-axolotl
-	.venv-axolotl/bin/pip install --quiet --constraint requirements/axolotl.txt --editable ".[axolotl,test]"
+	.venv-axolotl/bin/python $(INSTALL) --constraint requirements/axolotl.txt --editable ".[axolotl,test]"
 	touch $@
 
 .venv-lowest/ready: pyproject.toml requirements/lowest.txt
 	$(LOWEST_PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/pip install --quiet --constraint requirements/lowest.txt --editable ".[trl,test]"
+	.venv-lowest/bin/python $(INSTALL) --constraint requirements/lowest.txt --editable ".[trl,test]"
 	touch $@
 
 .deepspeed/ready: .venv/ready requirements/deepspeed.txt
-	.venv/bin/pip install --quiet --no-deps --upgrade --target .deepspeed --requirement requirements/deepspeed.txt
+	.venv/bin/python $(INSTALL) --no-deps --upgrade --target .deepspeed --requirement requirements/deepspeed.txt
 	touch $@
 
 clean:

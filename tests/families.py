@@ -1,11 +1,7 @@
-"""A tiny random model of each family that the examples are for: its architecture, chat template and special tokens.
-
-`python -m tests.families FILE ...` trains with run files of Axolotl, one after the other.
-"""
+"""A tiny random model of each family that the examples are for: its architecture, chat template and special tokens."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +72,8 @@ FAMILIES = {
 """By the folder of their examples."""
 
 
-def main(files: list[str]) -> None:
+def train(files: list[str]) -> None:
+    """Trains with run files of Axolotl, one after the other, from the top of the repository."""
     from axolotl.cli.args import TrainerCliArgs
     from axolotl.cli.config import load_cfg
     from axolotl.cli.train import do_train
@@ -85,7 +82,3 @@ def main(files: list[str]) -> None:
         few_prompts(monkeypatch)
         for file in files:
             do_train(load_cfg(file), TrainerCliArgs())
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

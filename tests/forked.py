@@ -21,6 +21,12 @@ import pytest
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
+        "axolotl.cli.main",
+        "axolotl.cli.train",
+        "axolotl.common.datasets",
+        "axolotl.core.builders",
+        "axolotl.train",
+        "pact_plugins.cli.training",
         "pytest",
         "trl.trainer.sft_trainer",
         "tests.faults.build",
@@ -37,16 +43,21 @@ class Forked:
         function: one that a module has.
         arguments: of the function.
         environment: variables to set, beside those of the server.
+        daemon: whether it is killed with this process; it then can start no processes itself.
     """
 
     def __init__(
-        self, function: Callable[..., Any], *arguments: Any, environment: Mapping[str, str] | None = None
+        self,
+        function: Callable[..., Any],
+        *arguments: Any,
+        environment: Mapping[str, str] | None = None,
+        daemon: bool = True,
     ) -> None:
         stdin, self._stdin = CONTEXT.Pipe(duplex=False)
         (out, stdout), (errors, stderr) = (CONTEXT.Pipe(duplex=False) for _ in range(2))
         pipes = (stdin, stdout, stderr)
         call = (pipes, dict(environment or {}), function, arguments)
-        self._process = CONTEXT.Process(target=_call, args=call, daemon=True)
+        self._process = CONTEXT.Process(target=_call, args=call, daemon=daemon)
         self._process.start()
         for pipe in pipes:
             pipe.close()
@@ -98,5 +109,6 @@ def _call(
     for number, pipe in enumerate(pipes):
         os.dup2(pipe.fileno(), number)
         pipe.close()
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    # Those of the server are of what it had in these places.
+    sys.stdin, sys.stdout, sys.stderr = (open(n, "rw"[n > 0], closefd=False) for n in range(3))  # noqa: SIM115
     function(*arguments)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests import tiny
 
@@ -29,6 +32,12 @@ def shipped_templates() -> dict[str, str]:
             assert files, f"no templates of {host}"
             found |= {f"{host}/{path.stem}": path.read_text(encoding="utf-8") for path in files}
     return found
+
+
+def by_host(names: Iterable[str], template: Callable[[str], str] = str) -> list[Any]:
+    """Names as parameters of a test: Axolotl's templates are tested where Axolotl is installed."""
+    marks = {"axolotl": pytest.mark.axolotl}
+    return [pytest.param(name, marks=marks.get(template(name).partition("/")[0], ())) for name in names]
 
 
 def tokenizer_with(template: str | None, *messages: dict[str, Any]) -> Any:

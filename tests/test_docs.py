@@ -29,9 +29,6 @@ from tests.test_house import ORDER
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-MADE_OF_MISTAKES = ROOT / "docs" / "errors.md"
-"""Shows what is refused; its own tests run all of it."""
-HELD = [page for page in PAGES if page != MADE_OF_MISTAKES]
 
 NEEDS_A_TRAINER = {"configuration.md": 'PactCallback(trainer, weight=0.3, eval={"limit": 96})'}
 """Blocks of Python that cannot run, because they begin in the middle of a script: page and first line."""
@@ -80,7 +77,7 @@ def _inline(page: Path) -> list[str]:
     return [re.sub(r"\s+", " ", text) for text in INLINE.findall(_prose(page))]
 
 
-BLOCKS = [block for page in HELD for block in _blocks(page)]
+BLOCKS = [block for page in PAGES for block in _blocks(page)]
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 
 
@@ -209,7 +206,7 @@ def _settings(page: Path) -> Iterator[Any]:
             yield written.get("pact", written)
 
 
-@pytest.mark.parametrize("page", HELD, ids=_name)
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_settings_are_those_of_the_schema(page: Path) -> None:
     """Prevents a block that stops the run of whoever copies it, and a key that there is not."""
     for value in _settings(page):
@@ -239,7 +236,7 @@ def _commands(page: Path) -> Iterator[list[str]]:
             yield line[found.end() :].partition(" #")[0].partition(")")[0].split()
 
 
-COMMANDS = [pytest.param(words, id=f"{page.name}: {' '.join(words)}") for page in HELD for words in _commands(page)]
+COMMANDS = [pytest.param(words, id=f"{page.name}: {' '.join(words)}") for page in PAGES for words in _commands(page)]
 
 
 @pytest.mark.parametrize("words", COMMANDS)
@@ -273,10 +270,10 @@ def _is_package(name: str) -> bool:
 
 def test_commands_are_found() -> None:
     """Prevents a search that finds nothing, and then nothing wrong."""
-    programs = [words[0] for page in HELD for words in _commands(page)]
+    programs = [words[0] for page in PAGES for words in _commands(page)]
     assert programs.count("pact") > 40
     assert {"make", "python", "axolotl"} <= {*programs}
-    assert sum(1 for page in HELD for _ in _settings(page)) > 10
+    assert sum(1 for page in PAGES for _ in _settings(page)) > 10
 
 
 def test_extras_exist() -> None:
@@ -312,7 +309,7 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", HELD, ids=_name)
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_names_of_the_code_exist(page: Path) -> None:
     """Prevents pages that point to functions and classes which were renamed."""
     for text in _inline(page):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from enum import Enum
@@ -27,8 +26,9 @@ from pact_plugins.preflight.requirements import installed
 from pact_plugins.run.evidence import Part
 from pact_plugins.run.verification import verify
 from pact_plugins.storage import files
+from tests import families
 from tests.brief import few_prompts
-from tests.contract.commands import EXAMPLES, ROOT, run
+from tests.contract.commands import EXAMPLES, ROOT, forked
 from tests.families import CHAT, FAMILIES
 from tests.templates import tokenizer_with
 
@@ -274,7 +274,7 @@ def test_axolotl_trains_each_family(family: str, tmp_path: Path) -> None:
         own |= kernels if "adapter" in settings_of(path) else {}
         files.append(tiny_run(path, tmp_path / path.stem, **device, **own))
     # In a process of its own: Axolotl patches transformers for good.
-    result = run(tmp_path, sys.executable, "-m", "tests.families", *map(str, files))
+    result = forked(tmp_path, families.train, [str(file) for file in files])
     assert result.returncode == 0, result.stderr[-3000:]
     assert len(files) >= len(METHODS)
     for file in files:

@@ -15,6 +15,7 @@ from pkgutil import iter_modules
 import pytest
 
 import pact_plugins
+from tests.conftest import PINS
 
 PACKAGE = Path(pact_plugins.__file__).parent
 DOCS = PACKAGE.parent / "docs"
@@ -213,3 +214,10 @@ def test_core_imports_without_a_trainer() -> None:
 def test_unknown_attribute_is_an_attribute_error() -> None:
     """Prevents: `hasattr(pact_plugins, ...)` raising, or answering yes to anything."""
     assert not hasattr(pact_plugins, "no_such_name")
+
+
+@pytest.mark.parametrize("name", PINS)
+def test_what_runs_in_both_environments_is_there(name: str) -> None:
+    """Prevents: a sample of the older releases that was renamed, and then is of nothing."""
+    path, _, test = name.partition("::")
+    assert f"def {test}" in (Path(__file__).parent / path).read_text(encoding="utf-8")

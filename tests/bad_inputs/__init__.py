@@ -1,4 +1,4 @@
-"""Every bad input that we know of, by kind: `test_bad_inputs.py` runs them, `docs/errors.md` shows what they say."""
+"""Every bad input that we know of, by kind: `test_bad_inputs.py` runs them, `docs/errors.md` says more of each."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class BadInput:
     """Something that must be refused.
 
     Attributes:
-        name: what is wrong, for people; the heading of its entry in `docs/errors.md`.
+        name: what is wrong, for people.
         act: does it, in an empty folder of its own; must raise a `PactError`.
         message: a regular expression that the error's text has to match: its family, with the key or file at fault.
     """

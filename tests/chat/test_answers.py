@@ -57,6 +57,7 @@ def test_packing_and_padding_change_nothing(data: list[Row], left: bool, label_s
         "position_ids": [[i for row in data for i in range(len(row[0]))]],
     }
     assert summary(packed) == expected
+    assert summary({**packed, "attention_mask": [[1] * len(packed["input_ids"][0])]}) == expected
     width = max(len(row[0]) for row in data) + 2
 
     def fill(values: list[int], value: int) -> list[int]:
@@ -168,3 +169,14 @@ def test_an_opening_at_the_very_start_opens_a_turn() -> None:
     """Prevents a whole conversation from being taken for an answer that began before its first token."""
     ids = np.asarray([*OPENING, 60, END, 7, 8])
     assert [(a.start, a.stop) for a in Document(ids, np.arange(6) > 0).answers(THINKER)] == [(2, 4)]
+
+
+def test_a_hidden_token_is_told_from_one_that_is_seen() -> None:
+    """Prevents: the reference of whole rows, where a collator takes tokens that equal the padding for padding."""
+    batch = {"input_ids": [[0, 7, 2, 8, 9]], "labels": [[IGNORE_INDEX] * 3 + [8, 9]]}
+    (whole,) = split_documents({**batch, "attention_mask": [[1, 1, 1, 1, 1]]})
+    (holed,) = split_documents({**batch, "attention_mask": [[1, 1, 0, 1, 1]]})
+    assert whole.seen is None
+    assert holed.seen is not None
+    assert holed.seen.tolist() == [True, True, False, True, True]
+    assert holed.key != whole.key

@@ -25,6 +25,7 @@ from pact_plugins.model import progress as bars
 from pact_plugins.model.progress import progress
 from pact_plugins.run import verification
 from tests import tiny
+from tests.brief import few_prompts
 from tests.contract.commands import EXAMPLES, shortened
 
 WORKFLOW = [
@@ -294,6 +295,7 @@ def test_the_examples_are_a_workflow(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Prevents an example that a newcomer pastes in vain, and a result that is not JSON."""
     pytest.importorskip("trl")
     monkeypatch.setenv("PACT_CACHE_DIR", str(tmp_path / "cache"))
+    few_prompts(monkeypatch)
     (tmp_path / "my-chat-model").symlink_to(ALIGNED_MODEL)
     rows = [{"path": "json", "data_files": str(EXAMPLES / "demo-rows.jsonl")}]
     changes = {"model_name_or_path": "my-chat-model", "datasets": rows, "output_dir": "outputs/run"}

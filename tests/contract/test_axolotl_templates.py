@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.contract.commands import EXAMPLES, needs_axolotl, run, shortened
+from tests.contract.commands import EXAMPLES, run, shortened
 
-pytestmark = needs_axolotl
+pytestmark = pytest.mark.axolotl
 
 # A user's turns are opened by other tokens than under the tokenizer's template, and only a conversation is ended.
 TEMPLATE = (

@@ -14,7 +14,10 @@ from safetensors.numpy import load_file
 from pact_plugins.demo import ALIGNED_MODEL, comparison, criteria, evaluate, world
 from pact_plugins.run.agreement import TOLERANCE
 from pact_plugins.storage import files
-from tests.contract.commands import needs_axolotl, run, shortened
+from tests.contract.commands import Command, run, shortened, started
+
+FEW = {"pact": {"eval": {"limit": 24}}}
+"""Questions before and after: of each host one run has all of them."""
 
 
 def check_trained(folder: Path, log: str) -> None:
@@ -32,11 +35,11 @@ def check_trained(folder: Path, log: str) -> None:
     assert before["share"] > 0.95, "the shipped model refuses held-out harmful prompts"
 
 
-@needs_axolotl
+@pytest.mark.axolotl
 def test_axolotl_holds_the_refusals(tmp_path: Path) -> None:
     """Prevents a plugin that trains, logs and protects nothing: the demo of `make demo` through Axolotl's command."""
     path = shortened(tmp_path, "axolotl-demo-lora.yaml", max_steps=350)
-    result = run(tmp_path, "axolotl", "train", str(path), "--launcher", "python")
+    result = started(tmp_path, "axolotl", "train", str(path), "--launcher", "python")
     assert result.returncode == 0, result.stderr[-3000:]
     check_trained(tmp_path, result.stdout + result.stderr)
     untouched, tokenizer = criteria.load(ALIGNED_MODEL)
@@ -51,20 +54,25 @@ def test_axolotl_holds_the_refusals(tmp_path: Path) -> None:
     assert sum(answer == row.answer for answer, row in zip(solved, rows, strict=True)) >= 0.85 * len(rows)
 
 
-@needs_axolotl
+@pytest.mark.axolotl
 @pytest.mark.parametrize(
-    ("name", "processes"),
-    [("axolotl-demo-qlora.yaml", None), ("axolotl-demo-packed.yaml", 2), ("axolotl-demo-multi-turn.yaml", None)],
+    ("name", "processes", "how"),
+    [
+        ("axolotl-demo-qlora.yaml", None, run),
+        ("axolotl-demo-packed.yaml", 2, started),
+        ("axolotl-demo-multi-turn.yaml", None, run),
+    ],
+    ids=["qlora", "packed", "multi-turn"],
 )
-def test_axolotl_trains_the_examples(name: str, processes: int | None, tmp_path: Path) -> None:
+def test_axolotl_trains_the_examples(name: str, processes: int | None, how: Command, tmp_path: Path) -> None:
     """Prevents a plugin that works in a script and not through Axolotl's own command, and its processes for data."""
-    path = shortened(tmp_path, name, dataset_num_proc=processes)
-    result = run(tmp_path, "axolotl", "pact-train", str(path), "--launcher", "python")
+    path = shortened(tmp_path, name, dataset_num_proc=processes, **FEW)
+    result = how(tmp_path, "axolotl", "pact-train", str(path), "--launcher", "python")
     assert result.returncode == 0, result.stderr[-3000:]
     check_trained(tmp_path, result.stdout + result.stderr)
 
 
-@needs_axolotl
+@pytest.mark.axolotl
 def test_axolotl_stops_on_what_would_fail_open(tmp_path: Path) -> None:
     """Prevents a run that looks protected and is not."""
     from pact_plugins.axolotl import pact_train
@@ -82,10 +90,14 @@ def test_axolotl_stops_on_what_would_fail_open(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "pact_evidence.json").exists()
 
 
-@pytest.mark.parametrize("name", ["trl-demo-lora.yaml", "trl-demo-packed.yaml", "trl-demo-multi-turn.yaml"])
-def test_trl_trains_the_examples(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "changes", "how"),
+    [("trl-demo-lora.yaml", {}, started), ("trl-demo-packed.yaml", FEW, run), ("trl-demo-multi-turn.yaml", FEW, run)],
+    ids=["lora", "packed", "multi-turn"],
+)
+def test_trl_trains_the_examples(name: str, changes: dict[str, Any], how: Command, tmp_path: Path) -> None:
     """Prevents a `pact sft` that drops the key, or that TRL's parser refuses."""
-    result = run(tmp_path, "pact", "sft", "--config", str(shortened(tmp_path, name)))
+    result = how(tmp_path, "pact", "sft", "--config", str(shortened(tmp_path, name, **changes)))
     assert result.returncode == 0, result.stderr[-3000:]
     check_trained(tmp_path, result.stdout + result.stderr)
 
@@ -102,7 +114,7 @@ def test_trl_stops_without_the_key(tmp_path: Path) -> None:
     ("name", "train"),
     [
         ("trl-demo-lora.yaml", ["pact", "sft", "--config"]),
-        pytest.param("axolotl-demo-packed.yaml", ["axolotl", "pact-train"], marks=needs_axolotl),
+        pytest.param("axolotl-demo-packed.yaml", ["axolotl", "pact-train"], marks=pytest.mark.axolotl),
     ],
 )
 def test_estimate_agrees_with_the_run(name: str, train: list[str], tmp_path: Path) -> None:
@@ -145,7 +157,7 @@ def test_estimate_agrees_with_the_run(name: str, train: list[str], tmp_path: Pat
     ("name", "train"),
     [
         ("trl-demo-lora.yaml", ["pact", "sft", "--config"]),
-        pytest.param("axolotl-demo-packed.yaml", ["axolotl", "pact-train"], marks=needs_axolotl),
+        pytest.param("axolotl-demo-packed.yaml", ["axolotl", "pact-train"], marks=pytest.mark.axolotl),
     ],
 )
 def test_audit_finds_the_harmful_rows(name: str, train: list[str], tmp_path: Path) -> None:

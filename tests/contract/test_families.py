@@ -26,12 +26,19 @@ from tests.contract.hosts import common
 from tests.conversations import MASKS, ONE, SHAPES, THOUGHT, TWO, Row, assistant, found, left_alone, row, user
 from tests.families_page import PAGE, line, told_here
 from tests.published import FAMILIES, tokenizer
+from tests.templates import by_host
 
 if find_spec("trl"):
     from trl import SFTConfig, SFTTrainer
 
 Bools = npt.NDArray[np.bool_]
 PRESENT = [name for name, family in FAMILIES.items() if family.template_text is not None]
+HERE = [name for name in PRESENT if told_here(name)]
+"""Those of this environment's own templates."""
+
+
+def template(name: str) -> str:
+    return FAMILIES[name].template
 
 
 def check(name: str, r: Row, mask: str, joining: bool = True) -> None:
@@ -45,7 +52,7 @@ def check(name: str, r: Row, mask: str, joining: bool = True) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", PRESENT)
+@pytest.mark.parametrize("name", by_host(PRESENT, template))
 def test_an_assistants_tokens_and_no_others(name: str, shape: str) -> None:
     """Prevents: user words, tool results and turn ends that are constrained, and answers that are not, in silence."""
     if (r := row(name, SHAPES[shape])) is None:
@@ -58,7 +65,7 @@ def test_an_assistants_tokens_and_no_others(name: str, shape: str) -> None:
         check(name, one_token_a_byte, mask, joining=False)
 
 
-@pytest.mark.parametrize("name", [name for name in PRESENT if told_here(name)])
+@pytest.mark.parametrize("name", by_host(HERE, template))
 def test_the_page_is_up_to_date(name: str) -> None:
     """Prevents: a page that promises what is not, or not any more."""
     assert line(name) in PAGE.read_text(encoding="utf-8"), "run `python -m tests.families_page`"
@@ -81,7 +88,7 @@ def test_a_template_that_changes_words(changed: str) -> None:
 
 @pytest.mark.trl
 @pytest.mark.parametrize("own", [True, False], ids=["assistant_only_loss", "every token"])
-@pytest.mark.parametrize("name", [name for name in PRESENT if FAMILIES[name].template.startswith("trl/")])
+@pytest.mark.parametrize("name", [name for name in PRESENT if template(name).startswith("trl/")])
 def test_rows_of_trl_are_covered(name: str, own: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Prevents: advice on a template that TRL does not render with, and thoughts or answers that are left out."""
     messages = [*ONE[:1], {**ONE[1], **THOUGHT}, *TWO[2:3], {**TWO[3], **THOUGHT}]
@@ -117,7 +124,7 @@ TURNS = st.lists(st.tuples(BLANKS, WORDS, BLANKS, WORDS), min_size=1, max_size=4
 
 @settings(max_examples=max(1_000, settings.default.max_examples))
 @given(
-    name=st.sampled_from(PRESENT),
+    name=st.sampled_from(HERE),
     turns=TURNS,
     system=st.none() | WORDS,
     mask=st.sampled_from(sorted(MASKS)),

@@ -12,7 +12,7 @@ from pact_plugins.chat.format import ChatFormat
 from pact_plugins.chat.template import find
 from pact_plugins.errors import PactError
 from pact_plugins.method.prompting import answered, as_chats
-from tests.templates import MISTRAL, rendered, shipped_templates, tokenizer_with
+from tests.templates import MISTRAL, by_host, rendered, shipped_templates, tokenizer_with
 
 FOR_IMAGES = {"idefics3", "idefics3_training", "llava_next", "llava_next_training", "smolvlm", "smolvlm_training"}
 """Templates that take no plain text for a message's content, but a list of parts."""
@@ -77,7 +77,7 @@ def places(found: Document, chat: ChatFormat) -> list[int]:
     return [i for answer in found.answers(chat) for i in range(answer.start, answer.stop) if bool(found.supervised[i])]
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", by_host(TEMPLATES))
 def test_training_on_everything_constrains_the_answers(name: str) -> None:
     """Prevents a user's turn that is held, an answer that is not, and one that starts or stops at another token."""
     tokenizer, chat, text = prepared(name, CHAT)
@@ -98,7 +98,7 @@ def test_training_on_everything_constrains_the_answers(name: str) -> None:
         assert tuple(whole.input_ids[answer.start - len(answer.header) : answer.start]) == answer.header
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", by_host(TEMPLATES))
 def test_answers_alone_are_constrained_as_they_are(name: str) -> None:
     """Prevents a supervised token of an answer that is not held, and two turns that count as one answer."""
     tokenizer, chat, text = prepared(name, CHAT)
@@ -115,7 +115,7 @@ def test_answers_alone_are_constrained_as_they_are(name: str) -> None:
 
 
 @pytest.mark.parametrize("thoughts", [False, True])
-@pytest.mark.parametrize("name", [name for name in TEMPLATES if "generation %}" in TEMPLATES[name]])
+@pytest.mark.parametrize("name", by_host(name for name in TEMPLATES if "generation %}" in TEMPLATES[name]))
 def test_the_templates_own_masks_are_respected(name: str, thoughts: bool) -> None:
     """Prevents thinking blocks that are trained on from being left out, or from standing at position 0."""
     thinking = dict.fromkeys(("reasoning_content", "thinking"), "Tthought.") if thoughts else {}
@@ -135,7 +135,7 @@ def test_the_templates_own_masks_are_respected(name: str, thoughts: bool) -> Non
     assert first in (expected, [*expected, "Ath"])
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", by_host(TEMPLATES))
 def test_a_tools_result_is_never_constrained(name: str) -> None:
     """Prevents what a tool said, or what stands around it, from being taken for the model's own words."""
     tokenizer, chat, text = prepared(name, TOOLS)
@@ -147,7 +147,7 @@ def test_a_tools_result_is_never_constrained(name: str) -> None:
     assert [sum(word in found for found in own) for word in ("Cplace", "Aone", "Atwo")] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", by_host(TEMPLATES))
 def test_a_users_words_are_never_constrained(name: str) -> None:
     """Prevents user turns that are trained on from being held, with or without the answers, and the ends of them."""
     tokenizer, chat, text = prepared(name, CHAT)
@@ -157,7 +157,7 @@ def test_a_users_words_are_never_constrained(name: str) -> None:
     assert chat.exact is (name.partition("/")[2] not in PLAIN_TEXT)
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", by_host(TEMPLATES))
 def test_what_the_model_writes_is_constrained(name: str) -> None:
     """Prevents anchors that are not held, where a template writes a space before answers and the model does not."""
     tokenizer, chat, _ = prepared(name, CHAT)

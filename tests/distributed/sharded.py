@@ -30,6 +30,7 @@ from pact_plugins.run.preparation import Preparation, prepare
 from pact_plugins.run.token_profile import measure_profile
 from pact_plugins.run.trainer import Start
 from tests import tiny
+from tests.forked import CONTEXT
 
 Engine = Callable[[nn.Module, Any], tuple[Callable[..., Any], Callable[[Tensor], None], Callable[[], None]]]
 """Turns a model and its case into functions for the forward pass, the backward pass and the step."""
@@ -252,7 +253,8 @@ def in_two_processes(function: Callable[..., Any], folder: Path, *arguments: Any
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.spawn(_worker, (function, folder, port, arguments), nprocs=WORLD)
+    how = CONTEXT.get_start_method()
+    multiprocessing.start_processes(_worker, (function, folder, port, arguments), WORLD, start_method=how)
     return [torch.load(folder / f"result-{rank}.pt", weights_only=False) for rank in range(WORLD)]
 
 

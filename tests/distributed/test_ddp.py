@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed.processes import run
+from tests.distributed.processes import fork, run
 from tests.distributed.training import CASES
 
 pytestmark = pytest.mark.distributed
@@ -22,7 +22,8 @@ HOSTS = [
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
     """What one process found, and what each of two found."""
     one, two = (
-        run("training:train", tmp_path_factory.mktemp(f"{n}-ranks"), ranks=n, host=request.param) for n in (1, 2)
+        run("training:train", tmp_path_factory.mktemp(f"{n}-ranks"), ranks=n, begin=fork, host=request.param)
+        for n in (1, 2)
     )
     return one[0], two
 

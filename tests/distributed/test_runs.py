@@ -24,7 +24,7 @@ HOSTS = [
 
 @pytest.fixture(scope="module", params=HOSTS)
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, list[Any]]:
-    """The host, the folder, and what each of two ranks found in every variant."""
+    """The host, the folder, and what each of two ranks found in every variant, each started from nothing."""
     folder = tmp_path_factory.mktemp("variants")
     return request.param, folder, run("training:variants", folder, host=request.param)
 
@@ -54,7 +54,7 @@ def test_a_report_of_two_ranks_is_that_of_one(host: str, tmp_path: Path) -> None
     for ranks in (1, 2):
         folder = tmp_path / str(ranks)
         folder.mkdir()
-        run("training:report", folder, ranks=ranks, host=host)
+        run("training:report", folder, ranks=ranks, begin=fork, host=host)
         history = files.read(folder / "out" / "pact_history.json")["log"]
         answers = (folder / "out" / "_pact_evaluation" / "against.jsonl").read_text().splitlines()
         contents.append(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,7 @@ def common(folder: Path) -> dict[str, Any]:
 
 HOSTS = [
     pytest.param(trl_trainer, id="trl"),
-    *([pytest.param(axolotl_trainer, id="axolotl")] if find_spec("axolotl") else []),
+    pytest.param(axolotl_trainer, id="axolotl", marks=pytest.mark.axolotl),
 ]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from pact_plugins.run.evidence import Evidence
 from pact_plugins.run.verification import verify
-from tests.contract.commands import ROOT, environment, needs_axolotl, run, shortened
+from tests.contract.commands import ROOT, environment, run, shortened
 
 pytestmark = pytest.mark.faults
 
@@ -44,7 +44,7 @@ def killed(folder: Path, command: list[str], checkpoint: Path) -> None:
         pytest.param(
             "axolotl-demo-packed.yaml",
             ["axolotl", "pact-train", "FILE", "--launcher", "python"],
-            marks=[pytest.mark.axolotl, needs_axolotl],
+            marks=pytest.mark.axolotl,
         ),
     ],
 )
