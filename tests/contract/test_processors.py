@@ -13,7 +13,7 @@ from pact_plugins import PactCallback
 from pact_plugins.run.trainer import training_documents
 from pact_plugins.run.verification import verify
 from tests import tiny, vision
-from tests.contract.commands import needs_axolotl, run
+from tests.contract.commands import run
 from tests.contract.hosts import TOKENS, common, config
 
 pytestmark = pytest.mark.usefixtures("brief_runs")
@@ -94,7 +94,7 @@ BESIDE: dict[str, Any] = {
 }
 
 
-@needs_axolotl
+@pytest.mark.axolotl
 @pytest.mark.parametrize(
     ("template", "settings"),
     [("texts or parts", {}), ("parts alone", {"parts": True}), ("parts alone", BESIDE)],
