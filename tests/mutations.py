@@ -59,11 +59,13 @@ FAULTS: dict[tuple[str, tuple[str, ...]], dict[str, tuple[str, str]]] = {
         "hidden tokens are seen": ("else mask[start:stop] != 0\n", "else None\n"),
         "a user's turn is an answer": ("if not turns and chat.exact and asked:", "if False:"),
     },
+    ("storage/segment.py", CACHE): {
+        "half a key is enough": ("if self.keys[1, at] == low:", "if True:"),
+        "values are not compared with their checksum": ("!= self.checksums[entry]", "is None"),
+        "another model's is opened": ("if differing := identity.differences(found):", "if differing := []:"),
+    },
     ("storage/cache.py", CACHE): {
-        "half a key is enough": ("if self._low[at] == low:", "if True:"),
-        "values are not compared with their checksum": ("!= self._checksums[entry]", "is None"),
-        "another model's is opened": ("if differing := differences(identity, found):", "if differing := []:"),
-        "the reach is one token longer": ("tokens.position < self._reach", "tokens.position <= self._reach"),
+        "the reach is one token longer": ("tokens.position < reach", "tokens.position <= reach"),
         "logits in place of log-probabilities": (
             "return capture.logits - capture.log_normaliser.unsqueeze(-1)",
             "return capture.logits",

@@ -23,7 +23,7 @@ __all__ = ["main"]
 def main() -> None:
     """PACT: keep a chat model's refusals while fine-tuning it.
 
-    Begin with `pact demo`, or with `pact check run.yaml`. What an error means: docs/errors.md.
+    Begin with `pact demo`, or with `pact check run.yaml`.
     """
 
 

@@ -169,7 +169,7 @@ def clear(folder: Path | None, older_than: float, model: str, down_to: float, ye
     \b
     Example:
       pact cache clear --yes
-      pact cache clear --older-than 30 --down-to 50
+      pact cache clear --older-than 30 --down-to 50 --yes
     """
     from pact_plugins.storage.folder import Chosen
     from pact_plugins.storage.folder import clear as remove

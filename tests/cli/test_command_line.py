@@ -309,10 +309,11 @@ def test_the_examples_are_a_workflow(tmp_path: Path, monkeypatch: pytest.MonkeyP
                 Path(copy).write_bytes(Path("tokens.json").read_bytes())
         if name == "compare":
             shutil.copytree("outputs/run", "outputs/plain")
-        program, *words = shlex.split((COMMANDS[name].help or "").partition("Example:\n")[2].replace("\\\n", " "))
-        result = pact(*words, *([] if name in WITHOUT_JSON else ["--json"]))
-        assert program == "pact"
-        assert result.exit_code == 0, f"{name}: {result.output}"
-        assert name in WITHOUT_JSON or json.loads(result.stdout) is not None
+        for line in (COMMANDS[name].help or "").partition("Example:\n")[2].replace("\\\n", " ").strip().splitlines():
+            program, *words = shlex.split(line)
+            result = pact(*words, *([] if name in WITHOUT_JSON else ["--json"]))
+            assert program == "pact"
+            assert result.exit_code == 0, f"{name}: {result.output}"
+            assert name in WITHOUT_JSON or json.loads(result.stdout) is not None
     assert Path("outputs/run/pact_report/report.html").exists()
     assert Path("evaluation/evaluation.json").exists()
