@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,7 +83,7 @@ def _shape(reading: Reading, first: NDArray[np.float64]) -> NDArray[np.float64]:
     negated, reasoned = bool(first[_NEGATION]), bool(first[_BECAUSE])
     opposite = negated != bool(_NOT.search(reading.asked))
     judges = bool(_JUDGES.search(reading.asked))
-    judges_not = any(map(_JUDGES_NOT.search, reading.sentences[:2]))
+    judges_not = judges and any(map(_JUDGES_NOT.search, reading.sentences[:2]))
     return np.array(
         [
             min(len(LIST_ITEM.findall(reading.text)), 4) / 4,
@@ -95,8 +96,8 @@ def _shape(reading: Reading, first: NDArray[np.float64]) -> NDArray[np.float64]:
             about_it and negated and reasoned,
             about_it and opposite,
             about_it and not opposite and reasoned,
-            judges and judges_not,
-            judges and judges_not and about_it,
+            judges_not,
+            judges_not and about_it,
         ],
         float,
     )
@@ -115,4 +116,5 @@ def grams(reading: Reading) -> Counter[str]:
             masked = len(word) > 3 and word[:4] in asked and word not in _FUNCTION_WORDS
             words.append("PROMPT" if masked else "NUMBER" if word.isdigit() else word)
         words.append("END")
-    return Counter(" ".join(words[i : i + n]) for n in range(1, LONGEST_GRAM + 1) for i in range(len(words) - n + 1))
+    ahead = [words[n:] for n in range(LONGEST_GRAM)]
+    return Counter(chain(*(map(" ".join, zip(*ahead[:n], strict=False)) for n in range(1, LONGEST_GRAM + 1))))

@@ -21,18 +21,19 @@ _TAG = re.compile(r"<[/|]?[A-Za-z][^<>\n]{0,60}>")
 """Of HTML, and tokens that end or fill up an answer ("</s>", "<|endoftext|>")."""
 
 _SPELLED = str.maketrans({"\u2019": "'", "\u2018": "'", "\u201c": '"', "\u201d": '"', "\u00a0": " "})
+# A word's beginning is looked for behind its first letters: a pattern that begins with letters is found faster.
 _LONG_FORMS = [
     (re.compile(pattern), words)
     for pattern, words in (
-        (r"\bi'?m\b", "i am"),
-        (r"\bcan(?:'?t|not)\b", "can not"),
-        (r"\bwon'?t\b", "will not"),
-        (r"n't\b|(?<=\bdo)nt\b", " not"),
+        (r"i(?<=\bi)'?m\b", "i am"),
+        (r"can(?<=\bcan)(?:'?t|not)\b", "can not"),
+        (r"won(?<=\bwon)'?t\b", "will not"),
+        (r"n(?:'t|(?<=\bdon)t)\b", " not"),
         (r"\b(it|that|there|here|what|let)'s\b", r"\1 is"),
         (r"'ve\b", " have"),
         (r"'re\b", " are"),
         (r"'ll\b", " will"),
-        (r"\bi'd\b", "i would"),
+        (r"i(?<=\bi)'d\b", "i would"),
     )
 ]
 _MARKUP = re.compile(r"[*_#>`~]+")
@@ -112,7 +113,8 @@ def is_english(text: str) -> bool:
     Other alphabets are told by their letters; languages in Latin ones by their commonest words, or by their accents.
     """
     letters = [c for c in text[:600] if c.isalpha()]
-    foreign = sum(c > "\u024f" for c in letters)
+    beyond = [c for c in letters if c > "\u00bf"]
+    foreign = sum(c > "\u024f" for c in beyond)
     if foreign > 0.3 * len(letters):
         return False
     words = re.findall(r"[^\W\d_]+", text[:600])
@@ -120,5 +122,5 @@ def is_english(text: str) -> bool:
     small = _OTHERS.intersection(word for word in words if word.islower())  # capitals may be of names: Los Angeles
     others = len(small.union(_OTHERS.intersection(word.lower() for word in words[:1])))
     unlike = english == 0 and len(small) > 0 and len(words) >= SENTENCE
-    accented = sum("\u00bf" < c <= "\u024f" for c in letters)
+    accented = len(beyond) - foreign
     return not (unlike or others > max(1, english) or (accented > 0.03 * len(letters) and english < 0.1 * len(words)))
