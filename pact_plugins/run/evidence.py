@@ -22,6 +22,9 @@ from pact_plugins.storage.identity import Identity
 
 EVIDENCE, TOKENS, HISTORY = "pact_evidence.json", "pact_safety_tokens.json", "pact_history.json"
 
+FORMAT = 1
+"""Of the evidence; that of another version of this package may not be understood here."""
+
 FINAL = "final"
 """Where evidence keeps which weights a run ended with."""
 
@@ -134,6 +137,7 @@ class Evidence:
         self.tokens.save(folder / TOKENS)
         content = {
             "pact": True,
+            "format": FORMAT,
             "identity": self.identity.model_dump(),
             "data": self.data,
             "values": list(self.values),
@@ -153,7 +157,7 @@ class Evidence:
 
         Raises:
             OSError, ValueError, KeyError, TypeError: the evidence is not there, or damaged.
-            PactError: the safety tokens are; or PACT was switched off.
+            PactError: the safety tokens are; PACT was switched off; or another version wrote it.
         """
         content = files.read(folder / EVIDENCE)
         if not content.pop("pact"):
@@ -162,6 +166,13 @@ class Evidence:
                 got="one that had `pact: false`",
                 consequence="Nothing held the model's refusals.",
                 remedy="Train with `pact: true`, from the original model.",
+            )
+        if (version := content.pop("format", None)) != FORMAT:
+            raise PactError(
+                expected=f"evidence of the run being resumed or verified in format {FORMAT}, in {folder / EVIDENCE}",
+                got=f"evidence in format {version}, of another version of pact-plugins",
+                consequence="It could not be told what the run was held to.",
+                remedy="Use the version that wrote it: the evidence names it under `about.versions`.",
             )
         tokens = SafetyTokens.load(folder / TOKENS)
         if content.pop("tokens") != tokens.fingerprint:

@@ -61,6 +61,11 @@ def _edited(path: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8").replace("1", "2", 1), encoding="utf-8")
 
 
+def _newer(path: Path) -> None:
+    content = files.read(path)
+    files.write(path, {**content, "format": content["format"] + 1})
+
+
 def _evidence(change: Callable[[Path], Any]) -> Callable[[Path], Any]:
     def act(folder: Path) -> Any:
         ready = prepare(Start(tiny.llama(), tiny.tokenizer(), documents(few()), config(folder), show_progress=False))
@@ -110,6 +115,9 @@ INPUTS = [
         "Evidence of a run that was cut off",
         _evidence(lambda p: p.write_text("{")),
         r"evidence of the run being resumed",
+    ),
+    BadInput(
+        "Evidence of a newer version", _evidence(_newer), r"evidence of the run .* in format 1, .*; got .*format 2"
     ),
     BadInput("A report of nothing", contents_of, r"a run under PACT.*; got neither"),
     BadInput("A report of no folder", lambda folder: contents_of(folder / "none"), r"; got no such folder"),

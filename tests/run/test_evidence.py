@@ -35,6 +35,17 @@ def checkpoint(folder: Path, step: int, log: list[dict[str, Any]]) -> None:
     )
 
 
+def test_evidence_of_another_version_is_named(tmp_path: Path) -> None:
+    """Prevents: sound evidence of a newer version called damaged, or read as if it meant the same."""
+    evidence(WHOLE).save(tmp_path)
+    content = files.read(tmp_path / EVIDENCE)
+    files.write(tmp_path / EVIDENCE, {**content, "format": content["format"] + 1})
+    (fault,) = verify(tmp_path, weights=False).faults
+    assert fault == "evidence in format 2, of another version of pact-plugins"
+    with pytest.raises(PactError, match="Use the version that wrote it"):
+        Evidence.load(tmp_path)
+
+
 def test_what_is_saved_is_read(tmp_path: Path) -> None:
     """Prevents evidence that loses something on its way to the reviewer."""
     written = replace(evidence(WHOLE, replace(WHOLE, loss_at_start={"pact/kl": 0.5})), trained_model="t")
