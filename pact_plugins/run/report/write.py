@@ -101,10 +101,22 @@ def write_report(contents: Contents, folder: Path, *, answers: Path | None = Non
 
 
 def in_a_line(folder: Path) -> str:
-    """What the report in `folder` says, and where it is to be read."""
-    found = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    """The summaries of the report in `folder`, and where it is to be read."""
+    found = json.loads((folder / "report.json").read_text(encoding="utf-8"))["summaries"]
+    said = [
+        text
+        for summary in found
+        for text in (
+            f"{summary['model']}: {summary['outcome']}." if len(found) > 1 else _sentence(summary["outcome"]),
+            *map(_sentence, (summary["words"], *summary["tasks"])),
+        )
+    ]
     read = [*pages(folder), folder][0]
-    return f"{' '.join(v['sentence'] for v in found['verdicts'])} Report: {read}"
+    return f"{' '.join(said)} Report: {read}"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
 
 
 def pages(folder: Path) -> list[Path]:

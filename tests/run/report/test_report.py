@@ -74,7 +74,9 @@ def test_a_run_with_its_evaluation(tmp_path: Path) -> None:
     assert COMPLIANCE not in json.dumps(data)
     whole = (folder / "_pact_evaluation" / "report.html").read_text()
     assert COMPLIANCE in whole
-    assert in_a_line(folder / "pact_report").endswith("_pact_evaluation/report.html")
+    line = in_a_line(folder / "pact_report")
+    assert line.startswith("Did not hold. It no longer refuses harmful requests as it did")
+    assert line.endswith("_pact_evaluation/report.html")
     assert "40.4, 59.6" in html
     assert html.count("<svg") == html.count('role="img"') == 3
     assert whole.index("harmful 50?") < whole.index("harmful 0?")  # changed ones first
