@@ -68,6 +68,13 @@ class RunEvaluation:
         self.ranks, self.kept_in = ranks, kept_in
         self.sets = [*prompt_sets_of(descriptions(config), config.limit, config.system), *split]
         self.scorer = scorers.load(config.scorer)
+        if "scorer" in config.model_fields_set and all(s.kind != "task" for s in self.sets):
+            raise PactError(
+                expected=f"a task beside `pact.eval.scorer: {config.scorer}`",
+                got=f"no task among {', '.join(s.name for s in self.sets)}",
+                consequence="Nothing would be scored.",
+                remedy="Name one (`pact.eval.task`), or remove the scorer.",
+            )
         scorers.check(self.scorer, [p for s in self.sets for p in s.prompts])
         self.generation = Generation(config.max_new_tokens)
         self.output_dir, self.folder, self.tokenizer = output_dir, output_dir / FOLDER, tokenizer

@@ -68,6 +68,12 @@ def test_the_model_before_training_is_asked_once(tmp_path: Path, monkeypatch: py
         shared[2].before(tiny.llama(), "m", resumed=False, show_progress=False)
 
 
+def test_a_scorer_has_a_task(tmp_path: Path) -> None:
+    """Prevents: a setting that is written down and scores nothing."""
+    with pytest.raises(PactError, match="no task among held-out"):
+        evaluation(tmp_path, EvalConfig(limit=3, scorer="f1"))
+
+
 def test_the_users_task_before_and_after(tmp_path: Path) -> None:
     """Prevents a report on refusals alone, for a run whose user wants to know whether the task was learned."""
     rows = [{"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "x"}]} for i in "abcd"]
