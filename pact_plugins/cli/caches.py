@@ -131,8 +131,7 @@ def verify_caches(folder: Path | None) -> Result:
     intact: list[str] = []
     for store in found:
         try:
-            for segment in store.segments:
-                segment.verify()
+            store.verify()
             intact.append(str(store.folder))
         except PactError as error:
             damaged[str(store.folder)] = str(error)

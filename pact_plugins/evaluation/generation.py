@@ -118,10 +118,10 @@ def generate(
     asked = [
         Answer(s.name, s.kind, p.id, p.text, speaker, generation, before=p.before) for s in sets for p in s.prompts
     ]
-    rendered = {i: list(p.ids) for i, p in enumerate(p for s in sets for p in s.prompts) if p.ids}
-    to_render = [i for i in range(len(asked)) if i not in rendered]
-    rendered.update(zip(to_render, _chats(tokenizer, [asked[i] for i in to_render]), strict=True))
-    chats = [rendered[i] for i in range(len(asked))]
+    chats = [list(p.ids) for s in sets for p in s.prompts]
+    to_render = [i for i, ids in enumerate(chats) if not ids]
+    for i, ids in zip(to_render, _chats(tokenizer, [asked[i] for i in to_render]), strict=True):
+        chats[i] = ids
     batches = batches_by_length([len(chat) + generation.max_new_tokens for chat in chats], TOKENS_PER_BATCH)
     order = [i for batch in batches for i in batch]
     what = f"PACT: asking {speaker.adapter or speaker.model}"

@@ -86,6 +86,15 @@ class Store:
             found[rest], here[rest] = segment.checksums[entries], True
         return found, here
 
+    def verify(self) -> None:
+        """Reads every value and compares it with its checksum.
+
+        Raises:
+            PactError: a value was changed, or is not finite.
+        """
+        for segment in self.segments:
+            segment.verify()
+
     @property
     def documents(self) -> int:
         """How many rows there are."""
@@ -182,8 +191,7 @@ class ReferenceCache:
             PactError: a value was changed, or is not finite.
         """
         for store in self.stores:
-            for segment in store.segments:
-                segment.verify()
+            store.verify()
 
     def _read(self, store: int, view: str, found: Sequence[tuple[Segment, int]], counts: Ints) -> Halves:
         """The values of these rows in one view, which are `counts` of each."""

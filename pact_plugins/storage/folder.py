@@ -81,13 +81,14 @@ class Chosen:
     def of(self, folder: Path) -> list[Path]:
         """The stores in a folder that are to go."""
         before = time.time() - self.older_than * _DAY if self.older_than else math.inf
-        by_age = sorted(stores(folder), key=lambda path: path.stat().st_mtime)
-        rest, going = sum(map(size_of, by_age)), list[Path]()
-        for path in by_age:
-            matches = path.stat().st_mtime <= before and (not self.model or _model(path).startswith(self.model))
+        used = {path: path.stat().st_mtime for path in stores(folder)}
+        sizes = {path: size_of(path) for path in used}
+        rest, going = sum(sizes.values()), list[Path]()
+        for path in sorted(used, key=used.__getitem__):
+            matches = used[path] <= before and (not self.model or _model(path).startswith(self.model))
             if matches and (rest > self.down_to or not self.down_to):
                 going.append(path)
-                rest -= size_of(path)
+                rest -= sizes[path]
         return going
 
 
