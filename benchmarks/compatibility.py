@@ -234,7 +234,8 @@ reference is the model's within that rounding.
 
 _IMAGES = """Trained on text alone: a batch with images is refused, since the reference is found again by token ids, and
 they say nothing about an image. Where a host loads a processor, its tokenizer and its chat template are PACT's, too,
-and a template that renders lists of parts alone is given texts as such. Types of the first table are left out.
+and a template that renders lists of parts alone is given texts as such. `pact tokens`, `pact eval` and `pact verify`
+load such a checkpoint whole, as the hosts do. Types of the first table are left out.
 
 """
 

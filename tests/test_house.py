@@ -184,6 +184,14 @@ def test_the_architecture_is_the_order() -> None:
         assert sorted(_shown(r"^- `(\w+)/?`: ", listed)) == sorted(_contents(room)), room
 
 
+def test_models_are_loaded_in_one_place() -> None:
+    """Prevents: a command that refuses, or loads in part, a checkpoint that sees images and that the hosts train."""
+    naming = {
+        name for name, path in MODULES.items() if "AutoModelForCausalLM" in path.read_text() and _room(path) != "demo"
+    }
+    assert naming == {"pact_plugins.model.loading"}
+
+
 def _run(code: str) -> str:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr

@@ -66,11 +66,11 @@ def tokens(
         return None
     if model is None:
         raise click.UsageError("Missing option '--model'.")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from pact_plugins.method.finder import Finder
     from pact_plugins.model.fingerprints import model_fingerprint
-    from pact_plugins.model.loading import pretrained
+    from pact_plugins.model.loading import LanguageModel, pretrained
 
     block = {"prompts": {key: value for key, value in prompts.items() if value is not None}, "top_k": top_k}
     changes = {"safety_tokens_add": add, "safety_tokens_exclude": exclude}
@@ -78,7 +78,7 @@ def tokens(
     assert config is not None, "a block switches PACT on"
     consequence = "The safety tokens could not be found."
     # As saved: a run finds its tokens in its own precision, whose rounding moves weights a little, and the order.
-    aligned = pretrained(AutoModelForCausalLM, model, consequence=consequence, dtype="auto")
+    aligned = pretrained(LanguageModel, model, consequence=consequence, dtype="auto")
     tokenizer = pretrained(AutoTokenizer, model, consequence=consequence)
     found = Finder(config, aligned, tokenizer, model_fingerprint(aligned)).tokens()
     found.save(out)

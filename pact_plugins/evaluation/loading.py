@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from pact_plugins.errors import PactError, missing_extra
-from pact_plugins.model.loading import pretrained
+from pact_plugins.model.loading import LanguageModel, pretrained
 
 _CONSEQUENCE = "Nothing could be measured."
 
@@ -35,7 +35,7 @@ def load_tokenizer(name: str) -> Any:
     return pretrained(AutoTokenizer, name, consequence=_CONSEQUENCE)
 
 
-def load_model(name: str, kind: Any = AutoModelForCausalLM, *, on_cpu: bool = False) -> Any:
+def load_model(name: str, kind: Any = LanguageModel, *, on_cpu: bool = False) -> Any:
     """A model: on the GPUs in the precision it was saved in, else on the CPU in float32.
 
     CPUs are slow in half precision, and answers should not hang on its rounding where there is no need.

@@ -23,7 +23,7 @@ from pact_plugins.method.asking import Asked
 from pact_plugins.method.prompting import Prompts
 from pact_plugins.method.safety_tokens import SafetyTokens
 from pact_plugins.model.forward import precision
-from pact_plugins.model.loading import ACCESS, pretrained
+from pact_plugins.model.loading import ACCESS, LanguageModel, pretrained
 from pact_plugins.model.ranks import ALONE, Ranks
 from pact_plugins.storage import files
 
@@ -190,10 +190,8 @@ def _load(stored: Path) -> SafetyTokens:
 
 def load_base(name: str, device: torch.device) -> nn.Module:
     """The base model, for the time of the contrast; in the precision it was saved in, like the model of most runs."""
-    from transformers import AutoModelForCausalLM
-
     return pretrained(
-        AutoModelForCausalLM,
+        LanguageModel,
         name,
         expected=f"`pact.base_model` to be a causal language model, on disk or on the hub, under `{name}`",
         consequence="The safety tokens could not be found.",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pact_plugins.chat.fingerprints import digest
 from pact_plugins.errors import PactError
 from pact_plugins.model.fingerprints import checksum
-from pact_plugins.model.loading import ACCESS, pretrained
+from pact_plugins.model.loading import ACCESS, LanguageModel, pretrained
 from pact_plugins.model.sharding import whole
 
 ADAPTER, FULL = "adapter_model.safetensors", "model.safetensors"
@@ -100,14 +100,13 @@ def merged_otherwise(run: Path, base: str, merged: Path) -> str | None:
         PactError: one of the three cannot be loaded.
     """
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
     consequence = "It cannot be told whether the merged weights are this run's."
     found = dict(_tensors(merged, "model*.safetensors"))
     if not found:
         return f"{merged} holds no {FULL}"
     precision = next(iter(found.values())).dtype
-    model = pretrained(AutoModelForCausalLM, base, consequence=consequence, remedy=ACCESS, dtype=precision)
+    model = pretrained(LanguageModel, base, consequence=consequence, remedy=ACCESS, dtype=precision)
     before = {name: values.detach().clone() for name, values in to_be_saved(model).items()}
     after = to_be_saved(cast(Any, PeftModel.from_pretrained(model, str(run))).merge_and_unload())
     if missing := sorted(after.keys() - found.keys()):

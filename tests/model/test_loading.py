@@ -9,16 +9,18 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils import hub
 
+from benchmarks.tiny_models import tiny_model
 from pact_plugins.errors import PactError
 from pact_plugins.method.finder import load_base
-from pact_plugins.model.loading import pretrained
+from pact_plugins.model.loading import LanguageModel, pretrained
 from tests import tiny
 
 
-def load(name: str, kind: Any = AutoModelForCausalLM) -> Any:
+def load(name: str, kind: Any = LanguageModel) -> Any:
     return pretrained(kind, name, consequence="Nothing works.")
 
 
@@ -28,6 +30,19 @@ def test_options_reach_transformers(tmp_path: Path) -> None:
     model = pretrained(AutoModelForCausalLM, path, consequence="", dtype=torch.float16)
     assert next(model.parameters()).dtype == torch.float16
     assert load(path, AutoTokenizer).chat_template == tiny.TEMPLATE
+
+
+@pytest.mark.parametrize("model_type", ["llava", "qwen3_5", "llama"])
+def test_the_class_that_a_checkpoint_names(model_type: str, tmp_path: Path) -> None:
+    """Prevents a model that sees images from being refused (llava), or from losing the part that does (qwen3_5)."""
+    kind = AutoModelForCausalLM if model_type == "llama" else AutoModelForImageTextToText
+    saved: Any = tiny_model(model_type, kind)
+    saved.save_pretrained(tmp_path / "model")
+    loaded = load(str(tmp_path / "model"), LanguageModel)
+    assert type(loaded) is type(saved)
+    assert loaded.state_dict().keys() == saved.state_dict().keys()
+    get_peft_model(loaded, LoraConfig(target_modules="all-linear")).save_pretrained(str(tmp_path / "adapter"))
+    assert type(load(str(tmp_path / "adapter"), LanguageModel)) is type(saved)
 
 
 def test_nothing_there(tmp_path: Path) -> None:
