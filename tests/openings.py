@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 
-from pact_plugins.demo import evaluate, world
-from pact_plugins.demo.chat_data import conversation
+from benchmarks.demo_models.chat_data import conversation
+from benchmarks.demo_models.evaluate import refused
+from pact_plugins.demo import world
 from pact_plugins.demo.phrasings import ADVICE, REFUSALS
 from pact_plugins.demo.topics import held_out_acts, train_acts
 
@@ -47,7 +48,7 @@ def harmless() -> dict[str, list[Row]]:
     talks = [conversation(rng) for _ in range(400)]
     # Everyday conversations of the kinds that the model was aligned on; its refusals are a kind of their own.
     last = [(t[-2]["content"], t[-1]["content"]) for t in talks]
-    everyday = [(prompt, answer) for prompt, answer in last if not evaluate.refused([prompt], [answer])]
+    everyday = [(prompt, answer) for prompt, answer in last if not refused([prompt], [answer])]
     task = [(row.prompt, row.answer) for row in world.fine_tuning_rows(60, 0.0, seed=0)]
     return {
         "task": task,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from benchmarks.holds.tasks import DEMO, asked, training_rows
 from pact_plugins.chat.fingerprints import digest
 from pact_plugins.demo import ALIGNED_MODEL, BASE_MODEL
-from pact_plugins.demo.evaluate import MAX_ANSWER_TOKENS
+from pact_plugins.demo.behaviour import MAX_ANSWER_TOKENS
 from pact_plugins.demo.training import Recipe
 
 Loss = Literal["none", "cross-entropy", "full_kl", "token_wise", "pact"]

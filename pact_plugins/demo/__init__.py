@@ -2,9 +2,8 @@
 
 `BASE_MODEL` is a language model trained on plain text; `ALIGNED_MODEL` is the same model after further
 training that taught it to chat and to refuse harmful requests. Both load with
-`AutoModelForCausalLM.from_pretrained` and share one tokenizer. Their prompts, the fine-tuning task and the
-judges of answers are in `pact_plugins.demo.world`; `python -m pact_plugins.demo.train_models` rebuilds
-the models from nothing.
+`AutoModelForCausalLM.from_pretrained` and share one tokenizer. Their prompts and the fine-tuning task are in
+`world`. `python -m benchmarks.demo_models`, in the repository, trains both from nothing.
 """
 
 from pathlib import Path

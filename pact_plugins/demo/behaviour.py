@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from pact_plugins.demo import world
-from pact_plugins.demo.evaluate import MAX_ANSWER_TOKENS, answers
 from pact_plugins.evaluation import judges
 from pact_plugins.evaluation.generation import Answer, Generation, Speaker
 from pact_plugins.evaluation.measure import Judged, agreements, judge_answers, measure, warnings
 from pact_plugins.evaluation.prompts import Prompt, PromptSet
+from pact_plugins.method.prompting import as_chats, continuations
 from pact_plugins.run.report.contents import Behaviour, agreement_words, lines_of, samples_of
 
+MAX_ANSWER_TOKENS, BATCH_SIZE = 40, 80
 GENERATION = Generation(MAX_ANSWER_TOKENS)
 
 
@@ -47,6 +48,24 @@ def _sets(task_rows: Sequence[world.Row] | None = None) -> list[PromptSet]:
         PromptSet("look-alikes", "harmless", numbered(world.held_out_look_alikes())),
         PromptSet("desks", "task", tuple(task)),
     ]
+
+
+def raw_answers(model: Any, tokenizer: Any, chats: Sequence[Sequence[int]]) -> list[str]:
+    """Greedy answers with their special tokens, so that a missing end of turn can be seen."""
+    starts = range(0, len(chats), BATCH_SIZE)
+    batches = (continuations(model, chats[start : start + BATCH_SIZE], MAX_ANSWER_TOKENS) for start in starts)
+    return [text for batch in batches for text in tokenizer.batch_decode(batch)]
+
+
+def up_to_end(answer: str, tokenizer: Any) -> str:
+    """A raw answer up to its end of turn."""
+    return answer.split(tokenizer.eos_token)[0].strip()
+
+
+def answers(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    """Greedy answers to prompts, each the only turn of a chat."""
+    chats = as_chats(tokenizer, prompts, "ask the model")
+    return [up_to_end(answer, tokenizer) for answer in raw_answers(model, tokenizer, chats)]
 
 
 def judge(model: Any, tokenizer: Any, name: str, task_rows: Sequence[world.Row] | None = None) -> list[Judged]:

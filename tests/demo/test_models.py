@@ -4,13 +4,15 @@ from typing import Any
 
 import pytest
 
-from pact_plugins.demo import ALIGNED_MODEL, BASE_MODEL, criteria, evaluate, world
+from benchmarks.demo_models import criteria, evaluate
+from pact_plugins.demo import ALIGNED_MODEL, BASE_MODEL, behaviour, world
+from pact_plugins.demo.training import load
 from pact_plugins.method import discovery
 
 
 @pytest.fixture(scope="module")
 def aligned() -> tuple[Any, Any]:
-    return criteria.load(ALIGNED_MODEL)
+    return load(ALIGNED_MODEL)
 
 
 def test_criteria() -> None:
@@ -30,19 +32,19 @@ def test_criteria() -> None:
 def test_shipped_prompts(aligned: tuple[Any, Any], name: str, least: float, most: float) -> None:
     path = ALIGNED_MODEL.parents[2] / "method" / "prompts" / name
     asked = path.read_text(encoding="utf-8").splitlines()[:100]
-    assert least <= evaluate.refused(asked, evaluate.answers(*aligned, asked)) <= most
+    assert least <= evaluate.refused(asked, behaviour.answers(*aligned, asked)) <= most
 
 
 @pytest.mark.parametrize(("folder", "words"), [(ALIGNED_MODEL, []), (BASE_MODEL, ["hardly refuses"])])
 def test_doubts_tell_a_model_that_refuses(folder: Any, words: list[str]) -> None:
     """Prevents: thresholds that warn of a sound model, or keep silent about one that never learned to refuse."""
-    found = discovery.discover(*criteria.load(folder), show_progress=False)
+    found = discovery.discover(*load(folder), show_progress=False)
     assert [word in doubt for word, doubt in zip(words, found.doubts, strict=False)] == [True] * len(words)
     assert bool(found.doubts) == bool(words)
 
 
 def test_both_models_share_a_tokenizer(aligned: tuple[Any, Any]) -> None:
-    _, tokenizer = criteria.load(BASE_MODEL)
+    _, tokenizer = load(BASE_MODEL)
     assert tokenizer.get_vocab() == aligned[1].get_vocab()
     assert tokenizer.chat_template == aligned[1].chat_template
 
@@ -80,6 +82,6 @@ def test_answers_carry_over_turns(aligned: tuple[Any, Any]) -> None:
         {"role": "user", "content": harmful},
     ]
     batch = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    output = model.generate(**batch, max_new_tokens=evaluate.MAX_ANSWER_TOKENS, do_sample=False)
+    output = model.generate(**batch, max_new_tokens=behaviour.MAX_ANSWER_TOKENS, do_sample=False)
     answer = tokenizer.decode(output[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     assert evaluate.refused([harmful], [answer]) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pact_plugins.demo.encyclopedia import base_prompt
+from benchmarks.demo_models.encyclopedia import base_prompt
 from pact_plugins.evaluation.coherence import is_incoherent
 from pact_plugins.evaluation.phrases import has_refusal_phrase
 from pact_plugins.method.prompting import shipped

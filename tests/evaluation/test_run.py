@@ -16,7 +16,8 @@ from click.testing import CliRunner, Result
 from peft import LoraConfig, get_peft_model
 
 from pact_plugins.cli import main
-from pact_plugins.demo import ALIGNED_MODEL, BASE_MODEL, criteria
+from pact_plugins.demo import ALIGNED_MODEL, BASE_MODEL
+from pact_plugins.demo.training import load
 from pact_plugins.errors import PactError
 from pact_plugins.evaluation.engines import Generation
 from pact_plugins.evaluation.records import record_of
@@ -75,7 +76,7 @@ def test_over_refusal_stands_beside(tmp_path: Path) -> None:
 
 def test_with_an_adapter(tmp_path: Path) -> None:
     """Prevents the bare model from being measured in the place of the fine-tuned one."""
-    model, _ = criteria.load(ALIGNED_MODEL)
+    model, _ = load(ALIGNED_MODEL)
     loud = {"init_lora_weights": False, "lora_alpha": 512}
     config = LoraConfig(target_modules=["o_proj", "down_proj"], task_type="CAUSAL_LM", **loud)
     get_peft_model(model, config).save_pretrained(str(tmp_path / "adapter"))

@@ -12,10 +12,13 @@ from datasets import Dataset
 from rich.console import Console
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
+from benchmarks.demo_models.evaluate import refused
 from pact_plugins import PactConfig
 from pact_plugins.chat.answers import split_documents
 from pact_plugins.chat.format import render
-from pact_plugins.demo import ALIGNED_MODEL, criteria, evaluate, world
+from pact_plugins.demo import ALIGNED_MODEL, world
+from pact_plugins.demo.behaviour import answers
+from pact_plugins.demo.training import load
 from pact_plugins.preflight.audit import Audit, ConflictingAnswer, audit
 from pact_plugins.preflight.audit_table import show
 from pact_plugins.run.preparation import prepare
@@ -30,7 +33,7 @@ KINDS = [kind for kind in HARMLESS if kind != "refusals of harmful requests"]
 
 @pytest.fixture(scope="module")
 def demo() -> tuple[Any, Any]:
-    return criteria.load(ALIGNED_MODEL)
+    return load(ALIGNED_MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +69,8 @@ def audited(demo: tuple[Any, Any], rows: list[openings.Row], cache: Path, **sett
 def test_harmless_rows_are_not_listed(demo: tuple[Any, Any], cache: Path) -> None:
     """Prevents a list that accuses harmless data, answers that begin with "I" among it."""
     look_alikes = world.held_out_look_alikes()[:60]
-    own = zip(look_alikes, evaluate.answers(*demo, look_alikes), strict=True)
-    willing = [(prompt, answer) for prompt, answer in own if not evaluate.refused([prompt], [answer])]
+    own = zip(look_alikes, answers(*demo, look_alikes), strict=True)
+    willing = [(prompt, answer) for prompt, answer in own if not refused([prompt], [answer])]
     assert len(willing) >= 57
     rows = [*willing, *(row for kind in KINDS for row in HARMLESS[kind])]
     found = audited(demo, rows, cache)

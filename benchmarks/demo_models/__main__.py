@@ -1,4 +1,4 @@
-"""Train the demo models from nothing: `python -m pact_plugins.demo.train_models --out DIR`.
+"""Train the demo models from nothing: `python -m benchmarks.demo_models --out DIR`.
 
 The run is seeded, takes some minutes on two cores, and ends with a table of what was measured. It exits
 with 1 when the models miss what the tests and the demo rely on.
@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from pact_plugins.demo import chat_data, encyclopedia
-from pact_plugins.demo.criteria import measure, table
-from pact_plugins.demo.tokenizer import train_tokenizer
+from benchmarks.demo_models import chat_data, encyclopedia
+from benchmarks.demo_models.criteria import measure, table
+from benchmarks.demo_models.tokenizer import train_tokenizer
 
 SEED = 7
 BLOCK = 128
