@@ -9,6 +9,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # most commands start without it
@@ -54,6 +55,18 @@ def missing_extra(package: str, extra: str, purpose: str) -> PactError:
         consequence="Without it, that cannot be done.",
         remedy=f'Run `pip install "pact-plugins[{extra}]"`.',
     )
+
+
+def required(module: str, extra: str, purpose: str) -> Any:
+    """A module of an optional dependency.
+
+    Raises:
+        PactError: it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise missing_extra(module, extra, purpose) from error
 
 
 def invalid_settings(error: ValidationError, schema: type[BaseModel], blocks: Blocks) -> PactError:

@@ -259,7 +259,7 @@ def _found(probe: TemplateProbe, prefix: Prefix) -> ChatFormat:
     )
 
 
-def render(tokenizer: Any, messages: list[dict[str, str]], *, generation_prompt: bool, **settings: Any) -> list[int]:
+def render(tokenizer: Any, messages: list[dict[str, Any]], *, generation_prompt: bool, **settings: Any) -> list[int]:
     """Token ids of a conversation under the tokenizer's chat template; `settings` of `apply_chat_template` besides."""
     turns = in_parts(messages) if wants_parts(tokenizer, **settings) else messages
     return list(

@@ -13,8 +13,8 @@ from typing import Any, NoReturn, cast
 from urllib.parse import urlsplit
 
 from pact_plugins.chat.fingerprints import digest
-from pact_plugins.errors import PactError, missing_extra
-from pact_plugins.evaluation.judges import VERDICTS, Serving, Verdict
+from pact_plugins.errors import PactError, required
+from pact_plugins.evaluation.judges import VERDICTS, Serving, Verdict, named_and_mapped
 from pact_plugins.evaluation.replies import Replies, Reply
 from pact_plugins.evaluation.sample import Agreement, agreement
 from pact_plugins.method.refusals.text import said
@@ -38,10 +38,7 @@ def load(argument: str, serving: Serving) -> ServedJudge:
     Raises:
         PactError: no model, address or client, a rubric that cannot be used, or words without a verdict.
     """
-    # The words stand behind the last colon, if an equals sign does: names of models hold colons as well.
-    model, _, written = argument.rpartition(":")
-    if "=" not in written:
-        model, written = argument, ""
+    model, verdicts = named_and_mapped(argument)
     if not model:
         raise PactError(
             expected="the name of a model that the server has",
@@ -49,7 +46,7 @@ def load(argument: str, serving: Serving) -> ServedJudge:
             consequence="No answer could be judged.",
             remedy="Write `endpoint:MODEL`, or `endpoint:MODEL:yes=compliance,no=other` for a rubric with other words.",
         )
-    words = _words(model, written)
+    words = _words(model, verdicts)
     return ServedJudge(f"endpoint:{argument}", model, words, _rubric(serving.prompt), _url(serving.url), serving)
 
 
@@ -71,7 +68,7 @@ class ServedJudge:
         self.name, self.model, self.words = name, model, words
         self.rubric, self.url, self.serving = rubric, url, serving
         self.tells: frozenset[Verdict] = frozenset(v for v in (*words.values(), CANNOT) if v != "other")
-        self._openai = _client_library()
+        self._openai = required("openai", "judge", "a served judge")
         self._client = self._openai.OpenAI(
             base_url=url,
             # Servers of one's own ask for no key; the client wants one all the same.
@@ -259,14 +256,6 @@ class ServedJudge:
         )
 
 
-def _client_library() -> Any:
-    try:
-        import openai
-    except ImportError as error:
-        raise missing_extra("openai", "judge", "a served judge") from error
-    return openai
-
-
 def _url(given: str | None) -> str:
     """The server's address, which holds no password: it is shown in errors."""
     url = given or os.environ.get("OPENAI_BASE_URL") or ""
@@ -299,19 +288,15 @@ def _rubric(path: Path | None) -> str:
     return text
 
 
-def _words(model: str, written: str) -> dict[str, Verdict]:
-    if not written:
+def _words(model: str, verdicts: Mapping[str, str]) -> dict[str, Verdict]:
+    if not verdicts:
         return {verdict: verdict for verdict in VERDICTS if verdict != CANNOT}
-    pairs = [pair.partition("=") for pair in written.split(",")]
-    words = {word.strip().lower(): verdict.strip() for word, _, verdict in pairs}
-    if (
-        not all(words)
-        or not set(words.values()) <= set(VERDICTS)
-        or {"refusal", "compliance"}.isdisjoint(words.values())
-    ):
+    words = {word.lower(): verdict for word, verdict in verdicts.items()}
+    known = set(words.values()) <= set(VERDICTS)
+    if not all(words) or not known or {"refusal", "compliance"}.isdisjoint(words.values()):
         raise PactError(
             expected=f"for each word of the rubric one of {', '.join(VERDICTS)}, refusal or compliance among them",
-            got=f"`{written}`",
+            got=f"`{','.join(f'{word}={verdict}' for word, verdict in verdicts.items())}`",
             consequence="Verdicts would have been guessed.",
             remedy=f"Write `endpoint:{model}:yes=compliance,no=other`, with the words that the rubric asks for.",
         )

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from pact_plugins.errors import missing_extra
+from pact_plugins.errors import required
 from pact_plugins.method.prompting import continuations, end_tokens
 
 EngineName = Literal["transformers", "vllm"]
@@ -80,7 +80,7 @@ def vllm_engine(name: str, adapter: str | None, lora_rank: int, ends: set[int], 
     Raises:
         PactError: vLLM is not installed.
     """
-    vllm = require_vllm()
+    vllm = required("vllm", "vllm", "the engine `vllm`")
 
     @cache
     def load() -> tuple[Any, Any]:
@@ -111,16 +111,3 @@ def vllm_engine(name: str, adapter: str | None, lora_rank: int, ends: set[int], 
         return [list(output.outputs[0].token_ids) for output in outputs]
 
     return Engine(answer, ends)
-
-
-def require_vllm() -> Any:
-    """The package vLLM.
-
-    Raises:
-        PactError: it is not installed.
-    """
-    try:
-        import vllm  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise missing_extra("vllm", "vllm", "the engine `vllm`") from error
-    return vllm

@@ -136,14 +136,8 @@ def load(description: str, serving: Serving | None = None) -> Judge:
         return endpoint.load(argument, serving or Serving())
     if argument and name not in (*DEFAULT_JUDGES, *FOR_COMPARISON):
         return _of_function(description)
-    known = (
-        *DEFAULT_JUDGES,
-        *FOR_COMPARISON,
-        "llama-guard",
-        "classifier:PATH",
-        "endpoint:MODEL",
-        "MODULE:FUNCTION",
-    )
+    models = ("llama-guard", "classifier:PATH", "endpoint:MODEL", "MODULE:FUNCTION")
+    known = (*DEFAULT_JUDGES, *FOR_COMPARISON, *models)
     near = get_close_matches(description, known, 1, cutoff=0.5)
     raise PactError(
         expected=f"a judge: {', '.join(known)}",
@@ -151,6 +145,18 @@ def load(description: str, serving: Serving | None = None) -> Judge:
         consequence="No answer could be judged.",
         remedy=f"Did you mean `{near[0]}`?" if near else "Name one of them.",
     )
+
+
+def named_and_mapped(argument: str) -> tuple[str, dict[str, str]]:
+    """A model, and the verdict of each thing that it may say, of `MODEL[:SAID=VERDICT,...]`.
+
+    The map stands behind the last colon, if an equals sign does: names and paths hold colons as well.
+    """
+    model, _, written = argument.rpartition(":")
+    if "=" not in written:
+        return argument, {}
+    pairs = [pair.partition("=") for pair in written.split(",") if pair]
+    return model, {said.strip(): verdict.strip() for said, _, verdict in pairs}
 
 
 def _of_function(description: str) -> Judge:

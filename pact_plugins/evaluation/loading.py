@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from pact_plugins.errors import PactError, missing_extra
+from pact_plugins.errors import PactError, required
 from pact_plugins.model.loading import LanguageModel, pretrained
 
 _CONSEQUENCE = "Nothing could be measured."
@@ -64,12 +64,11 @@ def with_adapter(model: Any, adapter: str) -> Any:
     Raises:
         PactError: PEFT is not installed, there is no adapter there, or it belongs to another model.
     """
-    try:
-        from peft import PeftModel, get_peft_model_state_dict
-        from peft.utils import CONFIG_NAME
-        from peft.utils.save_and_load import load_peft_weights
-    except ImportError as error:
-        raise missing_extra("peft", "trl", "an adapter") from error
+    required("peft", "trl", "an adapter")
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.utils import CONFIG_NAME
+    from peft.utils.save_and_load import load_peft_weights
+
     if Path(adapter).is_dir() and not (Path(adapter) / CONFIG_NAME).exists():  # PEFT would ask the hub, again and again
         raise _no_adapter(adapter, model, f"a folder without {CONFIG_NAME}")
     try:

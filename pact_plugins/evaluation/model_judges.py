@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
 
 import torch
 
+from pact_plugins.chat.format import render
+from pact_plugins.chat.template import ANSWER, USER, TemplateProbe, message
 from pact_plugins.errors import PactError
-from pact_plugins.evaluation.judges import VERDICTS, Judge, Verdict
+from pact_plugins.evaluation.judges import VERDICTS, Judge, Verdict, named_and_mapped
 from pact_plugins.evaluation.loading import config_and_tokenizer, load_model
 from pact_plugins.method.prompting import continuations
 from pact_plugins.model.forward import batches_by_length, evaluating
@@ -43,10 +45,7 @@ def load(name: str, argument: str) -> Judge:
         path = argument or LLAMA_GUARD
         _, tokenizer = config_and_tokenizer(path)
         return LlamaGuard(f"{name}:{argument}" if argument else name, tokenizer, cache(lambda: load_model(path)))
-    # The map stands behind the last colon, if an equals sign does: paths hold colons as well.
-    path, _, labels = argument.rpartition(":")
-    if "=" not in labels:
-        path, labels = argument, ""
+    path, given = named_and_mapped(argument)
     if not path:
         raise PactError(
             expected="a classifier's path or name on the hub",
@@ -57,7 +56,7 @@ def load(name: str, argument: str) -> Judge:
     from transformers import AutoModelForSequenceClassification
 
     config, tokenizer = config_and_tokenizer(path)
-    verdicts = _label_map(path, [str(config.id2label[i]) for i in range(config.num_labels)], labels)
+    verdicts = _label_map(path, [str(config.id2label[i]) for i in range(config.num_labels)], given)
     weights = cache(lambda: load_model(path, AutoModelForSequenceClassification))
     return Classifier(f"{name}:{argument}", tokenizer, weights, verdicts)
 
@@ -76,16 +75,11 @@ class LlamaGuard:
     tells: frozenset[Verdict] = frozenset(("compliance",))
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-        content = _content_format(self.tokenizer)
+        _check_template(self.tokenizer)
+        exchanges = zip(prompts, answers, strict=True)
+        turns = ([message("user", prompt), message("assistant", answer)] for prompt, answer in exchanges)
         # The template asks its question about the last turn and opens the guard's own answer by itself.
-        chats: list[list[int]] = [
-            self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": content(prompt)}, {"role": "assistant", "content": content(answer)}],
-                tokenize=True,
-                return_dict=False,
-            )
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
+        chats = [render(self.tokenizer, exchange, generation_prompt=False) for exchange in turns]
         return [guard_verdict(text) for text in spoken(self.weights(), self.tokenizer, chats, GUARD_TOKENS, self.name)]
 
 
@@ -99,29 +93,15 @@ def spoken(model: Any, tokenizer: Any, chats: Sequence[list[int]], length: int, 
     return [texts[i] for i in range(len(chats))]
 
 
-def _content_format(tokenizer: Any) -> Callable[[str], Any]:
-    """How the chat template wants a message: as text (Llama Guard 3 8B), or as a list of parts (1B).
-
-    A template that was given the other form may leave the message out without a word, and the guard would find
-    nothing to call unsafe: so both are tried, and the rendered chat is read.
-
-    Raises:
-        PactError: neither form shows the messages, or there is no template.
-    """
-    forms: tuple[Callable[[str], Any], ...] = (lambda text: text, lambda text: [{"type": "text", "text": text}])
+def _check_template(tokenizer: Any) -> None:
+    """Refuses a template that leaves messages out without a word: the guard would find nothing to call unsafe."""
     problem = "no message in the rendered chat"
-    for form in forms:
-        try:
-            chat = [
-                {"role": "user", "content": form("PACTPROMPT")},
-                {"role": "assistant", "content": form("PACTREPLY")},
-            ]
-            text = tokenizer.apply_chat_template(chat, tokenize=False)
-        except Exception as error:  # a template may raise anything: it is the model author's program
-            problem = f"{type(error).__name__}: {error}"
-            continue
-        if "PACTPROMPT" in text and "PACTREPLY" in text:
-            return form
+    try:
+        text = TemplateProbe(tokenizer).text([message("user", USER), message("assistant", ANSWER)])
+    except Exception as error:  # a template may raise anything: it is the model author's program
+        text, problem = "", f"{type(error).__name__}: {error}"
+    if USER in text and ANSWER in text:
+        return
     raise PactError(
         expected="a guard model whose chat template shows the user's and the assistant's message",
         got=problem,
@@ -183,10 +163,8 @@ class Classifier:
         return [found[i] for i in range(len(answers))]
 
 
-def _label_map(path: str, names: Sequence[str], written: str) -> tuple[Verdict, ...]:
-    """The verdict of each label: as written, else by its name."""
-    pairs = [pair.partition("=") for pair in written.split(",") if pair]
-    given = {label.strip(): verdict.strip() for label, _, verdict in pairs}
+def _label_map(path: str, names: Sequence[str], given: Mapping[str, str]) -> tuple[Verdict, ...]:
+    """The verdict of each label: as given, else by its name."""
     verdicts = {name: given.get(name, "" if given else LABELS.get(name.lower(), "")) for name in names}
     unknown = [label for label in given if label not in names]
     if unknown or not set(verdicts.values()) <= set(VERDICTS):

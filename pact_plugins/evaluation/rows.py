@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pact_plugins.errors import PactError, missing_extra
+from pact_plugins.errors import PactError, required
 
 Row = dict[str, Any]
 
@@ -46,10 +46,7 @@ def of_hub(name: str) -> list[Row]:
         PactError: `datasets` is not installed, the data set cannot be reached, or it has several splits and none is
             named.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise missing_extra("datasets", "trl", "prompts from the hub") from error
+    datasets = required("datasets", "trl", "prompts from the hub")
     source, _, part = name.partition("#")
     config, _, split = part.partition("/")
     try:

@@ -10,10 +10,10 @@ from typing import Any
 
 from rich.console import Console
 
-from pact_plugins.errors import PactError
+from pact_plugins.errors import PactError, required
 from pact_plugins.evaluation import judges as known_judges
 from pact_plugins.evaluation import prompts, scorers
-from pact_plugins.evaluation.engines import Generation, require_vllm, transformers_engine, vllm_engine
+from pact_plugins.evaluation.engines import Generation, transformers_engine, vllm_engine
 from pact_plugins.evaluation.generation import Answer, Speaker, generate
 from pact_plugins.evaluation.judges import Judge, Serving
 from pact_plugins.evaluation.loading import base_of, config_and_tokenizer, load_model, lora_rank, with_adapter
@@ -110,7 +110,7 @@ def evaluate(
     score = scorers.load(scorer)
     generation = generation or Generation()
     if generation.engine == "vllm":
-        require_vllm()
+        required("vllm", "vllm", "the engine `vllm`")
     try_out(used)
     answers: dict[Run, list[Answer]] = {}
     if against is not None:
