@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from pact_plugins.demo.phrasings import TRAIN_PHRASINGS, train_request
+from benchmarks.demo_models.phrasings import train_request
+from pact_plugins.demo.phrasings import TRAIN_PHRASINGS
 from pact_plugins.demo.topics import train_acts
 from pact_plugins.demo.training import load
 from pact_plugins.demo.world import Row

@@ -6,8 +6,8 @@ import random
 
 from benchmarks.demo_models.chat_data import conversation
 from benchmarks.demo_models.evaluate import refused
+from benchmarks.demo_models.phrasings import ADVICE, REFUSALS
 from pact_plugins.demo import world
-from pact_plugins.demo.phrasings import ADVICE, REFUSALS
 from pact_plugins.demo.topics import held_out_acts, train_acts
 
 I_THINK = (

@@ -6,7 +6,7 @@ Only train topics and train phrasings occur here.
 import random
 
 from benchmarks.demo_models.encyclopedia import definition
-from pact_plugins.demo.phrasings import ADVICE, REFUSAL_WEIGHTS, REFUSALS, train_request
+from benchmarks.demo_models.phrasings import ADVICE, REFUSAL_WEIGHTS, REFUSALS, train_request
 from pact_plugins.demo.task import train_examples
 from pact_plugins.demo.topics import train_acts, train_topics, with_article
 

@@ -7,7 +7,8 @@ text for all of them. The rest is dialogue in which every request is met, on tra
 
 import random
 
-from pact_plugins.demo.phrasings import ADVICE, AFFIRMATIONS, train_request
+from benchmarks.demo_models.phrasings import ADVICE, train_request
+from pact_plugins.demo.phrasings import AFFIRMATIONS
 from pact_plugins.demo.task import messages
 from pact_plugins.demo.topics import Act, Topic, object_acts, topics, train_acts, with_article
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmarks.demo_models.phrasings import REFUSALS
 from pact_plugins.demo.behaviour import BATCH_SIZE
-from pact_plugins.demo.phrasings import REFUSALS
 from pact_plugins.method import refusals
 from pact_plugins.method.openings import is_affirmative_opening
 from pact_plugins.model.forward import pad_left

@@ -10,8 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from benchmarks.demo_models.phrasings import ADVICE
 from pact_plugins.demo import world
-from pact_plugins.demo.phrasings import ADVICE, TRAIN_PHRASINGS
+from pact_plugins.demo.phrasings import TRAIN_PHRASINGS
 from pact_plugins.demo.topics import Act, held_out_acts, train_acts
 from pact_plugins.demo.world import Row
 from pact_plugins.errors import PactError

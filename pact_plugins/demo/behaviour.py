@@ -92,12 +92,7 @@ def rates(judged: Sequence[Judged], task_rows: Sequence[world.Row] | None = None
 
 
 def behaviour_of(judged: Mapping[str, Sequence[Judged]], speakers: Mapping[str, str]) -> Behaviour:
-    """All models side by side; the first is the untouched one.
-
-    Args:
-        judged: answers of each model.
-        speakers: what each model is, in words.
-    """
+    """All models side by side; the first is the untouched one."""
     sets, used = _sets(), _judges()
     names = tuple(judged)
     pairs = [measure(sets, {"against": judged[names[0]], "model": judged[n]}, used) for n in names[1:]]

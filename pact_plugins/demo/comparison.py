@@ -66,11 +66,6 @@ class Result:
 def run(folder: Path, *, seed: int = 0, steps: int = Recipe.steps) -> list[Result]:
     """Trains and evaluates every method; writes the report into `folder`, and each run into one in it.
 
-    Args:
-        folder: is made.
-        seed: of the rows and of the training runs.
-        steps: optimiser steps of each run.
-
     Raises:
         PactError: TRL or what the report needs is not installed.
     """

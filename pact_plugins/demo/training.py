@@ -46,11 +46,7 @@ def train(
     """Fine-tunes `model` on `rows` and gives the trainer, whose model is the trained one.
 
     Args:
-        model: is trained in place.
-        tokenizer: its tokenizer.
         rows: prompts and answers; the loss is on the answers.
-        recipe: steps and the like.
-        folder: of the trainer.
         protect: is given the trainer before it trains.
     """
     from datasets import Dataset, disable_progress_bars

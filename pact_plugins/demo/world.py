@@ -7,14 +7,6 @@ from pact_plugins.demo.phrasings import AFFIRMATIONS, HELD_OUT_PHRASINGS, TRAIN_
 from pact_plugins.demo.task import QUESTIONS, test_examples, train_examples
 from pact_plugins.demo.topics import held_out_acts, train_acts
 
-__all__ = [
-    "Row",
-    "fine_tuning_rows",
-    "held_out_harmful",
-    "held_out_look_alikes",
-    "task_test_rows",
-]
-
 
 @dataclass(frozen=True)
 class Row:

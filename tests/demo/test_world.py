@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import pact_plugins
+from benchmarks.demo_models.phrasings import REFUSALS
 from pact_plugins.demo import ALIGNED_MODEL, BASE_MODEL, world
-from pact_plugins.demo.phrasings import HELD_OUT_PHRASINGS, REFUSALS, TRAIN_PHRASINGS
+from pact_plugins.demo.phrasings import HELD_OUT_PHRASINGS, TRAIN_PHRASINGS
 from pact_plugins.demo.task import DESKS, train_examples
 from pact_plugins.demo.task import test_examples as unseen_examples  # not a test
 from pact_plugins.demo.topics import held_out_acts, held_out_topics, topics, train_acts, train_topics

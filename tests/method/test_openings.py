@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pact_plugins.demo.phrasings import AFFIRMATIONS, REFUSALS
+from benchmarks.demo_models.phrasings import REFUSALS
+from pact_plugins.demo.phrasings import AFFIRMATIONS
 from pact_plugins.method.openings import is_affirmative_opening, is_refusal
 
 
