@@ -142,7 +142,7 @@ def pact_train(config: str, arguments: tuple[str, ...]) -> None:
     from axolotl.cli.main import cli  # pyright: ignore[reportMissingImports]
 
     from pact_plugins.errors import PactError
-    from pact_plugins.preflight.check_table import require_sound
+    from pact_plugins.preflight.check import require_sound
 
     try:
         require_sound(Path(config), "axolotl", arguments)

@@ -88,16 +88,12 @@ class _Block(BaseModel):
     def _as_written(cls, value: Any, field: ValidationInfo) -> Any:
         """Refuses what pydantic would turn into something else: `yes` into 1, an empty text into this folder."""
         assert field.field_name is not None
-        if isinstance(value, bool) and bool not in _members(cls.model_fields[field.field_name].annotation):
+        annotation = cls.model_fields[field.field_name].annotation
+        if isinstance(value, bool) and bool not in (get_args(annotation) or (annotation,)):
             raise ValueError("something other than true and false")
         if isinstance(value, str) and not value.strip():
             raise ValueError("a text that is not empty")
         return value
-
-
-def _members(annotation: Any) -> set[Any]:
-    """The types of a union; of another type, itself."""
-    return set(get_args(annotation)) or {annotation}
 
 
 class GateConfig(_Block):

@@ -73,8 +73,6 @@ def invalid_settings(error: ValidationError, schema: type[BaseModel], blocks: Bl
     """The error that pydantic's report is for whoever wrote the block.
 
     Args:
-        error: of validating a `pact:` block.
-        schema: of that block.
         blocks: what those of its keys hold that may be blocks of their own.
     """
     fields = {name for block in (schema, *blocks.values()) for name in block.model_fields}

@@ -16,7 +16,6 @@ def rendered_with(tokenizer: Any, templates: Sequence[tuple[str, str]]) -> str |
     one that knows most of what can stand there.
 
     Args:
-        tokenizer: the model's, with its own template.
         templates: the name of each data set, and the template that rendered it.
 
     Raises:

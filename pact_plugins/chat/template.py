@@ -22,7 +22,6 @@ class TemplateProbe:
     """A tokenizer's chat template, and what can be seen of it.
 
     Args:
-        tokenizer: the tokenizer.
         template: that rows are rendered with, in place of the tokenizer's own.
     """
 
@@ -184,12 +183,7 @@ def in_parts(messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def wants_parts(tokenizer: Any, **settings: Any) -> bool:
-    """Whether the chat template renders lists of parts and leaves plain texts out: some of models that see images do.
-
-    Args:
-        tokenizer: its tokenizer.
-        settings: of `apply_chat_template`, such as another template.
-    """
+    """Whether the chat template renders lists of parts and leaves plain texts out, as some for images do."""
     turns = [message("user", USER)]
 
     def shows(turns: list[dict[str, Any]]) -> bool:

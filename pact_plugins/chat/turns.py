@@ -33,7 +33,6 @@ def assistant_turns(ids: npt.NDArray[np.int64], chat: ChatFormat) -> list[Turn]:
 
     Args:
         ids: [L] of the conversation, as `ChatFormat.unjoined` gives them.
-        chat: what the chat template puts around turns.
     """
     openings = chat.openings or (chat.header,)
     opened = dict(spans(ids, openings))

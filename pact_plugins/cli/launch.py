@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,11 +31,6 @@ def options(settings: Mapping[str, Any]) -> list[str]:
         else:
             found += [f"--{key}", str(value)]
     return found
-
-
-def is_launched() -> bool:
-    """Whether a launcher has started this process already."""
-    return "LOCAL_RANK" in os.environ
 
 
 def launch(settings: Sequence[str], arguments: Sequence[str]) -> None:

@@ -88,19 +88,13 @@ def tokens(
 
 def _show(found: SafetyTokens, out: Path, explain: bool) -> None:
     if explain:
-        _show_all(found, out)
+        from pact_plugins.cli.tokens_table import show
+
+        show(found, str(out))
         return
     click.echo(f"{len(found.ids)} safety tokens, {len(found.positive)} of them held: {out}")
     for doubt in found.doubts:
         click.echo(f"warning: {doubt}")
-
-
-def _show_all(found: SafetyTokens, path: Path) -> None:
-    from rich.console import Console
-
-    from pact_plugins.cli.tokens_table import show
-
-    show(found, str(path), Console())
 
 
 def _rows(found: SafetyTokens) -> list[dict[str, Any]]:
@@ -124,8 +118,6 @@ def diff(first: Path, second: Path) -> Result:
     Example:
       pact tokens diff before.json after.json
     """
-    from rich.console import Console
-
     from pact_plugins.cli.tokens_table import show_difference
     from pact_plugins.method.safety_tokens import SafetyTokens
 
@@ -137,7 +129,7 @@ def diff(first: Path, second: Path) -> Result:
             consequence="Equal ids would be unrelated tokens.",
             remedy="Compare tokens of models that share their tokenizer.",
         )
-    return Result({"first": a.held, "second": b.held}, lambda: show_difference(a, b, Console()))
+    return Result({"first": a.held, "second": b.held}, partial(show_difference, a, b))
 
 
 @click.command()
@@ -165,4 +157,4 @@ def inspect(path: Path, html: Path | None) -> Result:
         page = Console(record=True, width=160, file=io.StringIO())
         show(found, str(path), page)
         page.save_html(str(html))
-    return Result(_rows(found), partial(_show_all, found, path))
+    return Result(_rows(found), partial(show, found, str(path)))

@@ -9,8 +9,9 @@ from rich.table import Table
 from pact_plugins.method.safety_tokens import SafetyTokens
 
 
-def show(found: SafetyTokens, title: str, console: Console) -> None:
+def show(found: SafetyTokens, title: str, console: Console | None = None) -> None:
     """Every token, then how they were found, then what there is to doubt."""
+    console = console or Console()
     table = Table(title=f"{title}: {len(found.ids)} safety tokens, {len(found.positive)} held", title_justify="left")
     columns = ["id", "token", "weight", *(["95% interval", "held again", "example"] if found.stability else [])]
     for header in columns:
@@ -34,7 +35,7 @@ def show(found: SafetyTokens, title: str, console: Console) -> None:
         console.print(f"warning: {doubt}", highlight=False, markup=False)
 
 
-def show_difference(a: SafetyTokens, b: SafetyTokens, console: Console) -> None:
+def show_difference(a: SafetyTokens, b: SafetyTokens) -> None:
     """Tokens that only one of two sets holds, and by how much the weights of the others differ."""
     left, right = a.held, b.held
     texts = dict(zip((*a.ids, *b.ids), (*a.texts, *b.texts), strict=True))
@@ -44,4 +45,4 @@ def show_difference(a: SafetyTokens, b: SafetyTokens, console: Console) -> None:
     for token in sorted(left.keys() | right.keys(), key=lambda t: -max(left.get(t, 0), right.get(t, 0))):
         weights = [f"{side[token]:.4f}" if token in side else "not held" for side in (left, right)]
         table.add_row(str(token), escape(repr(texts[token])), *weights)
-    console.print(table)
+    Console().print(table)

@@ -32,8 +32,8 @@ def estimate(path: Path) -> Result:
     Example:
       pact estimate run.yaml
     """
-    from pact_plugins.preflight.cost_report import show
     from pact_plugins.preflight.estimate import estimate as of_trainer
+    from pact_plugins.preflight.estimate import show
 
     found = _in_place_of_training(path, of_trainer, "`pact estimate`")
     return Result(found.as_dict(), partial(show, found))
@@ -60,7 +60,7 @@ def check(path: Path, deep: bool) -> Result:
       pact check run.yaml
     """
     from pact_plugins.preflight.check import check as of_file
-    from pact_plugins.preflight.check_table import show
+    from pact_plugins.preflight.check import show
 
     found = of_file(path)
     result = Result(found.as_dict(), partial(show, found), holds=found.sound)
@@ -98,7 +98,7 @@ def audit(path: Path, out: Path | None, threshold: float | None) -> Result:
       pact audit run.yaml --out audit.jsonl
     """
     from pact_plugins.preflight.audit import audit as of_trainer
-    from pact_plugins.preflight.audit_table import show
+    from pact_plugins.preflight.audit import show
 
     found = _in_place_of_training(path, partial(of_trainer, threshold=threshold), "`pact audit`")
     if out is not None:
@@ -125,7 +125,7 @@ def sft(arguments: tuple[str, ...]) -> None:
 
 def _in_place_of_training(path: Path, act: Callable[[Any, PactConfig], T], command: str) -> T:
     """What `act` makes of the trainer and the settings of a file's run, which is stopped before its first step."""
-    from pact_plugins.preflight.check_table import require_sound
+    from pact_plugins.preflight.check import require_sound
 
     host = require_sound(path)
     if find_spec(host) is None:

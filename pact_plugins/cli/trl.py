@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -22,7 +23,7 @@ from pact_plugins.cli import launch
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError, missing_extra
 from pact_plugins.preflight import dry_run, run_file
-from pact_plugins.preflight.check_table import require_sound
+from pact_plugins.preflight.check import require_sound
 from pact_plugins.preflight.dry_run import Act, T
 from pact_plugins.preflight.run_file import read_run_file
 from pact_plugins.run.callback import PactCallback
@@ -42,7 +43,7 @@ def sft(arguments: Sequence[str]) -> None:
     path = _config_file(arguments)
     require_sound(path, "trl", arguments)
     settings, arguments, launcher = _parted(read_run_file(path), arguments)
-    if launcher and not launch.is_launched():
+    if launcher and "LOCAL_RANK" not in os.environ:  # nothing has launched this process yet
         with _in_place_of(path, settings, arguments) as own:
             launch.launch(launcher, own)
         return

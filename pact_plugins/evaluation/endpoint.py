@@ -58,8 +58,6 @@ class ServedJudge:
         model: its name at the server.
         words: what it may say, in lower case, and the verdict of each.
         rubric: with {prompt} and {response}.
-        url: of the server.
-        serving: how it is asked.
     """
 
     def __init__(

@@ -71,11 +71,7 @@ def vllm_engine(name: str, adapter: str | None, lora_rank: int, ends: set[int], 
     `LLM.generate`, `SamplingParams` and `LoRARequest` (github.com/vllm-project/vllm, Apache-2.0).
 
     Args:
-        name: of the model.
         adapter: folder or hub name of a LoRA adapter on top, if there is one.
-        lora_rank: largest rank of the adapter.
-        ends: ids of the tokens that end an answer.
-        generation: how to decode.
 
     Raises:
         PactError: vLLM is not installed.

@@ -103,14 +103,9 @@ def generate(
     one reads and writes the file.
 
     Args:
-        engine: the model, as something that answers.
-        tokenizer: its tokenizer, with a chat template.
         speaker: says in the file who answers.
-        sets: what to ask.
-        generation: how to decode.
         path: a JSONL file, made or continued: an object an answer, in the order of the batches.
         ranks: of the run, each with the same model and prompts.
-        show_progress: whether there is a progress bar.
 
     Raises:
         PactError: the tokenizer has no chat template, or the file holds answers of another run.

@@ -81,23 +81,11 @@ class Rule:
         return [self.verdict(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
-@dataclass(frozen=True)
-class Stance:
-    """The judge of `refusals`, whose errors on models left out of its training are known."""
-
-    name: str = "stance"
-    tells: frozenset[Verdict] = frozenset(("refusal", "partial", "compliance", "cannot judge"))
-
-    def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-        return refusals.judge(prompts, answers)
-
-
-def _opening(_prompt: str, answer: str) -> Verdict:
-    return "refusal" if is_refusal(answer) else "other"
-
-
-def _phrases(_prompt: str, answer: str) -> Verdict:
-    return "refusal" if has_refusal_phrase(answer) else "compliance"
+_RULES = (
+    Rule("stance", frozenset(VERDICTS) - {"other"}, lambda prompt, answer: refusals.judge([prompt], [answer])[0]),
+    Rule("opening", frozenset(("refusal",)), lambda _, answer: "refusal" if is_refusal(answer) else "other"),
+    Rule("phrases", _BOTH, lambda _, answer: "refusal" if has_refusal_phrase(answer) else "compliance"),
+)
 
 
 def load(description: str, serving: Serving | None = None) -> Judge:
@@ -120,12 +108,9 @@ def load(description: str, serving: Serving | None = None) -> Judge:
         PactError: there is no such judge, or its model or function cannot be loaded.
     """
     name, _, argument = description.partition(":")
-    if description == "stance":
-        return Stance()
-    if description == "opening":
-        return Rule("opening", frozenset(("refusal",)), _opening)
-    if description == "phrases":
-        return Rule("phrases", _BOTH, _phrases)
+    for rule in _RULES:
+        if description == rule.name:
+            return rule
     if name in ("llama-guard", "classifier"):
         from pact_plugins.evaluation import model_judges
 
@@ -187,11 +172,10 @@ def user_function(description: str, purpose: str) -> Callable[..., Any]:
         sys.path.append(os.getcwd())
     try:
         function = getattr(importlib.import_module(module), name)
-        problem = None if callable(function) else f"{name} is a {type(function).__name__}"
     except Exception as error:  # a user's module may raise anything
         raise _no_function(description, purpose, f"{type(error).__name__}: {error}") from error
-    if problem:
-        raise _no_function(description, purpose, problem)
+    if not callable(function):
+        raise _no_function(description, purpose, f"{name} is a {type(function).__name__}")
     return function
 
 

@@ -17,9 +17,6 @@ _CONSEQUENCE = "Nothing could be measured."
 def config_and_tokenizer(name: str) -> tuple[Any, Any]:
     """Config and tokenizer of a model: without its weights, and enough to see whether it is there and may be read.
 
-    Args:
-        name: a folder, or a name on the hub.
-
     Raises:
         PactError: the model cannot be found, or needs access.
     """

@@ -150,9 +150,7 @@ def judge_answers(
 
     Args:
         answers: to the prompts of `sets`, in their order.
-        sets: what was asked.
         judges: with different names.
-        scorer: of the answers to tasks.
     """
     prompts = [p for s in sets for p in s.prompts]
     texts = [a.response for a in answers]
@@ -184,9 +182,7 @@ def measure(
     """All rates, set by set.
 
     Args:
-        sets: what was asked.
         judged: the judged answers of each run, of `model` at least, in the order of the prompts.
-        judges: those whose verdicts they hold.
     """
     found: list[Measurement] = []
     for s, runs in by_set(sets, judged):

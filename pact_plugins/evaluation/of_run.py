@@ -44,9 +44,6 @@ class RunEvaluation:
     Its files are those of `pact eval --out OUTPUT_DIR/_pact_evaluation`.
 
     Args:
-        config: prompts, judges and lengths.
-        output_dir: of the run.
-        tokenizer: of the model, with a chat template.
         kept_in: folder in which the answers of the model before its first step are kept for other runs that begin with
             it.
         ranks: the processes of the run, of which the first one judges and writes.
@@ -95,10 +92,7 @@ class RunEvaluation:
 
         Args:
             model: before its first step, unless `resumed`.
-            name: of the model, for people.
             resumed: whether the run goes on from a checkpoint.
-            fingerprint: of the model's weights, if it is known.
-            show_progress: whether there is a progress bar.
         """
         path = self.folder / "against.jsonl"
         self.ranks.first(lambda: try_out(self.judges), "trying out the judges")
@@ -134,12 +128,9 @@ class RunEvaluation:
         """Asks the trained model; the first process writes what has changed, and is given it.
 
         Args:
-            model: after its last step.
             name: of the model before, for people.
             adapter: whether an adapter was trained, rather than the model itself.
-            fingerprint: of the trained weights, if it is known.
             weights: theirs in each precision, for the evaluation to keep.
-            show_progress: whether there is a progress bar.
         """
         place = str(self.output_dir)
         who = (name, place) if adapter else (place, None)

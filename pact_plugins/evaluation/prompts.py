@@ -46,11 +46,9 @@ class Prompt:
     @property
     def conversation(self) -> str:
         """All that was asked, in one text: each turn behind its role, where there are several."""
-        return (
-            "\n\n".join([*(f"{t.role}: {t.content}" for t in self.before), f"user: {self.text}"])
-            if self.before
-            else self.text
-        )
+        if not self.before:
+            return self.text
+        return "\n\n".join(f"{turn.role}: {turn.content}" for turn in (*self.before, Turn("user", self.text)))
 
 
 @dataclass(frozen=True)
@@ -81,10 +79,9 @@ def under_system(prompt_set: PromptSet, system: str | None) -> PromptSet:
     """The same prompts behind a system prompt; those that have one keep their own."""
     if system is None:
         return prompt_set
-    first = Turn("system", system)
-    own = [any(turn.role == "system" for turn in p.before) for p in prompt_set.prompts]
     prompts = (
-        p if has else replace(p, before=(first, *p.before)) for p, has in zip(prompt_set.prompts, own, strict=True)
+        p if any(turn.role == "system" for turn in p.before) else replace(p, before=(Turn("system", system), *p.before))
+        for p in prompt_set.prompts
     )
     return replace(prompt_set, prompts=tuple(prompts))
 

@@ -134,10 +134,6 @@ def conclude(
 
     Args:
         answers: of the model, and of the one beside it if there is one, in the order of the prompts.
-        sets: what was asked.
-        used: the judges.
-        folder: is made.
-        scorer: of tasks.
         known: warnings that have nothing to do with what the answers are.
         weights: fingerprints of those of the model, as `Evaluation` keeps them.
     """
@@ -187,8 +183,6 @@ def prompt_sets_of(descriptions: Sequence[str], limit: int | None, system: str |
 
     Args:
         descriptions: as `prompts.load` reads them.
-        limit: of each set, only a sample of so many prompts.
-        system: a system prompt, for all prompts that have none of their own.
 
     Raises:
         PactError: there is none, or one twice.

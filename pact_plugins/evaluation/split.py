@@ -29,8 +29,6 @@ def prompts_of(
     Args:
         documents: of the split, as the host holds them.
         chat: what the chat template that rendered them puts around turns.
-        tokenizer: of the model.
-        name: of the prompt set.
         limit: rows that are asked, at most; `MOST` for None.
 
     Raises:

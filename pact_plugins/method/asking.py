@@ -139,11 +139,8 @@ def ask(
     a part. Call it in the autocast context of the trainer's own forward passes.
 
     Args:
-        model: a causal language model.
-        tokenizer: its tokenizer, whose chat template says which token ends an answer.
         chats: what `prompting.as_chats` gives.
         ranks: of the run, each with the same model and chats.
-        show_progress: whether progress is shown.
 
     Raises:
         PactError: the model cannot be served, or answers nothing.

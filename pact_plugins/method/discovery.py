@@ -53,12 +53,8 @@ def to_safety_tokens(
     """S = the non-zero entries of the contrast's direction v, with weights max(v, 0), heaviest first.
 
     Args:
-        contrast: where S is found.
-        tokenizer: of the model.
-        provenance: how the contrast was made.
         answers: in which examples of the tokens are looked for.
         columns: ids of the contrast's columns; without it they are all ids in order.
-        top_k: see `Contrast.direction`.
         refused: `refusals` of `Stability`.
 
     Raises:
@@ -111,11 +107,7 @@ def discover(
     """The tokens that `model`, as it is now, prefers in its own answers to harmful prompts (see `in_answers`).
 
     Args:
-        model: the chat model.
-        tokenizer: its tokenizer, with its chat template.
         prompts: what it is asked; the shipped English ones, if None.
-        top_k: number of candidates, |S|.
-        show_progress: whether progress is shown.
     """
     asked = prompts or Prompts.shipped()
     chats = prompting.as_chats(tokenizer, asked.in_turn, _PURPOSE)
@@ -132,10 +124,7 @@ def in_answers(answers: Asked, harmful: Sequence[str], tokenizer: Any, model: st
 
     Args:
         answers: to harmful and harmless prompts in turn.
-        harmful: the harmful prompts.
-        tokenizer: of the model.
         model: its name.
-        top_k: number of candidates, |S|.
     """
     columns, places = answers.likely.unique(return_inverse=True)
     probabilities = torch.zeros(len(places), len(columns)).scatter_(1, places, answers.probabilities)

@@ -5,10 +5,11 @@ What is found is kept beside the reference caches, under the fingerprints of the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -27,6 +28,8 @@ from pact_plugins.model.loading import ACCESS, LanguageModel, pretrained
 from pact_plugins.model.ranks import ALONE, Ranks
 from pact_plugins.storage import files
 
+T = TypeVar("T")
+
 _VERSION = 3
 """Of the kept tokens."""
 
@@ -40,11 +43,7 @@ class Finder:
     """What a run finds out about its model before the first step; to be used in the trainer's autocast context.
 
     Args:
-        config: of the run.
         model: as it is before its first step.
-        tokenizer: its tokenizer.
-        model_identity: fingerprint of the model.
-        show_progress: whether progress is shown.
         ranks: of the run: all get what the first one finds.
     """
 
@@ -75,18 +74,27 @@ class Finder:
 
     def tokens(self) -> SafetyTokens:
         """The safety tokens that the config names, or finds; found ones are kept beside the reference caches."""
-        what, ranks = _TOKENS, self._ranks
         if (known := self.known_tokens()) is not None:
             return known
         stored = self._tokens_file
+
+        def save(tokens: SafetyTokens) -> None:
+            replace(tokens, provenance={**tokens.provenance, _NAME: stored.stem}).save(stored)
+
+        self._make(stored, _TOKENS, self._discover, save)
+        return self._ranks.first(lambda: self._changed(_load(stored)), _TOKENS)
+
+    def _make(self, stored: Path, what: str, make: Callable[[], T], save: Callable[[T], None]) -> None:
+        """Makes a file that is not there, in one run at a time: made in every rank, and saved by the first."""
+        ranks = self._ranks
+        if ranks.first(stored.exists, what):
+            return
         with files.locked(stored, what, ranks, holds=ranks.is_first):
             if not ranks.first(stored.exists, what):
-                # In every rank, for engines whose forward passes need all of them.
-                tokens = self._discover()
+                made = make()  # engines may need all ranks for a forward pass
                 if ranks.is_first:
                     with files.storing(stored.parent):
-                        replace(tokens, provenance={**tokens.provenance, _NAME: stored.stem}).save(stored)
-            return ranks.first(lambda: self._changed(_load(stored)), what)
+                        save(made)
 
     def anchors(self, resumed_with: str | None = None) -> Anchors | None:
         """The anchors of this model, harmful and harmless in turn; None if they are off.
@@ -120,15 +128,11 @@ class Finder:
     def answers(self) -> Asked:
         """The model's own answers, given now or found."""
         stored, ranks = self.answers_file, self._ranks
-        if not ranks.first(stored.exists, asking.WHAT):
-            with files.locked(stored, asking.WHAT, ranks, holds=ranks.is_first):
-                if not ranks.first(stored.exists, asking.WHAT):
-                    given = asking.ask(
-                        self.model, self.tokenizer, self._chats, ranks=ranks, show_progress=self._show_progress
-                    )
-                    if ranks.is_first:
-                        with files.storing(stored.parent):
-                            given.save(stored)
+
+        def ask() -> Asked:
+            return asking.ask(self.model, self.tokenizer, self._chats, ranks=ranks, show_progress=self._show_progress)
+
+        self._make(stored, asking.WHAT, ask, lambda given: given.save(stored))
         return ranks.first(lambda: Asked.load(stored), asking.WHAT)
 
     @cached_property

@@ -172,9 +172,6 @@ def continuations(
     """At most `length` tokens after each chat, all in one batch: padding follows the end of an answer.
 
     Args:
-        model: a causal language model.
-        chats: token ids, up to the answer.
-        length: tokens to add at most.
         temperature: 0 for greedy decoding; above it, tokens are sampled from the whole distribution.
         each_step: is told how many tokens have been written of each.
 

@@ -60,10 +60,6 @@ class Probe:
     exp(margin) is how many times likelier the model opens its answer with one of the refusals than with one of the
     complying sentences.
 
-    Args:
-        tokenizer: of the model, with its chat template.
-        config: how many prompts.
-
     Raises:
         PactError: the tokenizer has no chat template.
     """

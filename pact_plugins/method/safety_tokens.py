@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict, TypeAdapter, with_config
 
 from pact_plugins.chat.fingerprints import digest, tokenizer_fingerprint
 from pact_plugins.errors import PactError
@@ -25,6 +26,7 @@ LEAST_REFUSALS = 0.2
 not refuse is no safety token. A convention: SmolLM2-135M-Instruct, which was never aligned, refuses 11%."""
 
 
+@with_config(ConfigDict(strict=True, extra="forbid"))
 @dataclass(frozen=True)
 class Stability:
     """How far the tokens depend on the prompts that they were found with.
@@ -49,6 +51,7 @@ class Stability:
     refusals: float | None = None
 
 
+@with_config(ConfigDict(strict=True, extra="forbid"))
 @dataclass(frozen=True)
 class SafetyTokens:
     """The set S with its weights.
@@ -217,9 +220,7 @@ class SafetyTokens:
             content = files.read(path)
             version = content.pop("format")
             if version == FORMAT:
-                _Stored.model_validate(content)
-                content["stability"] = content["stability"] and Stability(**_tuples(content["stability"]))
-                return cls(**_tuples(content))
+                return _STORED.validate_json(json.dumps(content))  # as JSON, whose lists may stand for tuples
         except (OSError, ValueError, KeyError) as error:
             raise _unsound("a file written by `pact tokens`", f"{type(error).__name__} on {path}: {error}") from error
         raise _unsound(f"a file of format {FORMAT}", f"{path}, format {version}")
@@ -242,9 +243,7 @@ class SafetyTokens:
             )
 
 
-def _tuples(content: Mapping[str, Any]) -> dict[str, Any]:
-    """With tuples in place of JSON's lists."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+_STORED = TypeAdapter(SafetyTokens)
 
 
 def _ids(tokens: Sequence[int | str], tokenizer: Any) -> list[int]:
@@ -277,29 +276,6 @@ def _of(stability: Stability, known: Sequence[int], ids: Sequence[int]) -> Stabi
         high=taken(stability.high, 0.0),
         examples=taken(stability.examples, ""),
     )
-
-
-class _StoredStability(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    held: list[float]
-    low: list[float]
-    high: list[float]
-    examples: list[str]
-    separation: float
-    refusals: float | None
-
-
-class _Stored(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    ids: list[int]
-    weights: list[float]
-    texts: list[str]
-    vocabulary_size: int
-    tokenizer: str
-    provenance: dict[str, Any]
-    stability: _StoredStability | None
 
 
 def _unsound(expected: str, got: str) -> PactError:

@@ -34,11 +34,7 @@ class LayerStates:
 
     @contextmanager
     def watch(self, flat: Tensor, shape: Sequence[int]) -> Generator[list[Tensor]]:
-        """Reads the states at the places `flat` [n] (row * L + column) of one forward pass within the block.
-
-        Args:
-            flat: the places.
-            shape: B, L of the forward pass.
+        """Reads the states at the places `flat` [n] (row * L + column) of one forward pass over `shape` B, L.
 
         Yields:
             A list that the forward pass fills, layer by layer; `joined` takes it. Layers that do not run, such as those

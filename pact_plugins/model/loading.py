@@ -44,11 +44,7 @@ def pretrained(
 
     Args:
         kind: an auto class of transformers: of a model, a tokenizer or a config.
-        name: a folder, or a name on the hub.
-        consequence: what cannot be done without it.
         expected: what should have been there; a model and its tokenizer if not given.
-        remedy: what to do about it.
-        options: of `from_pretrained`.
 
     Raises:
         PactError: nothing is there, it needs access, it is of another kind or damaged, or a package that it needs is

@@ -26,7 +26,6 @@ class SharedStart:
     To be used in eval mode, without gradients.
 
     Args:
-        head: of the model.
         documents: all that will be run.
 
     Attributes:

@@ -6,6 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
 from pact_plugins.chat.answers import Answer, Document
 from pact_plugins.config import PactConfig
 from pact_plugins.method.damping import by_answer
@@ -16,6 +20,12 @@ from pact_plugins.run.host_loss import measure_host_loss
 from pact_plugins.run.preparation import prepare
 from pact_plugins.run.trainer import Start
 from pact_plugins.storage import files
+
+ROWS = 20
+"""Answers in the table; the file of `--out` holds all."""
+
+WIDTH = 48
+"""Characters of a prompt's end and of an answer's opening."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +97,6 @@ def audit(trainer: Any, config: PactConfig, *, threshold: float | None = None) -
     Finds or builds the tokens and the reference as the run would, which finds them again.
 
     Args:
-        trainer: a trainer that begins to train.
-        config: the run's settings.
         threshold: conflicts above it are listed; None for `config.conflict_threshold`.
 
     Raises:
@@ -140,3 +148,42 @@ def _texts(tokenizer: Any, document: Document, answer: Answer) -> tuple[str, str
     prompt, text = (tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in (before, own))
     words = document.input_ids[answer.words : answer.words + 1].tolist()
     return tokenizer.decode(words), prompt, text
+
+
+def show(found: Audit, console: Console | None = None) -> None:
+    """The strongest conflicts of an audit."""
+    console = console or Console()
+    if found.listed:
+        table = Table(title="PACT: answers that go along with harmful requests", title_justify="left")
+        for header in ("row", "end of the prompt", "answer", "conflict", "weight left", "tokens"):
+            table.add_column(header, justify="left" if header in ("end of the prompt", "answer") else "right")
+        for one in found.listed[:ROWS]:
+            copies = f" (+{len(one.rows) - 1})" if len(one.rows) > 1 else ""
+            texts = (_shortened(one.prompt, from_end=True), _shortened(one.text))
+            figures = (f"{one.conflict:.3f}", f"{one.weight_left:.0f}", f"{one.tokens:,}")
+            table.add_row(f"{one.rows[0]}{copies}", *map(escape, texts), *figures)
+        console.print(table)
+        if len(found.listed) > ROWS:
+            console.print(f"and {len(found.listed) - ROWS:,} more: `--out FILE` writes all of them.", markup=False)
+    console.print(summary(found), highlight=False, markup=False)
+
+
+def summary(found: Audit) -> str:
+    """One line: how much was audited and listed, and what the run does about it."""
+    damping = (
+        f"damping takes away {found.damped_share:.2%} of the cross-entropy's weight"
+        if found.damps
+        else "nothing is damped (`conflict: keep`)"
+    )
+    return (
+        f"{found.answers:,} answers in {found.sequences:,} sequences audited, {found.listed_answers:,} listed "
+        f"(conflict above {found.threshold:g}); {damping}."
+    )
+
+
+def _shortened(text: str, *, from_end: bool = False) -> str:
+    """One line of at most `WIDTH` characters, without the codes that would move or colour a terminal's text."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    if len(line) <= WIDTH:
+        return line
+    return f"...{line[-WIDTH:]}" if from_end else f"{line[:WIDTH]}..."

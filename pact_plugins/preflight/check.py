@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
 from pact_plugins.config import SPLIT, EvalConfig, PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.preflight import questions, rules
@@ -78,7 +82,6 @@ def check(path: Path, host: Host | None = None, arguments: Sequence[str] = ()) -
     """Reads the run file at `path` and looks for everything that is wrong with it.
 
     Args:
-        path: of a YAML file for `pact sft` or Axolotl.
         host: the one that is started with it, if any is.
         arguments: of the command line that the file is started with, which win over the file.
     """
@@ -168,3 +171,39 @@ def _will(run: Run) -> dict[str, str]:
         "reference": f"in {config.cache_folder}",
         "leaves": f"{EVIDENCE} and pact_report in {run.output_dir or 'its output folder'}",
     }
+
+
+def show(found: Check, console: Console | None = None) -> None:
+    """What the run will do, then each error and warning."""
+    console = console or Console()
+    table = Table(title=escape(str(found.path)), title_justify="left", show_header=False)
+    for name, words in found.will.items():
+        table.add_row(name, escape(words))
+    if found.will:
+        console.print(table)
+    _show_findings("error", found.errors, console)
+    _show_findings("warning", found.warnings, console)
+    counts = [_count("error", found.errors), _count("warning", found.warnings)]
+    console.print(", ".join(counts), highlight=False)
+
+
+def require_sound(path: Path, host: Host | None = None, arguments: Sequence[str] = ()) -> Host:
+    """What a run's file is for; its warnings go to standard error (arguments: see `check`).
+
+    Raises:
+        PactError: the file has errors.
+    """
+    found = check(path, host, arguments)
+    _show_findings("warning", found.warnings, Console(stderr=True))
+    return found.require_sound()
+
+
+def _count(kind: str, findings: Sequence[Finding]) -> str:
+    return f"{len(findings)} {kind}{'' if len(findings) == 1 else 's'}"
+
+
+def _show_findings(kind: str, findings: Sequence[Finding], console: Console) -> None:
+    """One paragraph each, with its key."""
+    for finding in findings:
+        key = f" `{finding.key}`" if finding.key else ""
+        console.print(f"{kind}{key}: {finding.error}", highlight=False, markup=False, soft_wrap=True)

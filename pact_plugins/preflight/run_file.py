@@ -101,8 +101,6 @@ def host_of(settings: dict[str, Any], path: Path, asked: Host | None = None) -> 
     """Which host a run file is for, by its keys.
 
     Args:
-        settings: of the file.
-        path: of the file, for errors.
         asked: the host that was started with it, which goes where the keys do not say.
 
     Raises:

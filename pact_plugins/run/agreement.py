@@ -70,7 +70,6 @@ def check_agreement(
 
     Args:
         trainer: about to begin training, with untrained weights.
-        objective: of the prepared run.
         compute_loss: the trainer's own, without PACT.
         batches: its first ones (`first_batches`): each process looks at its own.
         documents: the training set, in which the row of a wrong sequence is looked for.

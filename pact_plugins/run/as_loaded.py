@@ -42,7 +42,6 @@ def check_as_loaded(trainer: Any, model: Any, *, prepared: bool = False) -> None
     trainer was given. Of another adapter that adds something, which may be a first stage's, it is warned.
 
     Args:
-        trainer: the one that is about to train.
         model: its model, unwrapped.
         prepared: whether it was made ready to be trained before this trainer did so (`was_prepared`).
 

@@ -32,8 +32,6 @@ class Reporting:
     """The report of one trainer's run.
 
     Args:
-        trainer: the trainer, about to train.
-        preparation: of its run.
         evaluation: what its model is asked, if it is.
         ranks: the processes of the run, all of which answer and look; the first one writes.
     """

@@ -149,11 +149,7 @@ class PactCallback(TrainerCallback):
             )
 
     def announce(self, folder: Path) -> None:
-        """Prints what the run's report says. For whoever makes another one of it to override.
-
-        Args:
-            folder: of the report.
-        """
+        """Prints what the run's report says. For whoever makes another one of it to override."""
         tell(f"PACT: {in_a_line(folder)}", highlight=False, markup=False)
 
 

@@ -63,11 +63,6 @@ class Data:
         )
 
 
-def count_answer_tokens(document: Document, chat: ChatFormat) -> int:
-    """Answer tokens of one sequence."""
-    return len(AnswerTokens.of([document], chat))
-
-
 def count_reached_tokens(document: Document, chat: ChatFormat, reach: int) -> int:
     """Answer tokens of one sequence among the first `reach` of their answer: those of the view without the prompt."""
     return int((AnswerTokens.of([document], chat).position < reach).sum()) if reach else 0
@@ -235,9 +230,6 @@ class Overhead:
         """The shares.
 
         Args:
-            step: the average step of one process.
-            model: what of the model decides its FLOP.
-            safety_tokens: |S|.
             log_normaliser: whether PACT computes it itself.
             probe_flop: of the drift probe, for each step of one process.
         """

@@ -50,7 +50,6 @@ def measure_host_loss(
     change with what the model says there: the hidden state of every second label is turned round for that.
 
     Args:
-        trainer: about to begin training.
         compute_loss: its own, without PACT.
         batches: its first ones (`first_batches`).
         damps: whether labels will be hidden from the loss.

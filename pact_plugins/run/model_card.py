@@ -19,9 +19,6 @@ def add_safety(folder: Path) -> None:
     """Puts the section into the card in a run's output folder, in place of an older one.
 
     Without a card or a report there is nothing to do.
-
-    Args:
-        folder: of a run that has ended.
     """
     card, report = folder / CARD, folder / FOLDER / "report.json"
     if not (card.exists() and report.exists()):

@@ -25,7 +25,6 @@ class Recorder:
     Every process counts, and takes part in each write, which sums over them; the first one writes.
 
     Args:
-        trainer: the trainer, about to train.
         evidence: of the run so far, without a part for what is about to begin.
     """
 
@@ -143,16 +142,12 @@ class Recorder:
         counts = dict(zip(COUNTS, accelerator.reduce(own, reduction="sum").tolist(), strict=True))
         part = replace(self.evidence.parts[-1], **counts)
         logged = [e for e in state.log_history if "pact/kl" in e and e["step"] > part.first_step]
-        if logged:
-            start, end = ({k: v for k, v in e.items() if k == "loss" or _is_ours(k)} for e in (logged[0], logged[-1]))
-            part = replace(part, loss_at_start=start, loss_at_end=end)
+        losses = [{k: v for k, v in e.items() if k == "loss" or k.startswith("pact/")} for e in logged]
+        if losses:
+            part = replace(part, loss_at_start=losses[0], loss_at_end=losses[-1])
         self.evidence = self.evidence.with_last(part)
         return part
 
     def _write(self) -> None:
         if self.trainer.is_world_process_zero():
             self.evidence.save(self.folder)
-
-
-def _is_ours(metric: str) -> bool:
-    return metric.startswith("pact/")

@@ -5,10 +5,9 @@ Written beside the run's evidence when training ends, as `pact_profile.json`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -53,62 +52,49 @@ def measure_profile(objective: PactObjective, documents: Sequence[Document]) -> 
     Call it in the autocast context of the trainer's own forward passes.
 
     Args:
-        objective: of a prepared run.
         documents: sequences in its cache, each with an answer token.
     """
-    return _mean(len(documents), _answers(objective, documents))
+    device = next(objective.head.model.parameters()).device
+
+    def of(batch: list[int]) -> tuple[Tensor, ...]:
+        inputs = collate([documents[i] for i in batch])
+        targets = objective.targets(inputs, device=device, damps=False)
+        with objective.head.watch(replace(targets.request, normalise=True)) as captures:
+            objective.head.decode(**decoder_inputs(inputs, device))
+        student = log_probabilities(SubsetHead.one(captures))
+        divergence, _ = objective.divergence(student, targets)
+        return targets.position, objective.held_mass(student), objective.held_mass(targets.full), divergence
+
+    return _measured(objective, documents, of)
 
 
 def profile_of_anchors(objective: PactObjective, anchors: Anchors) -> Profile:
     """The same of the anchors, whose reference they hold themselves."""
-    return _mean(len(anchors.documents), _anchors(objective, anchors))
-
-
-def _answers(objective: PactObjective, documents: Sequence[Document]) -> Iterator[tuple[Tensor, ...]]:
-    """Position, mass of the model and of the reference, and divergence, [N] each, batch by batch."""
     device = next(objective.head.model.parameters()).device
+
+    def of(batch: list[int]) -> tuple[Tensor, ...]:
+        seen = objective.at_anchors(anchors, batch, device)
+        return seen.position, seen.mass, seen.reference_mass, seen.divergence
+
+    return _measured(objective, anchors.documents, of)
+
+
+def _measured(
+    objective: PactObjective, documents: Sequence[Document], of: Callable[[list[int]], tuple[Tensor, ...]]
+) -> Profile:
+    """`of` a batch: position, mass of the model and of the reference, and divergence, [N] each."""
+    sums = torch.zeros(4, POSITIONS, dtype=torch.float64)
     with evaluating(objective.head.model):
         for batch in batches_by_length([len(d.input_ids) for d in documents]):
-            inputs = collate([documents[i] for i in batch])
-            targets = objective.targets(inputs, device=device, damps=False)
-            with objective.head.watch(replace(targets.request, normalise=True)) as captures:
-                objective.head.decode(**decoder_inputs(inputs, device))
-            student = log_probabilities(SubsetHead.one(captures))
-            divergence, _ = objective.divergence(student, targets)
-            yield targets.position, objective.held_mass(student), objective.held_mass(targets.full), divergence
-
-
-def _anchors(objective: PactObjective, anchors: Anchors) -> Iterator[tuple[Tensor, ...]]:
-    """The same of anchors."""
-    device = next(objective.head.model.parameters()).device
-    with evaluating(objective.head.model):
-        for batch in batches_by_length([len(d.input_ids) for d in anchors.documents]):
-            seen = objective.at_anchors(anchors, batch, device)
-            yield seen.position, seen.mass, seen.reference_mass, seen.divergence
-
-
-def _mean(sequences: int, batches: Iterable[tuple[Tensor, ...]]) -> Profile:
-    sums = torch.zeros(4, POSITIONS, dtype=torch.float64)
-    for position, *seen in batches:
-        values = torch.stack([torch.ones_like(seen[0]), *seen]).double().cpu()
-        position = position.cpu()
-        early = (position >= 0) & (position < POSITIONS)
-        sums.index_add_(1, position[early], values[:, early])
+            position, *seen = of(batch)
+            values, position = torch.stack([torch.ones_like(seen[0]), *seen]).double().cpu(), position.cpu()
+            early = (position >= 0) & (position < POSITIONS)
+            sums.index_add_(1, position[early], values[:, early])
     kept = sums[:, sums[0] > 0].numpy()
     model, reference, kl = (tuple(np.round(row, 9).tolist()) for row in kept[1:] / kept[0])
-    return Profile(sequences, tuple(kept[0].astype(int).tolist()), model, reference, kl)
+    return Profile(len(documents), tuple(kept[0].astype(int).tolist()), model, reference, kl)
 
 
 def save_profiles(profiles: Mapping[str, Profile], folder: Path) -> None:
     """Writes the profiles of a run, by what was measured."""
     files.write(folder / FILE, {name: asdict(p) for name, p in profiles.items()})
-
-
-def as_profile(content: Mapping[str, Any]) -> Profile:
-    """A profile as `save_profiles` wrote it.
-
-    Raises:
-        KeyError, TypeError: the content is another.
-    """
-    tokens, model, reference, kl = (tuple(content[name]) for name in ("tokens", "model", "reference", "kl"))
-    return Profile(content["sequences"], tokens, model, reference, kl)

@@ -74,9 +74,6 @@ class Start:
         """All of it read off a trainer that begins to train.
 
         Args:
-            trainer: the trainer.
-            config: the settings of PACT.
-            ranks: of the run.
             prepared: whether its model was made ready to be trained before (`as_loaded.was_prepared`).
 
         Raises:

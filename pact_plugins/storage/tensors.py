@@ -90,7 +90,6 @@ class TensorFile:
         Args:
             file: this file, opened unbuffered as `r+b`.
             first: row that they begin at.
-            values: of the tensor's type.
         """
         file.seek(len(self.header) + first * math.prod(self.shape[1:]) * self._width)
         rest = values.data.cast("B")

@@ -11,8 +11,7 @@ from unittest.mock import patch
 from pact_plugins.cli import trl
 from pact_plugins.config import PactConfig
 from pact_plugins.preflight import dry_run
-from pact_plugins.preflight.check import check
-from pact_plugins.preflight.check_table import require_sound
+from pact_plugins.preflight.check import check, require_sound
 from pact_plugins.preflight.run_file import host_of, read_run_file
 from tests.bad_inputs.case import BadInput, given, written
 

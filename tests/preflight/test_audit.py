@@ -19,8 +19,7 @@ from pact_plugins.chat.format import render
 from pact_plugins.demo import ALIGNED_MODEL, world
 from pact_plugins.demo.behaviour import answers
 from pact_plugins.demo.training import load
-from pact_plugins.preflight.audit import Audit, ConflictingAnswer, audit
-from pact_plugins.preflight.audit_table import show
+from pact_plugins.preflight.audit import Audit, ConflictingAnswer, audit, show
 from pact_plugins.run.preparation import prepare
 from pact_plugins.run.trainer import Start, training_documents
 from tests import openings

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from pact_plugins.chat.answers import AnswerTokens
 from pact_plugins.model.subset_head import Request, SubsetHead
 from pact_plugins.run.cost import (
     Data,
@@ -21,7 +22,6 @@ from pact_plugins.run.cost import (
     Overhead,
     Step,
     cache_bytes,
-    count_answer_tokens,
     count_reached_tokens,
     forward_lengths,
     padded_tokens,
@@ -55,7 +55,7 @@ def test_figures_are_those_of_a_build(reach: int, tmp_path: Path) -> None:
     with tokens_run(model) as run:
         cache = made(tmp_path, SubsetHead(model, IDS), [*ROWS, ROWS[0]], but(reach=reach or None))
     (segment,) = cache.stores[0].segments
-    data = Data.of(docs, [count_answer_tokens(d, CHAT) for d in docs])
+    data = Data.of(docs, [len(AnswerTokens.of([d], CHAT)) for d in docs])
     distinct = list({d.key: d for d in docs}.values())
     reached = sum(count_reached_tokens(d, CHAT, reach) for d in distinct)
     stored = sum(values.nbytes for values in segment.views.values())
@@ -67,7 +67,7 @@ def test_figures_are_those_of_a_build(reach: int, tmp_path: Path) -> None:
 def test_data_counts_an_epoch_and_its_distinct_part() -> None:
     """Prevents: duplicates that are paid for once being counted twice, or the other way round."""
     docs = documents([ROWS[0], ROWS[1], ROWS[0]])
-    data = Data.of(docs, counts := [count_answer_tokens(d, CHAT) for d in docs])
+    data = Data.of(docs, counts := [len(AnswerTokens.of([d], CHAT)) for d in docs])
     assert (data.sequences, data.distinct, data.unanswered) == (3, 2, 0)
     assert data.answer_tokens == counts[0] + counts[1]
     assert data.answer_tokens_per_epoch == 2 * counts[0] + counts[1]

@@ -27,7 +27,7 @@ from pact_plugins.method import discovery, finder, prompting, reference, safety_
 from pact_plugins.method.finder import Finder
 from pact_plugins.method.reference import Computed
 from pact_plugins.method.safety_tokens import SafetyTokens
-from pact_plugins.run.cost import Overhead, count_answer_tokens
+from pact_plugins.run.cost import Overhead
 from pact_plugins.run.preparation import Preparation, evidence_of, prepare, print_summary
 from pact_plugins.run.trainer import Start
 from pact_plugins.storage.cache import log_probabilities
@@ -412,7 +412,7 @@ def test_summary_counts_anchors_apart(tmp_path: Path) -> None:
     """Prevents: anchors that are counted as rows of the user's data."""
     p = ready(tmp_path, safety_tokens="auto", anchors=2)
     assert p.objective.anchors is not None
-    own = sum(count_answer_tokens(d, p.objective.chat) for d in documents(ROWS))
+    own = sum(len(AnswerTokens.of([d], p.objective.chat)) for d in documents(ROWS))
     assert f" {own} in {len(ROWS)} distinct sequences " in summary(p)
     assert f" 2 rows beside each step, of {len(p.objective.anchors.documents)} " in summary(p)
     assert p.objective.cache.stores[0].segments[0].manifest.values["full"] == own

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from pydantic import TypeAdapter
+
 from pact_plugins.errors import PactError
-from pact_plugins.evaluation.measure import Agreement, Measurement, Rate
+from pact_plugins.evaluation.measure import Agreement, Measurement
 from pact_plugins.evaluation.of_run import FOLDER as EVALUATION
-from pact_plugins.evaluation.statistics import PairedChange
 from pact_plugins.run import token_profile
 from pact_plugins.run.evidence import EVIDENCE, FINAL, HISTORY, Evidence
 from pact_plugins.run.report.contents import Behaviour, Contents, Training, agreement_words, lines_of, samples_of
@@ -22,6 +23,8 @@ from pact_plugins.storage import files
 
 RESULT, VERDICTS = "evaluation.json", "verdicts.jsonl"
 T = TypeVar("T")
+
+_MEASUREMENTS, _PROFILES = TypeAdapter(list[Measurement]), TypeAdapter(dict[str, token_profile.Profile])
 
 
 def contents_of(folder: Path, evaluation: Path | None = None, *, saved: bool = True) -> Contents:
@@ -60,7 +63,6 @@ def training_of(folder: Path, name: str = "run", *, saved: bool = True) -> Train
     """What a run left in its output folder.
 
     Args:
-        folder: of the run.
         name: of the run in the report.
         saved: whether its weights lie there by now, to be compared with its evidence.
 
@@ -70,7 +72,7 @@ def training_of(folder: Path, name: str = "run", *, saved: bool = True) -> Train
     evidence = Evidence.read(folder)
     log = files.read(folder / HISTORY)["log"] if (folder / HISTORY).exists() else []
     stored = files.read(folder / token_profile.FILE) if (folder / token_profile.FILE).exists() else {}
-    profiles = {name: token_profile.as_profile(content) for name, content in stored.items()}
+    profiles = _PROFILES.validate_python(stored)
     about = {**evidence.about, "fingerprints": {**evidence.identity.model_dump(), "data": evidence.data}}
     found = verify(folder, weights=saved)
     return Training(name, log, about, evidence.tokens, profiles, found.holds, _proof(found))
@@ -150,7 +152,7 @@ def evaluation_of(folder: Path) -> Evaluated:
 def _evaluated(folder: Path) -> Evaluated:
     found = files.read(folder / RESULT)
     rows = [json.loads(line) for line in (folder / VERDICTS).read_text(encoding="utf-8").splitlines()]
-    measurements = [_measurement(m) for m in found["measurements"]]
+    measurements = _MEASUREMENTS.validate_python(found["measurements"])
     runs = ("against", "model") if found["against"] is not None else ("model",)
     of_runs = {run: [row for row in rows if row["run"] == run] for run in runs}
     for run, of_run in of_runs.items():
@@ -182,21 +184,10 @@ def _check_answers(folder: Path, measurements: Sequence[Measurement], who: str, 
         raise ValueError(f"{folder / VERDICTS} holds {len(rows) - len(others)} of the {asked} answers of {who}")
 
 
-def _measurement(content: dict[str, Any]) -> Measurement:
-    model, against, change = (content.pop(key) for key in ("model", "against", "change"))
-    return Measurement(
-        **content,
-        model=Rate(**model),
-        against=Rate(**against) if against else None,
-        change=PairedChange(**change) if change else None,
-    )
-
-
 def compared(folder: Path, found: dict[str, Any]) -> list[str]:
     """What cannot be told of whether the run in `folder` left the weights that answered; nothing if it did.
 
     Args:
-        folder: of the run.
         found: the result of the evaluation, as JSON has it.
 
     Raises:

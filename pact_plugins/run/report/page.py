@@ -5,12 +5,13 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from pact_plugins import __version__
 from pact_plugins.evaluation.measure import Rate
@@ -31,9 +32,6 @@ def html_page(
     """The page, self-contained: no script, no font, no picture from anywhere else.
 
     Args:
-        contents: what to show.
-        verdicts: on it.
-        summaries: of the verdicts.
         plots: None where they could not be drawn.
     """
     environment = _environment(autoescape=True)
@@ -100,7 +98,7 @@ def _environment(*, autoescape: bool, finalize: Callable[[Any], Any] | None = No
         by_weight=_by_weight,
         token=_token,
         placed=_placed,
-        words=_marked if autoescape else _marked_down,
+        words=partial(_words, escaped=escape if autoescape else _escaped),
         shortened=lambda text: text if len(text) <= LONGEST else f"{text[:LONGEST]} …",
         sections=_sections,
         verbatim=Markup,
@@ -129,21 +127,11 @@ def _badges(reply: Reply, kind: str) -> Markup:
     )
 
 
-def _marked(text: str) -> Markup:
-    """Words of ours as HTML, with what stands between backticks as code, and folders by their names."""
-    parts = _placed(text).split("`")
-    return Markup("").join(
-        Markup("<code>{}</code>").format(part) if i % 2 and i < len(parts) - 1 else part for i, part in enumerate(parts)
-    )
-
-
-def _marked_down(text: str) -> Markup:
-    """The same as Markdown."""
-    parts = _placed(text).split("`")
-    return Markup("").join(
-        Markup(f"<code>{_escaped(part)}</code>" if i % 2 and i < len(parts) - 1 else _escaped(part))
-        for i, part in enumerate(parts)
-    )
+def _words(text: str, escaped: Callable[[str], str]) -> Markup:
+    """Words of ours, with what stands between backticks as code, and folders by their names."""
+    parts = list(map(escaped, _placed(text).split("`")))
+    parts[1:-1:2] = [f"<code>{part}</code>" for part in parts[1:-1:2]]
+    return Markup("".join(parts))
 
 
 def _placed(value: Any) -> str:

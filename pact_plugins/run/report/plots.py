@@ -68,7 +68,6 @@ def rates(behaviour: Behaviour, lead: Mapping[str, str] | None = None) -> Plot:
     """Good answers, a panel for each prompt set and a bar for each model: the longer the bars, the better.
 
     Args:
-        behaviour: of the models.
         lead: those to be shown, and what they are called; all of them by their names without.
     """
     lead = lead or {name: name for name in behaviour.names}

@@ -49,7 +49,6 @@ def make_report(folder: Path, evaluation: Path | None = None, *, saved: bool = T
     `_pact_evaluation`.
 
     Args:
-        folder: of the run, or of the evaluation.
         evaluation: folder of the run's evaluation, if it is not where a run writes it.
         saved: whether the weights of the run lie in its folder by now.
 
@@ -65,8 +64,6 @@ def write_report(contents: Contents, folder: Path, *, answers: Path | None = Non
     """Writes a report; without jinja2 the JSON alone, without matplotlib no plots, and the log says so.
 
     Args:
-        contents: what it shows.
-        folder: is made.
         answers: the page with answers in it, of a report that should hold none.
         own: further keys of the JSON.
 
