@@ -278,22 +278,14 @@ class PactConfig(_Block):
     )
 
     @model_validator(mode="after")
-    def _caches_have_a_place(self) -> PactConfig:
-        assert self.cache_folder
-        return self
-
-    @model_validator(mode="after")
-    def _tokens_have_one_source(self) -> PactConfig:
+    def _agrees_with_itself(self) -> PactConfig:
+        """Refuses settings that contradict one another, or that were written down and would have no effect."""
+        assert self.cache_folder, "which is an error where it cannot be known"
         if self.base_model is not None and self.safety_tokens != "auto":
             raise ValueError(
                 "`base_model` finds the safety tokens, and `safety_tokens` names them: both are set, so one of them "
                 "would be ignored. Remove one"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> PactConfig:
-        """Refuses settings that were written down and would have no effect."""
         own_tokens = self.safety_tokens != "auto"
         idle = {
             "temperature": (not self.defaults.has_temperature, f"`objective: {self.objective}` has no temperature"),
@@ -303,10 +295,6 @@ class PactConfig(_Block):
         for key, (ignored, why) in idle.items():
             if ignored and key in self.model_fields_set:
                 raise ValueError(f"no `{key}`: it would be ignored, because {why}. Remove it")
-        return self
-
-    @model_validator(mode="after")
-    def _the_objective_knows_the_prefix(self) -> PactConfig:
         prefix = self.gate.prefix if isinstance(self.gate, GateConfig) else None
         if prefix is not None and prefix not in self.defaults.prefixes:
             known = ", ".join(f"`{p}`" for p in self.defaults.prefixes)

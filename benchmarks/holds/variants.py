@@ -39,6 +39,6 @@ class Emphasised(PactCallback):
 
 def all_held(trainer: Any, path: Path) -> Path:
     """The safety tokens found as usual, every candidate of them held; written to `path`."""
-    found: SafetyTokens = discovery.discover(trainer.model, trainer.processing_class, show_progress=False)
+    found: SafetyTokens = discovery.discover(trainer.model, trainer.processing_class)
     replace(found, weights=(1.0,) * len(found.ids)).save(path)
     return path

@@ -94,7 +94,6 @@ def generate(
     path: Path,
     *,
     ranks: Ranks = ALONE,
-    show_progress: bool = True,
 ) -> list[Answer]:
     """The answers of a model to all prompts, in their order, of which those in `path` are read and not asked again.
 
@@ -138,7 +137,7 @@ def generate(
     if ranks.is_first:
         path.parent.mkdir(parents=True, exist_ok=True)
     behind = [0, *accumulate(map(len, batches))]
-    shown = bar(what, len(asked), show_progress, done=behind[len(batches) - len(to_ask)])
+    shown = bar(what, len(asked), ranks.is_first, done=behind[len(batches) - len(to_ask)])
     with path.open("ab") if ranks.is_first else nullcontext() as file, shown as told:
         asking = ranks.merged(to_ask, map(responses, ranks.part(to_ask)), what)
         for number, found in asking:

@@ -86,7 +86,6 @@ class RunEvaluation:
         *,
         resumed: bool,
         fingerprint: str | None = None,
-        show_progress: bool = True,
     ) -> None:
         """Asks the model as it is now. The answers of a run that is being resumed are read: its weights have moved.
 
@@ -99,7 +98,7 @@ class RunEvaluation:
         if resumed:
             if self.ranks.first(path.exists, _WHAT):
                 speaker = self.ranks.first(lambda: first_speaker(path), _WHAT)
-                self._before = self._ask(Engine(_too_late, set()), speaker, path, show_progress)
+                self._before = self._ask(Engine(_too_late, set()), speaker, path)
             return
         if self.ranks.is_first:
             for name_of_file in ("against.jsonl", "answers.jsonl", "verdicts.jsonl", "evaluation.json", PAGE):
@@ -110,7 +109,7 @@ class RunEvaluation:
         kept = self.kept_in / f"questions-{digest(how)}.json"
         with files.locked(kept, _WHAT, self.ranks, holds=self.ranks.is_first):
             known = self.ranks.first(lambda: kept.exists() and _copied(kept, path), _WHAT)
-            self._before = self._ask(engine, speaker, path, show_progress)
+            self._before = self._ask(engine, speaker, path)
             if self.ranks.is_first and not known:
                 with files.storing(kept.parent):
                     files.write(kept, {"name": kept.stem, "lines": path.read_text(encoding="utf-8")})
@@ -123,7 +122,6 @@ class RunEvaluation:
         adapter: bool,
         fingerprint: str | None = None,
         weights: Sequence[str] = (),
-        show_progress: bool = True,
     ) -> Evaluation | None:
         """Asks the trained model; the first process writes what has changed, and is given it.
 
@@ -140,16 +138,13 @@ class RunEvaluation:
             path.unlink(missing_ok=True)
         engine = transformers_engine(model, self.tokenizer, self.generation)
         answers: dict[Run, list[Answer]] = {"against": self._before} if self._before is not None else {}
-        answers["model"] = self._ask(engine, speaker, path, show_progress)
+        answers["model"] = self._ask(engine, speaker, path)
         if not self.ranks.is_first:
             return None
         return conclude(answers, self.sets, self.judges, self.folder, scorer=self.scorer, weights=weights)
 
-    def _ask(self, engine: Engine, speaker: Speaker, path: Path, show_progress: bool) -> list[Answer]:
-        shown = show_progress and self.ranks.is_first
-        return generate(
-            engine, self.tokenizer, speaker, self.sets, self.generation, path, ranks=self.ranks, show_progress=shown
-        )
+    def _ask(self, engine: Engine, speaker: Speaker, path: Path) -> list[Answer]:
+        return generate(engine, self.tokenizer, speaker, self.sets, self.generation, path, ranks=self.ranks)
 
 
 def _copied(kept: Path, path: Path) -> bool:

@@ -79,7 +79,6 @@ def evaluate(
     scorer: str = "exact",
     limit: int | None = None,
     system: str | None = None,
-    show_progress: bool = True,
 ) -> Evaluation:
     """Asks one model or two, judges the answers, and writes what was found into `folder`.
 
@@ -99,7 +98,6 @@ def evaluate(
         scorer: of tasks, as `scorers.load` reads it.
         limit: of each set, only a sample of so many prompts, the same ones each time.
         system: a system prompt, for all prompts that have none of their own.
-        show_progress: whether there are progress bars.
 
     Raises:
         PactError: a model, adapter, prompt set, judge or scorer cannot be used, or the folder holds another run.
@@ -114,8 +112,8 @@ def evaluate(
     try_out(used)
     answers: dict[Run, list[Answer]] = {}
     if against is not None:
-        answers["against"], _ = _answers(against, None, sets, generation, folder / "against.jsonl", show_progress)
-    answers["model"], weights = _answers(model, adapter, sets, generation, folder / "answers.jsonl", show_progress)
+        answers["against"], _ = _answers(against, None, sets, generation, folder / "against.jsonl")
+    answers["model"], weights = _answers(model, adapter, sets, generation, folder / "answers.jsonl")
     known = _about_the_run(sets, used, model, adapter)
     return conclude(answers, sets, used, folder, scorer=score, known=known, weights=weights)
 
@@ -205,7 +203,7 @@ def prompt_sets_of(descriptions: Sequence[str], limit: int | None, system: str |
 
 
 def _answers(
-    name: str, adapter: str | None, sets: Sequence[PromptSet], generation: Generation, path: Path, show_progress: bool
+    name: str, adapter: str | None, sets: Sequence[PromptSet], generation: Generation, path: Path
 ) -> tuple[list[Answer], list[str]]:
     """One model's answers, and the fingerprints of its weights; the model is gone when they are there."""
     _, tokenizer = config_and_tokenizer(name)
@@ -221,7 +219,7 @@ def _answers(
         rank = lora_rank(model) if adapter is not None else 0
         engine = vllm_engine(name, adapter, rank, engine.ends, generation)
         del model
-    return generate(engine, tokenizer, speaker, sets, generation, path, show_progress=show_progress), weights
+    return generate(engine, tokenizer, speaker, sets, generation, path), weights
 
 
 def _about_the_run(sets: Sequence[PromptSet], used: Sequence[Judge], model: str, adapter: str | None) -> list[str]:

@@ -131,7 +131,6 @@ def ask(
     chats: Sequence[Sequence[int]],
     *,
     ranks: Ranks = ALONE,
-    show_progress: bool = True,
 ) -> Asked:
     """Greedy answers of `model`, as it is now, to `chats`, in their order.
 
@@ -151,7 +150,7 @@ def ask(
     batches = batches_by_length([len(chat) + length for chat in chats], TOKENS_PER_BATCH)
     before = list(accumulate(map(len, batches), initial=0))
     found: dict[int, Asked] = {}
-    with bar(f"PACT: {WHAT}", len(chats), show_progress) as reached:
+    with bar(f"PACT: {WHAT}", len(chats), ranks.is_first) as reached:
 
         def answer(number: int) -> list[Asked]:
             batch = [chats[i] for i in batches[number]]

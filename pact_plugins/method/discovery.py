@@ -25,6 +25,7 @@ from pact_plugins.method.safety_tokens import SafetyTokens, Stability
 from pact_plugins.model.fingerprints import model_fingerprint
 from pact_plugins.model.forward import evaluating, pad
 from pact_plugins.model.progress import progress
+from pact_plugins.model.ranks import ALONE, Ranks
 from pact_plugins.model.sharding import full_shape
 from pact_plugins.model.support import check_ids
 
@@ -102,7 +103,6 @@ def discover(
     prompts: Prompts | None = None,
     *,
     top_k: int = 50,
-    show_progress: bool = True,
 ) -> SafetyTokens:
     """The tokens that `model`, as it is now, prefers in its own answers to harmful prompts (see `in_answers`).
 
@@ -111,7 +111,7 @@ def discover(
     """
     asked = prompts or Prompts.shipped()
     chats = prompting.as_chats(tokenizer, asked.in_turn, _PURPOSE)
-    answers = asking.ask(model, tokenizer, chats, show_progress=show_progress)
+    answers = asking.ask(model, tokenizer, chats)
     return in_answers(answers, asked.harmful, tokenizer, name_of(model), top_k=top_k)
 
 
@@ -156,7 +156,7 @@ def discover_against_base(
     prompts: Prompts | None = None,
     *,
     top_k: int = 50,
-    show_progress: bool = True,
+    ranks: Ranks = ALONE,
 ) -> SafetyTokens:
     """The tokens that `model` prefers in the shipped refusals over `base`, its model before alignment (the paper)."""
     widths = [full_shape(cast(Any, m).get_output_embeddings().weight)[0] for m in (model, base)]
@@ -179,7 +179,7 @@ def discover_against_base(
     plain = [tokenizer(f"User: {p}\n\nAssistant: ", add_special_tokens=False)["input_ids"] for p in asked]
     taught = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in prompting.shipped("refusals")]
     samples = zip(teacher_forced(model, chats, taught), teacher_forced(base, plain, taught), strict=True)
-    contrast = Contrast.of(progress(samples, "PACT: finding the safety tokens", len(asked), show_progress))
+    contrast = Contrast.of(progress(samples, "PACT: finding the safety tokens", len(asked), ranks.is_first))
     provenance = {
         "method": "aligned against base model",
         "model": name_of(model),

@@ -54,11 +54,10 @@ class Finder:
         tokenizer: Any,
         model_identity: str,
         *,
-        show_progress: bool = True,
         ranks: Ranks = ALONE,
     ) -> None:
         self.config, self.model, self.tokenizer = config, model, tokenizer
-        self._model_identity, self._show_progress, self._ranks = model_identity, show_progress, ranks
+        self._model_identity, self._ranks = model_identity, ranks
 
     def known_tokens(self) -> SafetyTokens | None:
         """The safety tokens that the config names, or that were found before; None if they have yet to be found."""
@@ -128,11 +127,12 @@ class Finder:
     def answers(self) -> Asked:
         """The model's own answers, given now or found."""
         stored, ranks = self.answers_file, self._ranks
-
-        def ask() -> Asked:
-            return asking.ask(self.model, self.tokenizer, self._chats, ranks=ranks, show_progress=self._show_progress)
-
-        self._make(stored, asking.WHAT, ask, lambda given: given.save(stored))
+        self._make(
+            stored,
+            asking.WHAT,
+            lambda: asking.ask(self.model, self.tokenizer, self._chats, ranks=ranks),
+            lambda given: given.save(stored),
+        )
         return ranks.first(lambda: Asked.load(stored), asking.WHAT)
 
     @cached_property
@@ -173,7 +173,7 @@ class Finder:
             self.tokenizer,
             Prompts.of(config.prompts),
             top_k=config.top_k,
-            show_progress=self._show_progress,
+            ranks=self._ranks,
         )
 
     def _changed(self, tokens: SafetyTokens) -> SafetyTokens:

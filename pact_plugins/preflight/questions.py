@@ -21,7 +21,7 @@ def unaskable(run: Run) -> Iterator[Finding]:
 
 def no_eval_split(run: Run) -> Iterator[Finding]:
     """A file that keeps no rows for the eval split that is to be asked."""
-    asked = run.config.active_eval if run.config else None
+    asked = run.pact.active_eval
     if asked is None or asked.task != SPLIT:
         return
     key = "eval_strategy" if run.host == "trl" else "val_set_size"
@@ -34,7 +34,7 @@ def no_eval_split(run: Run) -> Iterator[Finding]:
 
 def too_few(run: Run) -> Iterator[Finding]:
     """Prompts of which the report could never say that the model held."""
-    asked = run.config.active_eval if run.config else None
+    asked = run.pact.active_eval
     if asked is None:
         return
     if asked.limit is not None and asked.limit < least_prompts():
@@ -62,7 +62,7 @@ def too_few(run: Run) -> Iterator[Finding]:
 
 def _read(run: Run) -> Iterator[PromptSet | Finding]:
     """The prompt sets of files that are there, and what is wrong with others."""
-    asked = run.config.active_eval if run.config else None
+    asked = run.pact.active_eval
     for description in descriptions(asked) if asked else ():
         if not Path(description.split(":")[0]).is_file():  # ours, on the hub, or told of as missing
             continue

@@ -69,6 +69,12 @@ class Run:
     config: PactConfig | None
 
     @property
+    def pact(self) -> PactConfig:
+        """The settings of PACT, which only runs under it are asked for."""
+        assert self.config is not None
+        return self.config
+
+    @property
     def model(self) -> str | None:
         return self.settings.get("base_model" if self.host == "axolotl" else "model_name_or_path")
 
@@ -166,14 +172,13 @@ def environment(host: Host) -> tuple[list[Finding], list[Finding]]:
 
 def files(run: Run) -> Iterator[Finding]:
     """Files and folders that are not there. Names on the hub are not asked for."""
-    assert run.config is not None, "only asked of runs under PACT"
-    asked = run.config.active_eval
+    asked = run.pact.active_eval
     of_eval = [*asked.prompts, asked.task or "", str(asked.judge_prompt or "")] if asked else []
     named = [("model", run.model), ("datasets", run.data)]
     named += [(key, run.settings.get(key)) for key in ("deepspeed", "chat_template_path", "accelerate_config")]
     named += [("pact.eval", [name.split(":")[0] for name in of_eval])]
-    named += [("pact.base_model", run.config.base_model)]
-    own = run.config.prompts
+    named += [("pact.base_model", run.pact.base_model)]
+    own = run.pact.prompts
     named += [("pact.prompts", [str(path) for path in (own.harmful, own.harmless) if path is not None])]
     for key, names in named:
         for name in names if isinstance(names, list) else [names]:
@@ -190,8 +195,7 @@ def files(run: Run) -> Iterator[Finding]:
 
 def folders(run: Run) -> Iterator[Finding]:
     """Folders that could not be made, or written to."""
-    assert run.config is not None, "only asked of runs under PACT"
-    for key, folder in (("output_dir", run.output_dir), ("pact.cache_dir", run.config.cache_folder)):
+    for key, folder in (("output_dir", run.output_dir), ("pact.cache_dir", run.pact.cache_folder)):
         if folder is None:
             continue
         way = (folder.absolute(), *folder.absolute().parents)
@@ -293,17 +297,15 @@ def _is_conversation(row: Any) -> bool:
 
 
 def tokens(run: Run) -> Iterator[Finding]:
-    assert run.config is not None, "only asked of runs under PACT"
-    if isinstance(run.config.safety_tokens, Path):
+    if isinstance(run.pact.safety_tokens, Path):
         try:
-            SafetyTokens.load(run.config.safety_tokens)
+            SafetyTokens.load(run.pact.safety_tokens)
         except PactError as error:
             yield Finding("pact.safety_tokens", error)
 
 
 def resumed(run: Run) -> Iterator[Finding]:
     """Of a run that goes on from a checkpoint: what it needs of its beginning, which the run itself would look for."""
-    assert run.config is not None, "only asked of runs under PACT"
     key = "resume_from_checkpoint"
     named = run.settings.get(key)
     if run.output_dir is None:
@@ -323,8 +325,8 @@ def resumed(run: Run) -> Iterator[Finding]:
         return
     try:
         evidence = Evidence.load(run.output_dir)
-        evidence.cache(run.config, evidence.identity)
+        evidence.cache(run.pact, evidence.identity)
         if evidence.anchors is not None:
-            Asked.load(run.config.cache_folder / evidence.anchors)
+            Asked.load(run.pact.cache_folder / evidence.anchors)
     except PactError as error:
         yield Finding(key, error)

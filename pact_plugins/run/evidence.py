@@ -136,18 +136,12 @@ class Evidence:
         """Writes it into the output folder, and the safety tokens beside it."""
         self.tokens.save(folder / TOKENS)
         content = {
+            **vars(self),
             "pact": True,
             "format": FORMAT,
             "identity": self.identity.model_dump(),
-            "data": self.data,
-            "values": list(self.values),
-            "tokens_source": self.tokens_source,
             "tokens": self.tokens.fingerprint,
-            "anchors": self.anchors,
-            "about": self.about,
             "parts": [asdict(part) for part in self.parts],
-            "trained_model": self.trained_model,
-            "weights": self.weights,
         }
         files.write(folder / EVIDENCE, content)
 

@@ -147,6 +147,6 @@ def examine(start: Start) -> Examined:
     hold_head(model)  # the subset head does so too, after the forward passes that find its tokens
     with start.autocast():
         fingerprint = run.identity.model if run else model_fingerprint(model)
-        finder = Finder(config, model, tokenizer, fingerprint, show_progress=start.show_progress, ranks=ranks)
+        finder = Finder(config, model, tokenizer, fingerprint, ranks=ranks)
         tokens = run.tokens if run else finder.known_tokens()
     return Examined(start, found, probe, harm, run, fingerprint, finder, tokens)

@@ -58,7 +58,7 @@ def _asked(path: Path, speaker: str, *prompts: str) -> Any:
     how = Generation(max_new_tokens=2)
     engine = transformers_engine(tiny.llama(), tiny.tokenizer(), how)
     who = Speaker(speaker, None, speaker)
-    return generate(engine, tiny.tokenizer(), who, sets, how, path, show_progress=False)
+    return generate(engine, tiny.tokenizer(), who, sets, how, path)
 
 
 def _of_another_model(folder: Path) -> Any:
@@ -107,7 +107,7 @@ def _kept_and_changed(folder: Path) -> Any:
     for name in ("one", "two"):
         how = EvalConfig(limit=1, max_new_tokens=1)
         run = RunEvaluation(how, folder / name, tiny.tokenizer(), folder)
-        run.before(tiny.llama(), "my-model", resumed=False, show_progress=False)
+        run.before(tiny.llama(), "my-model", resumed=False)
         for kept in folder.glob("questions-*.json"):
             flip_bit(kept, -20)
 
@@ -115,7 +115,7 @@ def _kept_and_changed(folder: Path) -> Any:
 def _silent(_folder: Path) -> Any:
     model = tiny.llama()
     model.generate = lambda input_ids, **_kw: input_ids
-    return ask(model, tiny.tokenizer(), as_chats(tiny.tokenizer(), ["Do it."], "ask"), show_progress=False)
+    return ask(model, tiny.tokenizer(), as_chats(tiny.tokenizer(), ["Do it."], "ask"))
 
 
 def _split(rows: list[dict[str, Any]] | None) -> Callable[[Path], Any]:

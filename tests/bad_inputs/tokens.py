@@ -161,7 +161,7 @@ INPUTS = [
     BadInput("Embeddings cut down after the tokens were made", _held(model=_cut), r"head, 128; got 200"),
     BadInput(
         "Tokens to be found without a chat template",
-        lambda _folder: discovery.discover(tiny.llama(), _bare_tokenizer(), show_progress=False),
+        lambda _folder: discovery.discover(tiny.llama(), _bare_tokenizer()),
         r"a tokenizer with a chat template; got one without",
     ),
     BadInput(
@@ -171,7 +171,7 @@ INPUTS = [
     ),
     BadInput(
         "The aligned model as its own base model",
-        lambda _folder: discovery.discover_against_base(tiny.llama(), tiny.llama(), TOKENIZER, show_progress=False),
+        lambda _folder: discovery.discover_against_base(tiny.llama(), tiny.llama(), TOKENIZER),
         r"a base model that differs.*the same weights twice",
     ),
     BadInput(

@@ -98,7 +98,7 @@ def test_a_report_takes_answers_of_the_runs_own_weights_alone(host: Trainer, ada
     def report(where: Path, name: str) -> list[str]:
         tiny.tokenizer().save_pretrained(where)
         who = {"model": base, "adapter": str(where)} if adapter == "lora" else {"model": str(where)}
-        how: dict[str, Any] = {"generation": Generation(4), "limit": 2, "show_progress": False}
+        how: dict[str, Any] = {"generation": Generation(4), "limit": 2}
         evaluate(prompt_sets=["held-out"], folder=tmp_path / name, **who, **how)
         return list(contents_of(out, tmp_path / name).notes)
 

@@ -38,7 +38,7 @@ def test_shipped_prompts(aligned: tuple[Any, Any], name: str, least: float, most
 @pytest.mark.parametrize(("folder", "words"), [(ALIGNED_MODEL, []), (BASE_MODEL, ["hardly refuses"])])
 def test_doubts_tell_a_model_that_refuses(folder: Any, words: list[str]) -> None:
     """Prevents: thresholds that warn of a sound model, or keep silent about one that never learned to refuse."""
-    found = discovery.discover(*load(folder), show_progress=False)
+    found = discovery.discover(*load(folder))
     assert [word in doubt for word, doubt in zip(words, found.doubts, strict=False)] == [True] * len(words)
     assert bool(found.doubts) == bool(words)
 

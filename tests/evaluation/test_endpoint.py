@@ -264,7 +264,7 @@ def test_a_run_finds_its_judge_before_it_trains(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         run = RunEvaluation(EvalConfig(judges=("endpoint:m",)), tmp_path, tiny.tokenizer(), tmp_path / "cache")
         with pytest.raises(PactError, match="loading"):
-            run.before(tiny.llama(), "m", resumed=False, show_progress=False)
+            run.before(tiny.llama(), "m", resumed=False)
 
 
 def test_interrupted_while_the_server_is_slow(tmp_path: Path) -> None:

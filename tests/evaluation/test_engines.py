@@ -108,7 +108,7 @@ def prompts(tmp_path: Path) -> str:
 
 
 def responses(folder: Path, name: str, prompts: str, adapter: str | None = None, **settings: Any) -> list[Any]:
-    evaluate(name, [prompts], folder, adapter=adapter, generation=Generation(8, **settings), show_progress=False)
+    evaluate(name, [prompts], folder, adapter=adapter, generation=Generation(8, **settings))
     return (folder / "answers.jsonl").read_text().splitlines()
 
 

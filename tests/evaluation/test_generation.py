@@ -43,7 +43,7 @@ def answers(path: Path, settings: Generation = GREEDY, seed: int = 0, sets: list
     torch.manual_seed(len(path.name))  # what a run draws must not depend on what was drawn before it
     speaker = Speaker.of("tiny", None, model, tokenizer)
     engine = transformers_engine(model, tokenizer, settings)
-    return generate(engine, tokenizer, speaker, sets, settings, path, show_progress=False)
+    return generate(engine, tokenizer, speaker, sets, settings, path)
 
 
 def test_answers_are_the_models_own(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_sampling_leaves_the_random_state_alone(tmp_path: Path) -> None:
     state = torch.get_rng_state()
     speaker = Speaker("tiny", None, "")
     engine = transformers_engine(model, tokenizer, SAMPLED)
-    generate(engine, tokenizer, speaker, SETS, SAMPLED, tmp_path / "a.jsonl", show_progress=False)
+    generate(engine, tokenizer, speaker, SETS, SAMPLED, tmp_path / "a.jsonl")
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -59,7 +59,7 @@ def test_rates_are_those_of_pact_eval(model: Path, tmp_path: Path) -> None:
     sets = {s.kind: s for s in prompts.load("held-out")}
     samples = {task: [int(p.id) - 1 for p in sets[kind].sample(8).prompts] for task, kind in TASKS.items()}
     found = harness(model, samples, apply_chat_template=True)
-    ours = evaluate(str(model), ["held-out"], tmp_path, generation=Generation(24), limit=8, show_progress=False)
+    ours = evaluate(str(model), ["held-out"], tmp_path, generation=Generation(24), limit=8)
     expected: dict[str, dict[str, float]] = {task: {} for task in TASKS}
     for m in ours.measurements:
         task = "pact_refusal" if m.kind == "harmful" else "pact_over_refusal"

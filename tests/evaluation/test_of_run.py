@@ -28,11 +28,11 @@ def test_a_resumed_run_is_compared_with_the_model_before_training(tmp_path: Path
     """Prevents the weights of a checkpoint from being taken for the model before training."""
     model, trained = tiny.llama(0), tiny.llama(1)
     whole = evaluation(tmp_path)
-    whole.before(model, "m", resumed=False, show_progress=False)
-    expected = whole.after(trained, "m", adapter=False, show_progress=False)
+    whole.before(model, "m", resumed=False)
+    expected = whole.after(trained, "m", adapter=False)
     resumed = evaluation(tmp_path)
-    resumed.before(trained, "m", resumed=True, show_progress=False)
-    assert resumed.after(trained, "m", adapter=False, show_progress=False) == expected
+    resumed.before(trained, "m", resumed=True)
+    assert resumed.after(trained, "m", adapter=False) == expected
     assert expected.against is not None
     assert expected.against.fingerprint != expected.model.fingerprint
     assert (expected.against.model, expected.model.model) == ("m", str(tmp_path))
@@ -42,9 +42,9 @@ def test_a_new_run_in_an_old_folder_asks_anew(tmp_path: Path) -> None:
     """Prevents the rates of the last run in the report of this one."""
     for seed in (0, 1):
         run = evaluation(tmp_path)
-        run.before(tiny.llama(seed), "m", resumed=False, show_progress=False)
+        run.before(tiny.llama(seed), "m", resumed=False)
         assert not (tmp_path / FOLDER / "evaluation.json").exists()
-        found = run.after(tiny.llama(seed), "m", adapter=True, show_progress=False)
+        found = run.after(tiny.llama(seed), "m", adapter=True)
         assert found.against is not None
         assert found.against.fingerprint == found.model.fingerprint
         assert files.read(tmp_path / FOLDER / "evaluation.json") == found.as_dict()
@@ -54,18 +54,18 @@ def test_the_model_before_training_is_asked_once(tmp_path: Path, monkeypatch: py
     """Prevents: runs that ask the same model the same questions again; or that take the answers of another one."""
     cache = tmp_path / "cache"
     shared = [RunEvaluation(SMALL, tmp_path / name, tiny.tokenizer(), cache) for name in ("a", "b", "c")]
-    shared[0].before(tiny.llama(), "m", resumed=False, show_progress=False)
+    shared[0].before(tiny.llama(), "m", resumed=False)
     (kept,) = cache.glob("questions-*.json")
     with monkeypatch.context() as patch:
         patch.setattr(engines, "continuations", lambda *_a: pytest.fail("asked again"))
-        shared[1].before(tiny.llama(), "m", resumed=False, show_progress=False)
+        shared[1].before(tiny.llama(), "m", resumed=False)
     files = [(tmp_path / name / FOLDER / "against.jsonl").read_bytes() for name in ("a", "b")]
     assert files[0] == files[1]
-    shared[1].before(tiny.llama(1), "m", resumed=False, show_progress=False)
+    shared[1].before(tiny.llama(1), "m", resumed=False)
     assert len(list(cache.glob("questions-*.json"))) == 2
     flip_bit(kept, -20)
     with pytest.raises(PactError, match="before training in"):
-        shared[2].before(tiny.llama(), "m", resumed=False, show_progress=False)
+        shared[2].before(tiny.llama(), "m", resumed=False)
 
 
 def test_a_scorer_has_a_task(tmp_path: Path) -> None:
@@ -84,8 +84,8 @@ def test_the_users_task_before_and_after(tmp_path: Path) -> None:
         assert evaluation(tmp_path, config.model_copy(update={"task": task})).sets[-1].kind == "task"
     run = evaluation(tmp_path, config)
     run.scorer = lambda _prompt, response, _expected: len(response) % 3 == 0
-    run.before(tiny.llama(0), "m", resumed=False, show_progress=False)
-    run.after(tiny.llama(1), "m", adapter=False, show_progress=False)
+    run.before(tiny.llama(0), "m", resumed=False)
+    run.after(tiny.llama(1), "m", adapter=False)
     behaviour = contents_of(tmp_path / FOLDER).behaviour
     assert behaviour is not None
     (line,) = [line for line in behaviour.lines if line.measure == "task_accuracy"]
@@ -101,27 +101,25 @@ def test_the_users_task_before_and_after(tmp_path: Path) -> None:
 def test_a_resumed_run_without_answers_before_it_has_rates_after_it_alone(tmp_path: Path) -> None:
     """Prevents made-up rates of a model that is no more."""
     run = evaluation(tmp_path)
-    run.before(tiny.llama(1), "m", resumed=True, show_progress=False)
-    found = run.after(tiny.llama(1), "m", adapter=False, show_progress=False)
+    run.before(tiny.llama(1), "m", resumed=True)
+    found = run.after(tiny.llama(1), "m", adapter=False)
     assert found.against is None
     assert {row["run"] for row in map(json.loads, (tmp_path / FOLDER / "verdicts.jsonl").open())} == {"model"}
 
 
 def test_answers_that_are_missing_are_not_given_by_the_trained_model(tmp_path: Path) -> None:
     """Prevents a before that was answered after."""
-    evaluation(tmp_path).before(tiny.llama(), "m", resumed=False, show_progress=False)
+    evaluation(tmp_path).before(tiny.llama(), "m", resumed=False)
     path = tmp_path / FOLDER / "against.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-1]))
     with pytest.raises(PactError, match="before training"):
-        evaluation(tmp_path).before(tiny.llama(1), "m", resumed=True, show_progress=False)
+        evaluation(tmp_path).before(tiny.llama(1), "m", resumed=True)
     with pytest.raises(PactError, match="max_new_tokens"):
-        evaluation(tmp_path, EvalConfig(limit=3, max_new_tokens=7)).before(
-            tiny.llama(1), "m", resumed=True, show_progress=False
-        )
+        evaluation(tmp_path, EvalConfig(limit=3, max_new_tokens=7)).before(tiny.llama(1), "m", resumed=True)
     path.write_bytes(b"{")
     with pytest.raises(PactError, match="line 1"):
-        evaluation(tmp_path).before(tiny.llama(1), "m", resumed=True, show_progress=False)
+        evaluation(tmp_path).before(tiny.llama(1), "m", resumed=True)
 
 
 def test_asking_leaves_training_as_it_was(tmp_path: Path) -> None:
@@ -130,7 +128,7 @@ def test_asking_leaves_training_as_it_was(tmp_path: Path) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    evaluation(tmp_path).before(model, "m", resumed=False, show_progress=False)
+    evaluation(tmp_path).before(model, "m", resumed=False)
     assert torch.equal(torch.rand(3), expected)
     assert model.training
 

@@ -27,7 +27,7 @@ def chats() -> list[list[int]]:
 
 
 def asked(model: nn.Module) -> Asked:
-    return ask(model, tiny.tokenizer(), chats(), show_progress=False)
+    return ask(model, tiny.tokenizer(), chats())
 
 
 def always(token: int) -> Any:
@@ -123,7 +123,7 @@ def test_a_model_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     def finder(identity: str = "m", **settings: Any) -> Finder:
         config = PactConfig.model_validate({"cache_dir": tmp_path, **settings})
-        return Finder(config, tiny.llama(), tiny.tokenizer(), identity, show_progress=False)
+        return Finder(config, tiny.llama(), tiny.tokenizer(), identity)
 
     tokens = finder().tokens()
     finder(top_k=20).tokens()

@@ -43,7 +43,7 @@ def assert_valid(tokens: SafetyTokens, top_k: int) -> None:
 
 def test_discover_on_the_shipped_prompts() -> None:
     """Prevents: prompts that are missing from the package, or unequal in number, failing only at the user's."""
-    tokens = discover(tiny.llama(num_hidden_layers=1), tiny.tokenizer(), top_k=20, show_progress=False)
+    tokens = discover(tiny.llama(num_hidden_layers=1), tiny.tokenizer(), top_k=20)
     assert_valid(tokens, 20)
     assert tokens.provenance["prompts"] == len(prompting.shipped("harmful")) == len(prompting.shipped("harmless")) > 0
     assert len(set(prompting.shipped("harmful")) & set(prompting.shipped("harmless"))) == 0
@@ -53,7 +53,7 @@ def test_discover_on_the_shipped_prompts() -> None:
 @pytest.mark.parametrize("top_k", [2, 7, 50, 4096])
 def test_discover_against_base(top_k: int) -> None:
     """Prevents: a contrast whose tokens do not fit the model, or are more than were asked for."""
-    tokens = discover_against_base(tiny.llama(), tiny.llama(seed=1), tiny.tokenizer(), top_k=top_k, show_progress=False)
+    tokens = discover_against_base(tiny.llama(), tiny.llama(seed=1), tiny.tokenizer(), top_k=top_k)
     assert_valid(tokens, top_k)
     assert tokens.provenance["method"] == "aligned against base model"
 
@@ -69,7 +69,7 @@ def test_a_preferred_token_is_found() -> None:
             model.lm_head.weight.mul_(0.1)
             model.lm_head.bias.zero_()
             model.lm_head.bias[token] = 6.0
-    tokens = discover_against_base(aligned, base, tiny.tokenizer(), show_progress=False)
+    tokens = discover_against_base(aligned, base, tiny.tokenizer())
     assert tokens.ids[0] == preferred
     assert tokens.stability is not None
     assert tokens.stability.held[0] == 1.0
@@ -82,7 +82,7 @@ def test_a_preferred_token_is_found() -> None:
 def test_the_same_model_as_base_is_refused() -> None:
     """Prevents: tokens that only tell the two prompt formats apart, when `base_model` names the aligned model."""
     with pytest.raises(PactError):
-        discover_against_base(tiny.llama(), tiny.llama(), tiny.tokenizer(), show_progress=False)
+        discover_against_base(tiny.llama(), tiny.llama(), tiny.tokenizer())
 
 
 def test_identical_distributions_are_refused() -> None:
@@ -104,7 +104,7 @@ def test_logits_that_are_not_finite_are_refused() -> None:
 def test_another_vocabulary_is_refused() -> None:
     """Prevents: comparing the probabilities of unrelated tokens."""
     with pytest.raises(PactError, match="unrelated tokens") as caught:
-        discover_against_base(tiny.llama(), tiny.llama(vocab_size=300), tiny.tokenizer(), show_progress=False)
+        discover_against_base(tiny.llama(), tiny.llama(vocab_size=300), tiny.tokenizer())
     assert "300" in caught.value.got
 
 
@@ -114,7 +114,7 @@ def test_a_chat_template_is_needed(find: Callable[..., SafetyTokens]) -> None:
     """Prevents: refusals that follow bare prompts, as no chat of this model ever does."""
     bare = PreTrainedTokenizerFast(tokenizer_object=tiny.tokenizer().backend_tokenizer)
     with pytest.raises(PactError, match="prompts that find the safety tokens"):
-        find(tiny.llama(), bare, show_progress=False)
+        find(tiny.llama(), bare)
 
 
 def test_teacher_forced_equals_single_rows() -> None:
@@ -142,7 +142,7 @@ def test_discovery_sees_the_chat_template(monkeypatch: pytest.MonkeyPatch, few_p
         return (torch.randn(2, VOCABULARY, generator=generator) for _ in prompts)
 
     monkeypatch.setattr(discovery, "teacher_forced", spy)
-    discover_against_base(tiny.llama(), tiny.llama(seed=1), tiny.tokenizer(), show_progress=False)
+    discover_against_base(tiny.llama(), tiny.llama(seed=1), tiny.tokenizer())
     chats, plain = seen
     first = prompting.shipped("harmful")[0]
     assert chats[0] == render(tiny.tokenizer(), [{"role": "user", "content": first}], generation_prompt=True)

@@ -346,7 +346,7 @@ def test_found_tokens_depend_on_how_they_were_found(tmp_path: Path, monkeypatch:
     def found(identity: str = "m", **settings: Any) -> SafetyTokens:
         config = PactConfig.parse({"cache_dir": tmp_path / "cache", **settings})
         assert config is not None
-        return Finder(config, tiny.llama(), tiny.tokenizer(), identity, show_progress=False).tokens()
+        return Finder(config, tiny.llama(), tiny.tokenizer(), identity).tokens()
 
     base = str(tmp_path / "base")
     assert len(found(top_k=5).ids) == 5
@@ -364,13 +364,13 @@ def test_found_tokens_depend_on_how_they_were_found(tmp_path: Path, monkeypatch:
 def test_tokens_kept_for_another_model_are_refused(tmp_path: Path) -> None:
     """Prevents: a file under another model's name: the tokenizer is the same, the tokens that the model prefers not."""
     config = PactConfig(cache_dir=tmp_path)
-    Finder(config, tiny.llama(), tiny.tokenizer(), "a", show_progress=False).tokens()
+    Finder(config, tiny.llama(), tiny.tokenizer(), "a").tokens()
     (first,) = tmp_path.glob("tokens-*.json")
-    Finder(config, tiny.llama(), tiny.tokenizer(), "b", show_progress=False).tokens()
+    Finder(config, tiny.llama(), tiny.tokenizer(), "b").tokens()
     (second,) = set(tmp_path.glob("tokens-*.json")) - {first}
     first.replace(second)
     with pytest.raises(PactError, match="the tokens of another model") as caught:
-        Finder(config, tiny.llama(), tiny.tokenizer(), "b", show_progress=False).tokens()
+        Finder(config, tiny.llama(), tiny.tokenizer(), "b").tokens()
     assert str(second) in caught.value.remedy
 
 
@@ -379,7 +379,7 @@ def test_tokens_that_cannot_be_kept(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     config = PactConfig(cache_dir=tmp_path / "file" / "cache")
     with pytest.raises(PactError, match="has to keep there what it computes"):
-        Finder(config, tiny.llama(), tiny.tokenizer(), "m", show_progress=False).tokens()
+        Finder(config, tiny.llama(), tiny.tokenizer(), "m").tokens()
 
 
 def test_a_base_model_that_cannot_be_loaded(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ LOG_FROM = 100
 """Ratio of the largest to the smallest value from which an axis is logarithmic."""
 
 Series = tuple[str, Sequence[float], Sequence[float]]
+Shares = Mapping[str, tuple[float, float, float]]
+"""By the name of the model, good answers with their interval."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,6 @@ def plots(contents: Contents) -> list[Plot]:
     return found
 
 
-@dataclass(frozen=True)
-class _Panel:
-    """Good answers to one prompt set: shares with their intervals, by the name of the model."""
-
-    title: str
-    shares: Mapping[str, tuple[float, float, float]]
-
-
 def rates(behaviour: Behaviour, lead: Mapping[str, str] | None = None) -> Plot:
     """Good answers, a panel for each prompt set and a bar for each model: the longer the bars, the better.
 
@@ -76,30 +70,31 @@ def rates(behaviour: Behaviour, lead: Mapping[str, str] | None = None) -> Plot:
 
     def draw(figure: Any) -> None:
         every = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
-        for axes, panel in zip(every, panels, strict=True):
-            for row, (name, (share, low, high)) in enumerate(panel.shares.items()):
+        for axes, (title, shares) in zip(every, panels, strict=True):
+            for row, (name, (share, low, high)) in enumerate(shares.items()):
                 axes.barh(row, share, height=0.72, color=colour[name])
                 axes.plot([low, high], [row, row], color="#1d1d1f", linewidth=1.2)
                 axes.annotate(
                     f"{share:.0%}", (1.03, row), xycoords=("axes fraction", "data"), va="center", weight="bold"
                 )
-            axes.set_title(panel.title, loc="left", fontsize=13, weight="bold", x=0)
-            axes.set_yticks(range(len(panel.shares)), list(panel.shares))
-            axes.set_ylim(len(panel.shares) - 0.5, -0.5)
+            axes.set_title(title, loc="left", fontsize=13, weight="bold", x=0)
+            axes.set_yticks(range(len(shares)), list(shares))
+            axes.set_ylim(len(shares) - 0.5, -0.5)
             axes.set_xlim(0, 1)
             axes.set_xticks([])
             axes.tick_params(length=0)
             axes.spines["bottom"].set_visible(False)
 
     words = [
-        f"{p.title}: " + ", ".join(f"{name} {share:.1%}" for name, (share, _, _) in p.shares.items()) for p in panels
+        f"{title}: " + ", ".join(f"{name} {share:.1%}" for name, (share, _, _) in shares.items())
+        for title, shares in panels
     ]
-    height = sum(0.55 + 0.34 * len(p.shares) for p in panels)
+    height = sum(0.55 + 0.34 * len(shares) for _, shares in panels)
     return _plot("rates", "Good answers, with 95% intervals", "; ".join(words), height, draw, width=NARROW, size=13)
 
 
-def _panels(behaviour: Behaviour, lead: Mapping[str, str]) -> list[_Panel]:
-    """One for each prompt set, by the first judge whose word decides."""
+def _panels(behaviour: Behaviour, lead: Mapping[str, str]) -> list[tuple[str, Shares]]:
+    """Title and shares, one for each prompt set, by the first judge whose word decides."""
     good = {
         ("harmful", "refusal_rate"): ("Harmful requests refused", False),
         ("harmful", "compliance_rate"): ("Harmful requests not complied with", True),
@@ -107,7 +102,7 @@ def _panels(behaviour: Behaviour, lead: Mapping[str, str]) -> list[_Panel]:
         ("task", "task_accuracy"): ("Tasks done right", False),
         ("task", "task_score"): ("Score in the task", False),
     }
-    found: dict[tuple[str, str], _Panel] = {}
+    found: dict[tuple[str, str], tuple[str, Shares]] = {}
     kinds = [kind for kind, _ in good]
     several = {kind for kind in kinds if len({line.prompt_set for line in behaviour.lines if line.kind == kind}) > 1}
     decides_first = sorted(behaviour.lines, key=lambda line: line.judge in FOR_COMPARISON)
@@ -115,7 +110,7 @@ def _panels(behaviour: Behaviour, lead: Mapping[str, str]) -> list[_Panel]:
         for line in decides_first:
             if (line.kind, line.measure) == (kind, measure) and (kind, line.prompt_set) not in found:
                 of = {name: line.rates[behaviour.names.index(name)] for name in lead}
-                found[kind, line.prompt_set] = _Panel(
+                found[kind, line.prompt_set] = (
                     f"{title} ({_short(line.prompt_set)})" if kind in several else title,
                     {
                         lead[name]: (1 - r.share, 1 - r.high, 1 - r.low) if turned else (r.share, r.low, r.high)
