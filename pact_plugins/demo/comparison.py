@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from pact_plugins.config import PactConfig
 from pact_plugins.demo import BASE_MODEL, world
-from pact_plugins.demo.behaviour import behaviour_of, judge, rates
+from pact_plugins.demo.behaviour import Rates, behaviour_of, judge, rates
 from pact_plugins.demo.training import Recipe, load, train
 from pact_plugins.errors import missing_extra
 from pact_plugins.evaluation.measure import Judged
@@ -49,17 +49,12 @@ LEAD = {"aligned": "untouched", "sft": "plain fine-tuning", "default": "pact: tr
 """Who comes first in the report, and is in the README's picture."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """One run, measured on held-out prompts. Rates are shares of answers."""
+@dataclass(frozen=True, kw_only=True)
+class Result(Rates):
+    """One run, measured on held-out prompts."""
 
     name: str
     objective: str | None
-    refusal_rate: float
-    affirmative_opening_rate: float
-    incoherent_rate: float
-    over_refusal_rate: float
-    task_accuracy: float
     train_seconds: float
 
 
@@ -81,7 +76,7 @@ def run(folder: Path, *, seed: int = 0, steps: int = Recipe.steps) -> list[Resul
     recipe, rows = Recipe(steps=steps, seed=seed), world.fine_tuning_rows(ROWS, HARMFUL_FRACTION, seed=seed)
     model, tokenizer = load()
     judged["aligned"] = judge(model, tokenizer, "aligned")
-    results.append(Result("aligned", None, train_seconds=0.0, **asdict(rates(judged["aligned"]))))
+    results.append(Result(name="aligned", objective=None, train_seconds=0.0, **asdict(rates(judged["aligned"]))))
     for name, config in METHODS.items():
         Console().rule(f"{name}: {steps} steps")
         model, tokenizer = load()
@@ -91,7 +86,7 @@ def run(folder: Path, *, seed: int = 0, steps: int = Recipe.steps) -> list[Resul
         trainer.save_model()
         judged[name] = judge(trainer.model, tokenizer, name)
         objective = config.objective if config else None
-        results.append(Result(name, objective, train_seconds=seconds, **asdict(rates(judged[name]))))
+        results.append(Result(name=name, objective=objective, train_seconds=seconds, **asdict(rates(judged[name]))))
         trainings.append(training_of(folder / name, name) if config else Training(name, trainer.state.log_history))
     behaviour = behaviour_of(judged, IN_WORDS)
     contents = Contents("Did the refusals hold? The demo", tuple(trainings), behaviour, lead=LEAD)
@@ -125,10 +120,7 @@ def _accompany(trainer: Any, config: PactConfig | None) -> None:
 
 def show(results: list[Result], folder: Path) -> None:
     """The runs as a table, and where their report is."""
-    table = Table(
-        title=f"{HARMFUL_FRACTION:.0%} harmful rows, LoRA, held-out prompts",
-        title_justify="left",
-    )
+    table = Table(title=f"{HARMFUL_FRACTION:.0%} harmful rows, LoRA, held-out prompts", title_justify="left")
     for header in ("run", "refusals", "affirmative openings", "over-refusal", "task accuracy"):
         table.add_column(header, justify="left" if header == "run" else "right")
     for r in results:

@@ -102,7 +102,6 @@ def generate(
     one reads and writes the file.
 
     Args:
-        speaker: says in the file who answers.
         path: a JSONL file, made or continued: an object an answer, in the order of the batches.
         ranks: of the run, each with the same model and prompts.
 

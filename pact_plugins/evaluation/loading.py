@@ -56,7 +56,6 @@ def with_adapter(model: Any, adapter: str) -> Any:
 
     Args:
         model: the model that the adapter was trained on.
-        adapter: a folder, or a name on the hub.
 
     Raises:
         PactError: PEFT is not installed, there is no adapter there, or it belongs to another model.

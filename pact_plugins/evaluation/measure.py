@@ -14,13 +14,7 @@ from pact_plugins.evaluation.layouts import Kind
 from pact_plugins.evaluation.prompts import PromptSet
 from pact_plugins.evaluation.sample import Accountable
 from pact_plugins.evaluation.scorers import Scorer, exact, score
-from pact_plugins.evaluation.statistics import (
-    PairedChange,
-    bootstrap_interval,
-    cohen_kappa,
-    mcnemar,
-    wilson_interval,
-)
+from pact_plugins.evaluation.statistics import PairedChange, bootstrap_interval, cohen_kappa, mcnemar, wilson_interval
 from pact_plugins.method.openings import is_affirmative_opening
 from pact_plugins.method.refusals.text import said
 
@@ -206,11 +200,7 @@ def _gives(judge: str, verdict: Verdict) -> Callable[[Judged], bool]:
 
 
 def _measurement(
-    s: PromptSet,
-    runs: Mapping[Run, Sequence[Judged]],
-    name: str,
-    judge: str | None,
-    counts: Callable[[Judged], bool],
+    s: PromptSet, runs: Mapping[Run, Sequence[Judged]], name: str, judge: str | None, counts: Callable[[Judged], bool]
 ) -> Measurement:
     after = [counts(j) for j in runs["model"]]
     if "against" not in runs:

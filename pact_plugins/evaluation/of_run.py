@@ -79,14 +79,7 @@ class RunEvaluation:
         self.judges = loaded(config.judges, self.folder, serving) if ranks.is_first else []
         self._before: list[Answer] | None = None
 
-    def before(
-        self,
-        model: nn.Module,
-        name: str,
-        *,
-        resumed: bool,
-        fingerprint: str | None = None,
-    ) -> None:
+    def before(self, model: nn.Module, name: str, *, resumed: bool, fingerprint: str | None = None) -> None:
         """Asks the model as it is now. The answers of a run that is being resumed are read: its weights have moved.
 
         Args:
@@ -115,13 +108,7 @@ class RunEvaluation:
                     files.write(kept, {"name": kept.stem, "lines": path.read_text(encoding="utf-8")})
 
     def after(
-        self,
-        model: nn.Module,
-        name: str,
-        *,
-        adapter: bool,
-        fingerprint: str | None = None,
-        weights: Sequence[str] = (),
+        self, model: nn.Module, name: str, *, adapter: bool, fingerprint: str | None = None, weights: Sequence[str] = ()
     ) -> Evaluation | None:
         """Asks the trained model; the first process writes what has changed, and is given it.
 

@@ -31,11 +31,7 @@ class Reply:
 
 
 class Replies:
-    """The replies in one folder, each under the digest of what was asked of whom.
-
-    Args:
-        folder: of the evaluation; None keeps nothing.
-    """
+    """The replies in one folder, each under the digest of what was asked of whom; without a folder, nothing is kept."""
 
     def __init__(self, folder: Path | None) -> None:
         self.path = folder / FILE if folder is not None else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 
 from rich.box import SIMPLE_HEAD
@@ -19,31 +20,26 @@ from pact_plugins.evaluation.run import Evaluation
 def show(evaluation: Evaluation, console: Console | None = None) -> None:
     """Prints rates with their 95% intervals and the errors of their judges, the judges' agreement, and the warnings."""
     console = console or Console()
+    say = partial(console.print, highlight=False, markup=False)
     paired = evaluation.against is not None
     title = _name(evaluation.model)
     if evaluation.against is not None:
         title = f"{_name(evaluation.against)} (before), {title} (after)"
-    console.print(title, highlight=False, markup=False)
+    say(title)
     for (name, kind), group in groupby(evaluation.measurements, key=lambda m: (m.prompt_set, m.kind)):
         lines = list(group)
         console.print(_table(name, kind, lines, paired))
         # Below each table: with a column of its own, before and after would no longer fit 80 characters.
         for judge in dict.fromkeys(m.judge for m in lines):
             if (record := record_of(judge)) is not None:
-                console.print(f"{judge} {record}, on models left out of its training", highlight=False, markup=False)
+                say(f"{judge} {record}, on models left out of its training")
     for a in evaluation.agreements:
         kappa = "undefined, both judges say one thing of all answers" if a.kappa is None else f"{a.kappa:.2f}"
         whose = f", {'before' if a.run == 'against' else 'after'}" if paired else ""
-        console.print(
-            f"{' and '.join(a.judges)} agree on {a.share:.0%} ({a.verdict}, {a.prompt_set}, {a.kind}{whose}; "
-            f"kappa {kappa})",
-            highlight=False,
-            markup=False,
-        )
-    for line in evaluation.notes:
-        console.print(line, highlight=False, markup=False)
-    for line in evaluation.warnings:
-        console.print(f"Warning: {line}", highlight=False, markup=False)
+        about = f"{a.verdict}, {a.prompt_set}, {a.kind}{whose}; kappa {kappa}"
+        say(f"{' and '.join(a.judges)} agree on {a.share:.0%} ({about})")
+    for line in (*evaluation.notes, *(f"Warning: {line}" for line in evaluation.warnings)):
+        say(line)
 
 
 def _table(name: str, kind: str, lines: Sequence[Measurement], paired: bool) -> Table:

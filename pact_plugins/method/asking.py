@@ -125,13 +125,7 @@ _FORM = {
 _PADDING = -1
 
 
-def ask(
-    model: nn.Module,
-    tokenizer: Any,
-    chats: Sequence[Sequence[int]],
-    *,
-    ranks: Ranks = ALONE,
-) -> Asked:
+def ask(model: nn.Module, tokenizer: Any, chats: Sequence[Sequence[int]], *, ranks: Ranks = ALONE) -> Asked:
     """Greedy answers of `model`, as it is now, to `chats`, in their order.
 
     Batches depend on the chats alone, so that the answers are the same in any number of processes, each of which asks
@@ -185,9 +179,6 @@ class _Watch:
     """What a model computes while `generate` writes answers in one batch, beside their tokens.
 
     Args:
-        model: a causal language model that PACT can serve.
-        length: tokens of an answer at most.
-        ends: ids of the tokens that end an answer.
         each_step: is told how many tokens have been written.
     """
 

@@ -74,7 +74,6 @@ class Contrast:
             v[S]     = z / (norm(z) + 1e-6)
 
         Args:
-            top_k: number of candidates.
             counts: [n] how often each sample counts; once, if it is None.
 
         Returns:

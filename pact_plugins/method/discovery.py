@@ -97,13 +97,7 @@ def _example(token: int, answers: Sequence[Document], tokenizer: Any) -> str:
     return ""
 
 
-def discover(
-    model: nn.Module,
-    tokenizer: Any,
-    prompts: Prompts | None = None,
-    *,
-    top_k: int = 50,
-) -> SafetyTokens:
+def discover(model: nn.Module, tokenizer: Any, prompts: Prompts | None = None, *, top_k: int = 50) -> SafetyTokens:
     """The tokens that `model`, as it is now, prefers in its own answers to harmful prompts (see `in_answers`).
 
     Args:

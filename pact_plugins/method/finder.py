@@ -48,13 +48,7 @@ class Finder:
     """
 
     def __init__(
-        self,
-        config: PactConfig,
-        model: nn.Module,
-        tokenizer: Any,
-        model_identity: str,
-        *,
-        ranks: Ranks = ALONE,
+        self, config: PactConfig, model: nn.Module, tokenizer: Any, model_identity: str, *, ranks: Ranks = ALONE
     ) -> None:
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self._model_identity, self._ranks = model_identity, ranks
@@ -168,12 +162,7 @@ class Finder:
             return discovery.in_answers(self.answers, harmful, self.tokenizer, name, top_k=config.top_k)
         base = load_base(config.base_model, next(model.parameters()).device)
         return discovery.discover_against_base(
-            model,
-            base,
-            self.tokenizer,
-            Prompts.of(config.prompts),
-            top_k=config.top_k,
-            ranks=self._ranks,
+            model, base, self.tokenizer, Prompts.of(config.prompts), top_k=config.top_k, ranks=self._ranks
         )
 
     def _changed(self, tokens: SafetyTokens) -> SafetyTokens:

@@ -5,12 +5,4 @@ Others use `check.check`, `estimate.estimate`, `audit.audit` and `guards.guards`
 run and does something else in place of training.
 """
 
-__all__ = [
-    "audit",
-    "check",
-    "dry_run",
-    "estimate",
-    "guards",
-    "run_file",
-    "unserved",
-]
+__all__ = ["audit", "check", "dry_run", "estimate", "guards", "run_file", "unserved"]

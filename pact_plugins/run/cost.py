@@ -192,10 +192,8 @@ class Step:
         """The average step.
 
         Args:
-            data: of the whole training set.
             steps_per_epoch: steps of all processes together, in which an epoch is used up.
             anchors: all of them, in turn; may be empty.
-            anchors_per_step: rows that join each step.
         """
         lengths = [(len(d.input_ids), int(d.supervised.sum())) for d in anchors] or [(0, 0)]
         anchor, answer = np.mean(lengths, axis=0) * anchors_per_step

@@ -22,7 +22,6 @@ class Probing:
 
     Args:
         binding: a prepared binding whose config has the probe switched on.
-        probe: what to measure.
     """
 
     def __init__(self, binding: Binding, probe: Probe) -> None:
