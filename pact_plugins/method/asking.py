@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -162,7 +161,8 @@ def _answer(
     model: nn.Module, chats: Sequence[Sequence[int]], length: int, ends: set[int], each_step: Callable[[int], None]
 ) -> list[Asked]:
     """One batch, each answer by itself."""
-    with _Watch(model, length, ends, each_step) as watch:
+    watch = _Watch(model, length, ends, each_step)
+    with watch.hook:
         written = continuations(model, chats, length)
     answers = [up_to_end(tokens, ends) for tokens in written]
     if not all(answers) or watch.steps < max(map(len, answers)):
@@ -186,13 +186,7 @@ class _Watch:
         self.steps, self._length, self._ends, self._each_step = 0, length, sorted(ends), each_step
         self._candidates: list[torch.return_types.topk] = []
         self._sums, self._going_on = torch.zeros(()), torch.ones(())
-        self._hook = underlying(model).register_forward_hook(self._after_model, with_kwargs=True)
-
-    def __enter__(self) -> _Watch:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._hook.remove()
+        self.hook = underlying(model).register_forward_hook(self._after_model, with_kwargs=True)
 
     def _after_model(self, _module: nn.Module, _args: Any, inputs: dict[str, Any], output: Any) -> None:
         if self.steps >= self._length:  # an engine that shares the weights goes on until the last process is done

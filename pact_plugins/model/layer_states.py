@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -49,12 +49,10 @@ class LayerStates:
             hidden = output if isinstance(output, Tensor) else output[0]
             found.append(_by_token(hidden, torch.Size(shape)).index_select(0, flat).float())
 
-        hooks = [layer.register_forward_hook(after) for layer in self._layers]
-        try:
+        with ExitStack() as hooks:
+            for layer in self._layers:
+                hooks.enter_context(layer.register_forward_hook(after))
             yield found
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     @staticmethod
     def joined(found: list[Tensor]) -> Tensor:

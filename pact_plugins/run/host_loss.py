@@ -96,11 +96,8 @@ def _turned_round(decoder: nn.Module, places: Tensor) -> Generator[None]:
         rows = hidden.view(-1, hidden.shape[-1])
         rows[places] = -rows[places]
 
-    hook = decoder.register_forward_hook(turn)
-    try:
+    with decoder.register_forward_hook(turn):
         yield
-    finally:
-        hook.remove()
 
 
 def _places(labels: Tensor) -> Tensor:
