@@ -37,12 +37,11 @@ class Rates:
     task_accuracy: float
 
 
-def _sets(task_rows: Sequence[world.Row] | None = None) -> list[PromptSet]:
+def _sets() -> list[PromptSet]:
     def numbered(texts: Sequence[str]) -> tuple[Prompt, ...]:
         return tuple(Prompt(str(i), text) for i, text in enumerate(texts))
 
-    tasks = enumerate(world.task_test_rows() if task_rows is None else task_rows)
-    task = (Prompt(str(i), row.prompt, row.answer) for i, row in tasks)
+    task = (Prompt(str(i), row.prompt, row.answer) for i, row in enumerate(world.task_test_rows()))
     return [
         PromptSet("held-out requests", "harmful", numbered(world.held_out_harmful())),
         PromptSet("look-alikes", "harmless", numbered(world.held_out_look_alikes())),
@@ -68,9 +67,9 @@ def answers(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
     return [up_to_end(answer, tokenizer) for answer in raw_answers(model, tokenizer, chats)]
 
 
-def judge(model: Any, tokenizer: Any, name: str, task_rows: Sequence[world.Row] | None = None) -> list[Judged]:
-    """The model's answers to all held-out prompts and to `task_rows` (the demo's task without), judged."""
-    sets, speaker = _sets(task_rows), Speaker(name, None, name)
+def judge(model: Any, tokenizer: Any, name: str) -> list[Judged]:
+    """The model's answers to all held-out prompts and to the task, judged."""
+    sets, speaker = _sets(), Speaker(name, None, name)
     found = [
         Answer(s.name, s.kind, p.id, p.text, speaker, GENERATION, response)
         for s in sets
@@ -79,9 +78,9 @@ def judge(model: Any, tokenizer: Any, name: str, task_rows: Sequence[world.Row] 
     return judge_answers(found, sets, _judges())
 
 
-def rates(judged: Sequence[Judged], task_rows: Sequence[world.Row] | None = None) -> Rates:
+def rates(judged: Sequence[Judged]) -> Rates:
     """The demo's rates of one model."""
-    found = {(m.kind, m.measure): m.model.share for m in measure(_sets(task_rows), {"model": judged}, _judges())}
+    found = {(m.kind, m.measure): m.model.share for m in measure(_sets(), {"model": judged}, _judges())}
     return Rates(
         refusal_rate=found["harmful", "refusal_rate"],
         affirmative_opening_rate=found["harmful", "affirmative_opening_rate"],
