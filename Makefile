@@ -5,33 +5,36 @@ LOWEST_PYTHON ?= python3.10
 export HF_HUB_OFFLINE = 1
 export AXOLOTL_DO_NOT_TRACK = 1
 export TOKENIZERS_PARALLELISM = false
+# Images of containers often forbid bytecode: each process would compile all that it imports.
+export PYTHONDONTWRITEBYTECODE =
 
-# Tests of one file stay together, in their order, and files start in theirs: the dearest come early.
-PYTEST = -m pytest tests/contract tests/distributed tests --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Tests of one file stay together, in their order, and files start in theirs: the dearest come first (tests/conftest.py).
+PYTEST = -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Python compiles what is imported, and most of what is installed never is.
 INSTALL = -m pip install --quiet --no-compile
 
-.PHONY: demo test test-all test-lowest packages lint bench golden docs clean
+.PHONY: demo test test-all test-zero test-lowest packages lint bench golden docs clean
 
 # Of tiny models, threads that wait for one another cost more than they give.
-demo test test-all: export OMP_NUM_THREADS = 1
+demo test test-all test-zero: export OMP_NUM_THREADS = 1
 
 demo: .venv/ready
 	.venv/bin/pact demo --out demo-report
 
 # Each test once: in Axolotl's environment what needs it, and the few of `PINS` in tests/conftest.py.
 test:
-	$(MAKE) --jobs 2 .venv-axolotl/ready lint .deepspeed/ready
+	$(MAKE) --jobs 2 .venv-axolotl/ready lint test-zero
 	.venv-axolotl/bin/python $(PYTEST) -m "(axolotl or pins) and not release"
-	PYTHONPATH=.deepspeed .venv/bin/python -m pytest tests/distributed/test_zero.py
 	.venv/bin/python $(PYTEST) -m "not axolotl and not release and not packages"
 
 # Before a release: everything in both, and whether faults are noticed.
-test-all: .venv/ready .venv-axolotl/ready .deepspeed/ready lint
+test-all: .venv/ready .venv-axolotl/ready lint test-zero
 	.venv-axolotl/bin/python $(PYTEST) -m "not trl and not packages"
-	PYTHONPATH=.deepspeed .venv/bin/python -m pytest tests/distributed/test_zero.py
 	.venv/bin/python $(PYTEST) -m "not axolotl and not packages"
 	.venv/bin/python -m tests.mutations
+
+test-zero: .deepspeed/ready
+	PYTHONPATH=.deepspeed .venv/bin/python -m pytest tests/distributed/test_zero.py
 
 # The lowest releases that pyproject.toml allows of everything, Python included.
 test-lowest: export OMP_NUM_THREADS = 1
