@@ -14,6 +14,9 @@ from hypothesis import HealthCheck, settings
 
 from tests.brief import few_prompts, without_page
 
+# Axolotl's packing would be compiled in each process that packs, which takes far longer than to pack these few rows.
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
+
 # Property tests: `HYPOTHESIS_PROFILE=long python -m pytest ...` searches a hundred times as far.
 settings.register_profile("default", max_examples=100, deadline=None)
 settings.register_profile("long", max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -36,10 +39,21 @@ PINS = (
 these, because Axolotl pins older releases. `make test-all` runs everything in both.
 """
 
+DEAREST = (
+    "contract/test_commands.py",
+    "test_example_configs.py",
+    "test_docs.py",
+    "demo/test_comparison.py",
+    "distributed",
+    "contract",
+    "faults",
+)
+"""Files, or folders of them, that begin first: begun late, they would leave all but one process without work."""
+
 
 @pytest.hookimpl(tryfirst=True)  # the marks are chosen by afterwards
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what `PINS` names, and skips what needs Axolotl where there is none.
+    """Marks what `PINS` names, skips what needs Axolotl where there is none, and puts `DEAREST` first.
 
     A name with an address in it differs from process to process: two workers would not share such a test.
     """
@@ -49,6 +63,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("pins")
         if item.get_closest_marker("axolotl") and not find_spec("axolotl"):
             item.add_marker(pytest.mark.skip(reason="needs Axolotl: runs in .venv-axolotl"))
+    dearest = [f"tests/{name}" for name in DEAREST]
+    items.sort(key=lambda item: [not item.nodeid.startswith(name) for name in dearest])
     if unstable := [item.nodeid for item in items if " at 0x" in item.nodeid]:
         raise pytest.UsageError(f"give these parameters an `id`, their names hold an address: {unstable}")
 

@@ -15,7 +15,7 @@ from pkgutil import iter_modules
 import pytest
 
 import pact_plugins
-from tests.conftest import PINS
+from tests.conftest import DEAREST, PINS
 
 PACKAGE = Path(pact_plugins.__file__).parent
 DOCS = PACKAGE.parent / "docs"
@@ -229,3 +229,9 @@ def test_what_runs_in_both_environments_is_there(name: str) -> None:
     """Prevents: a sample of the older releases that was renamed, and then is of nothing."""
     path, _, test = name.partition("::")
     assert f"def {test}" in (Path(__file__).parent / path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", DEAREST)
+def test_what_begins_first_is_there(name: str) -> None:
+    """Prevents: an order of files that are not there any more."""
+    assert (Path(__file__).parent / name).exists()
