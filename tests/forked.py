@@ -19,21 +19,7 @@ from typing import Any
 import pytest
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [
-        "axolotl.cli.main",
-        "axolotl.cli.train",
-        "axolotl.common.datasets",
-        "axolotl.core.builders",
-        "axolotl.train",
-        "pact_plugins.cli.training",
-        "pytest",
-        "trl.trainer.sft_trainer",
-        "tests.faults.build",
-        "tests.distributed.building",
-        "tests.distributed.training",
-    ]
-)
+CONTEXT.set_forkserver_preload(["tests.imported"])
 
 
 class Forked:

@@ -26,7 +26,7 @@ from pact_plugins.model.progress import progress
 from pact_plugins.run import verification
 from tests import tiny
 from tests.brief import few_prompts
-from tests.contract.commands import EXAMPLES, shortened
+from tests.contract.commands import shortened
 
 WORKFLOW = [
     "tokens",
@@ -297,8 +297,7 @@ def test_the_examples_are_a_workflow(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PACT_CACHE_DIR", str(tmp_path / "cache"))
     few_prompts(monkeypatch)
     (tmp_path / "my-chat-model").symlink_to(ALIGNED_MODEL)
-    rows = [{"path": "json", "data_files": str(EXAMPLES / "demo-rows.jsonl")}]
-    changes = {"model_name_or_path": "my-chat-model", "datasets": rows, "output_dir": "outputs/run"}
+    changes = {"model_name_or_path": "my-chat-model", "output_dir": "outputs/run"}
     shortened(tmp_path, "trl-demo-lora.yaml", **changes).rename(tmp_path / "run.yaml")
     monkeypatch.chdir(tmp_path)
     left_out = {"lm-eval-path", "demo"}  # for another program; minutes, and tests of its own

@@ -7,12 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
+from tests.brief import without_page
 from tests.forked import Forked
 
 ROOT = Path(__file__).parents[2]
@@ -49,12 +50,10 @@ def started(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """The same, as far as it can be told, without the ten seconds that Axolotl takes to be imported.
+    """The same, as far as it can be told, without the ten seconds that Axolotl takes to be imported, nor plots.
 
     Axolotl's plugins cannot bring training arguments of their own.
     """
-    if command[0] == "pact" and find_spec("axolotl"):  # which logs to what was standard output when it was imported
-        return started(folder, *command)
     return forked(folder, _script, *command)
 
 
@@ -76,12 +75,22 @@ def _at_the_top(function: Callable[..., Any], *arguments: Any) -> None:
 
 def _script(program: str, *arguments: str) -> None:
     sys.argv = [program, *arguments]
+    without_page(pytest.MonkeyPatch())  # until the process ends
     import_module(ENTRY_POINTS[program]).main()
 
 
-def shortened(folder: Path, name: str, **changes: object) -> Path:
-    """An example config with fewer steps and its output in a temporary folder."""
+ROWS = 320
+"""Rows of an example that are enough for a few steps, one in ten of them harmful."""
+
+
+def shortened(folder: Path, name: str, rows: int | None = ROWS, **changes: object) -> Path:
+    """An example config with fewer steps, the first of its rows, and its output in a temporary folder."""
     settings = yaml.safe_load((EXAMPLES / name).read_text())
+    (data,) = settings["datasets"]
+    key = "data_files" if "data_files" in data else "path"
+    whole = ROOT / data[key]
+    data[key] = str(folder / whole.name)
+    Path(data[key]).write_text("".join(whole.read_text().splitlines(keepends=True)[:rows]))
     settings |= {"max_steps": 3, "logging_steps": 1, "output_dir": str(folder / "out"), **changes}
     if "dataset_prepared_path" in settings:
         settings["dataset_prepared_path"] = str(folder / "prepared")

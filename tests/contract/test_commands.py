@@ -16,7 +16,7 @@ from pact_plugins.demo import ALIGNED_MODEL, behaviour, comparison, world
 from pact_plugins.demo.training import load
 from pact_plugins.run.agreement import TOLERANCE
 from pact_plugins.storage import files
-from tests.contract.commands import Command, run, shortened, started
+from tests.contract.commands import ROWS, Command, run, shortened, started
 
 FEW = {"pact": {"eval": {"limit": 24}}}
 """Questions before and after: of each host one run has all of them."""
@@ -40,7 +40,7 @@ def check_trained(folder: Path, log: str) -> None:
 @pytest.mark.axolotl
 def test_axolotl_holds_the_refusals(tmp_path: Path) -> None:
     """Prevents a plugin that trains, logs and protects nothing: the demo of `make demo` through Axolotl's command."""
-    path = shortened(tmp_path, "axolotl-demo-lora.yaml", max_steps=350)
+    path = shortened(tmp_path, "axolotl-demo-lora.yaml", None, max_steps=350)
     result = started(tmp_path, "axolotl", "train", str(path), "--launcher", "python")
     assert result.returncode == 0, result.stderr[-3000:]
     check_trained(tmp_path, result.stdout + result.stderr)
@@ -123,13 +123,13 @@ def test_estimate_agrees_with_the_run(name: str, train: list[str], tmp_path: Pat
     """Prevents an estimate of another run than the one that the same file starts, or one that leaves traces."""
     path = shortened(tmp_path, name, pact={"probe": {"every": 2, "prompts": 1}, "eval": False})
 
-    def estimate() -> dict[str, Any]:
-        result = run(tmp_path, "pact", "estimate", str(path), "--json")
+    def estimate(how: Command = run) -> dict[str, Any]:
+        result = how(tmp_path, "pact", "estimate", str(path), "--json")
         assert result.returncode == 0, result.stderr[-3000:]
         assert "pact/probe_harmful" not in result.stderr
         return json.loads(result.stdout)
 
-    before = estimate()
+    before = estimate(started)  # a host is imported only then, and may log to standard output
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "cache").exists()
     launcher = ["--launcher", "python"] if train[0] == "axolotl" else []
@@ -174,7 +174,7 @@ def test_audit_finds_the_harmful_rows(name: str, train: list[str], tmp_path: Pat
     listed = [json.loads(line) for line in out.read_text().splitlines()]
     assert listed == audit["listed"]
     assert not (tmp_path / "out").exists()
-    rows = world.fine_tuning_rows(comparison.ROWS, comparison.HARMFUL_FRACTION, seed=0)
+    rows = world.fine_tuning_rows(comparison.ROWS, comparison.HARMFUL_FRACTION, seed=0)[:ROWS]
     assert audit["answers"] == audit["sequences"] == len(rows)
     copies = [(one["prompt"], one["text"]) for one in listed for _ in one["rows"]]
     assert sorted(copies) == sorted((row.prompt, row.answer) for row in rows if row.harmful)

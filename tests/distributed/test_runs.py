@@ -11,7 +11,7 @@ import torch
 
 from pact_plugins.run.verification import verify
 from pact_plugins.storage import files
-from tests.distributed.processes import ended, fork, run
+from tests.distributed.processes import ended, fork, run, start
 from tests.distributed.training import VARIANTS
 
 pytestmark = pytest.mark.distributed
@@ -24,9 +24,12 @@ HOSTS = [
 
 @pytest.fixture(scope="module", params=HOSTS)
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, list[Any]]:
-    """The host, the folder, and what each of two ranks found in every variant, each started from nothing."""
-    folder = tmp_path_factory.mktemp("variants")
-    return request.param, folder, run("training:variants", folder, host=request.param)
+    """The host, the folder, and what each of two ranks found in every variant.
+
+    Those of TRL are started from nothing, each with its own order of hashes.
+    """
+    folder, begin = tmp_path_factory.mktemp("variants"), start if request.param == "trl" else fork
+    return request.param, folder, run("training:variants", folder, begin=begin, host=request.param)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from pact_plugins.evaluation.engines import Generation
 from pact_plugins.evaluation.records import record_of
 from pact_plugins.evaluation.run import evaluate
 from pact_plugins.storage import files
+from tests.contract.commands import ROOT, environment, run
 
 
 def pact_eval(out: Path, *arguments: str) -> Result:
@@ -122,27 +121,16 @@ def test_no_prompts_at_all(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_real_kill(tmp_path: Path) -> None:
     """Prevents what a simulated stop cannot show: lines that were still in a buffer, or a file that is locked."""
+    few = ("--prompts", "shipped:harmless", "--limit", "60", "--max-new-tokens", "256", "--temperature", "1")
 
     def command(out: Path) -> list[str]:
-        settings = ["--prompts", "shipped:harmless", "--limit", "60", "--max-new-tokens", "256", "--temperature", "1"]
-        return [
-            sys.executable,
-            "-m",
-            "pact_plugins",
-            "eval",
-            "--model",
-            str(ALIGNED_MODEL),
-            "--out",
-            str(out),
-            *settings,
-        ]
+        return ["pact", "eval", "--model", str(ALIGNED_MODEL), "--out", str(out), *few]
 
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    options: dict[str, Any] = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run(command(tmp_path / "whole"), check=True, timeout=500, **options)
     whole, killed = tmp_path / "whole" / "answers.jsonl", tmp_path / "killed" / "answers.jsonl"
+    assert run(tmp_path, *command(whole.parent)).returncode == 0
 
-    process = subprocess.Popen(command(tmp_path / "killed"), **options)
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command(killed.parent), cwd=ROOT, env=environment(tmp_path), **quiet)
     deadline = time.monotonic() + 300
     while not (killed.exists() and killed.stat().st_size):
         assert process.poll() is None, "ended before it could be killed"
@@ -155,6 +143,6 @@ def test_a_real_kill(tmp_path: Path) -> None:
     assert whole.read_bytes().startswith(kept)
     assert not killed.with_name("evaluation.json").exists()
 
-    subprocess.run(command(tmp_path / "killed"), check=True, timeout=500, **options)
+    assert run(tmp_path, *command(killed.parent)).returncode == 0
     for name in ("answers.jsonl", "verdicts.jsonl", "evaluation.json"):
         assert killed.with_name(name).read_bytes() == whole.with_name(name).read_bytes()
