@@ -11,7 +11,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from benchmarks.tiny_models import tiny_config
-from tests.brief import few_prompts
+from tests.brief import few_prompts, without_page
 from tests.templates import MISTRAL, shipped_templates, tokenizer_with
 
 CHAT = [
@@ -80,5 +80,6 @@ def train(files: list[str]) -> None:
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         few_prompts(monkeypatch)
+        without_page(monkeypatch)
         for file in files:
             do_train(load_cfg(file), TrainerCliArgs())
