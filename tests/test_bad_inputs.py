@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,7 +25,7 @@ ROWS = [
 """The words by which each row of the page is found."""
 
 
-@lru_cache
+@cache
 def answer(bad: BadInput) -> PactError:
     """The error that it is refused with."""
     here = Path.cwd()

@@ -10,6 +10,7 @@ from pact_plugins.demo import comparison, world
 from pact_plugins.errors import PactError
 from pact_plugins.run.report import write
 from pact_plugins.run.verification import verify
+from tests.brief import few_prompts
 
 pytest.importorskip("trl")
 
@@ -18,6 +19,8 @@ pytest.importorskip("trl")
 def test_report_of_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents a demo whose report lacks a run, a rate or an answer."""
     monkeypatch.setenv("PACT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(comparison, "ROWS", 60)
+    few_prompts(monkeypatch)
     for name in ("held_out_harmful", "held_out_look_alikes", "task_test_rows"):
         prompts = getattr(world, name)()[:4]
         monkeypatch.setattr(world, name, lambda prompts=prompts: prompts)
