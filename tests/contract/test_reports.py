@@ -20,6 +20,7 @@ from tests import tiny
 from tests.contract.hosts import HOSTS, LORA, Trainer, axolotl_trainer, config
 
 
+@pytest.mark.usefixtures("brief_runs")
 @pytest.mark.parametrize("broken", ["make_report", "measure_profile"])
 @pytest.mark.parametrize("host", HOSTS)
 def test_a_report_that_fails_costs_nothing(
@@ -82,8 +83,9 @@ def test_a_run_is_asked_before_its_first_step_and_after_its_last(
     assert {row["run"] for row in rows if row["response"] == rows[0]["response"]} != {"against", "model"}
 
 
+@pytest.mark.usefixtures("brief_runs")
 @pytest.mark.parametrize("adapter", ["full", "lora"])
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("host", HOSTS[:1])
 def test_a_report_takes_answers_of_the_runs_own_weights_alone(host: Trainer, adapter: str, tmp_path: Path) -> None:
     """Prevents the rates of another model, or of a checkpoint, as those of the run; and a refusal of its own."""
     base, out = tiny.save(tmp_path / "base"), tmp_path / "out"

@@ -116,22 +116,24 @@ def losses(trainer: Any) -> dict[int, dict[str, float]]:
     }
 
 
-@pytest.mark.parametrize("adapter", ["full", "lora", "qlora"])
+@pytest.mark.parametrize(("adapter", "steps"), [("full", (1, 3)), ("lora", (2,)), ("qlora", (2,))])
 @pytest.mark.parametrize("host", HOSTS)
-def test_a_resumed_run_equals_an_uninterrupted_one(host: Trainer, adapter: str, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    host: Trainer, adapter: str, steps: tuple[int, ...], tmp_path: Path
+) -> None:
     """Prevents a resumed run from being held to its own trained weights, or to anything but what it began with."""
     settings: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "learning_rate": 0.5}
     whole = losses(trained(host, tmp_path, adapter, **settings))
     assert list(whole) == [1, 2, 3, 4]
     assert whole[4]["pact/kl"] > 1e-5
-    for step in (1, 2, 3):
+    for step in steps:
         resumed = losses(trained(host, tmp_path, adapter, str(tmp_path / "out" / f"checkpoint-{step}"), **settings))
         for later in range(step + 1, 5):
             # TRL trains the adapters of 4-bit models in bfloat16: its rounding, not the run, differs after a resume.
             assert resumed[later] == pytest.approx(whole[later], rel=5e-2 if adapter == "qlora" else 1e-5, abs=1e-6)
     found = verify(tmp_path / "out")
     assert found.holds, found.sentence
-    assert "resumed after step 1, 2, 3" in found.sentence
+    assert f"resumed after step {', '.join(map(str, steps))}" in found.sentence
 
 
 @pytest.mark.parametrize("host", HOSTS)

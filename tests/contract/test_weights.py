@@ -19,6 +19,8 @@ from pact_plugins.run.verification import verify
 from tests import tiny
 from tests.contract.hosts import HOSTS, Trainer, config, model_of
 
+pytestmark = pytest.mark.usefixtures("brief_runs")
+
 SAVES = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
 
 
