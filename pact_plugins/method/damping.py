@@ -88,5 +88,5 @@ def damping(
 def by_answer(objective: PactObjective, document: Document) -> list[float]:
     """The conflict of each answer of a document; none for one without an answer."""
     tokens = AnswerTokens.of([document], objective.chat)
-    conflicts = objective.conflicts(tokens, objective.cache.look_up(tokens))
+    conflicts = objective.conflicts(tokens, objective.reference.look_up(tokens))
     return conflicts[np.unique(tokens.answer, return_index=True)[1]].tolist()

@@ -17,6 +17,7 @@ from pact_plugins.chat.format import ChatFormat
 from pact_plugins.config import PactConfig
 from pact_plugins.method import loss
 from pact_plugins.method.anchors import Anchors
+from pact_plugins.method.live import LiveReference
 from pact_plugins.method.safety_tokens import SafetyTokens
 from pact_plugins.model.forward import decoder_inputs, to_device
 from pact_plugins.model.subset_head import Capture, Request, SubsetHead
@@ -106,7 +107,7 @@ class PactObjective:
         tokens: the safety tokens, checked against the model.
         chat: what the chat template puts around answers.
         head: the subset head of the model being trained.
-        cache: the reference of the training data.
+        reference: of the training data.
         anchors: prompts with the reference's own answers that join each step, or None.
     """
 
@@ -116,10 +117,10 @@ class PactObjective:
         tokens: SafetyTokens,
         chat: ChatFormat,
         head: SubsetHead,
-        cache: ReferenceCache,
+        reference: ReferenceCache | LiveReference,
         anchors: Anchors | None = None,
     ) -> None:
-        self.config, self.tokens, self.chat, self.head, self.cache = config, tokens, chat, head, cache
+        self.config, self.tokens, self.chat, self.head, self.reference = config, tokens, chat, head, reference
         self.anchors = anchors
         self._gate = config.active_gate.model_dump(exclude={"prefix"}) if config.active_gate else None
         self._weights = torch.tensor(tokens.weights)
@@ -139,7 +140,7 @@ class PactObjective:
             self._weights, self._positive = self._weights.to(device), self._positive.to(device)
         own = on_host(inputs)
         tokens = AnswerTokens.of(split_documents(own), self.chat)
-        reference = self.cache.look_up(tokens)
+        reference = self.reference.look_up(tokens)
         labels, (_, width) = torch.as_tensor(inputs["labels"]), own["labels"].shape
         damped, harm = _NOTHING_DAMPED, None
         if damps and self.config.damps:

@@ -94,7 +94,7 @@ def open_or_build(
     # In the order of their keys: the same batches, and so the same rounding, whatever the order of the data.
     distinct = sorted({d.key: d for d in documents}.values(), key=lambda d: d.key)
     keys = [d.key for d in distinct]
-    cache, computed = ReferenceCache(folder, identity), Computed()
+    cache, added = ReferenceCache(folder, identity), Computed()
     if any(ranks.exchange(bool(cache.missing(keys).any()), _WHAT)):
         first = files.first_on_disk(folder, ranks)
         with ExitStack() as locks:
@@ -102,13 +102,13 @@ def open_or_build(
                 locks.enter_context(files.locked(store.folder, _WHAT, ranks, holds=first))
             # As it is now: another run may have computed it meanwhile.
             cache = ReferenceCache(folder, identity)
-            computed = _build(cache, distinct, head, chat, probe, ranks, show_progress, writes=first)
+            added = _build(cache, distinct, head, chat, probe, ranks, show_progress, writes=first)
         deadline = time.monotonic() + _VISIBLE
         while (cache := ReferenceCache(folder, identity)).missing(keys).any() and time.monotonic() < deadline:
             time.sleep(0.5)
     for store in cache.stores:
         store.note_use()
-    return cache, computed
+    return cache, added
 
 
 def _build(
@@ -172,13 +172,11 @@ def _fill(
     done = len(batches) - len(to_do)
     what = f"PACT: computing the reference{', continued' if done else ''}"
     with evaluating(head.model):
-        own = _one_behind((batches[number] for number in ranks.part(to_do)), head, probe)
-        computed = ranks.merged(to_do, own, _WHAT)
-        for number, values in progress(computed, what, len(batches), show_progress, done=done):
-            places = [place for sequence in batches[number] for place in sequence.places]
-            parts = [part for parts in values for part in parts]
+        own = computed((batches[number] for number in ranks.part(to_do)), head, probe)
+        merged = ranks.merged(to_do, own, _WHAT)
+        for number, values in progress(merged, what, len(batches), show_progress, done=done):
             for writer in writers:
-                writer.store(number, zip(places, parts, strict=True))
+                writer.store(number, values)
 
 
 @dataclass(frozen=True)
@@ -207,9 +205,9 @@ class ForwardSequence:
         """Every place that something is written to."""
         return [*self.wanted, *([self.harm] if self.harm else [])]
 
-    def parts(self, values: Halves, harm: Halves) -> list[Halves]:
+    def parts(self, values: Halves, harm: Halves) -> list[tuple[Place, Halves]]:
         """What is written there, of the result [n, S] and the harm [A, 1]."""
-        return [values] * len(self.wanted) + ([harm] if self.harm else [])
+        return [*((place, values) for place in self.wanted), *([(self.harm, harm)] if self.harm else [])]
 
 
 def value_counts(tokens: Sequence[AnswerTokens], reach: int | None) -> dict[str, Ints]:
@@ -288,10 +286,16 @@ def _answer_only_sequences(
     return list(distinct.values())
 
 
-def _one_behind(
+def computed(
     batches: Iterable[list[ForwardSequence]], head: SubsetHead, probe: HarmProbe | None
-) -> Iterator[list[list[Halves]]]:
-    """What every batch writes, sequence by sequence; handed out while the next one is being computed."""
+) -> Iterator[list[tuple[Place, Halves]]]:
+    """What every batch writes, and where; handed out while the next one is being computed.
+
+    Call it with the model in eval mode, and without gradients.
+
+    Raises:
+        PactError: the model gives logits that are not finite.
+    """
     layers = LayerStates(head.model) if probe else None
     pending: tuple[list[ForwardSequence], Callable[[], Halves], Callable[[], Halves]] | None = None
     for batch in batches:
@@ -306,7 +310,7 @@ def _one_behind(
 
 def _collected(
     batch: list[ForwardSequence], values: Callable[[], Halves], harm: Callable[[], Halves]
-) -> list[list[Halves]]:
+) -> list[tuple[Place, Halves]]:
     halves, scores = (np.ascontiguousarray(of()) for of in (values, harm))
     if not (np.isfinite(halves).all() and np.isfinite(scores).all()):
         raise PactError(
@@ -317,7 +321,7 @@ def _collected(
         )
     ends, answers = (np.cumsum([len(of(s)) for s in batch])[:-1] for of in (_columns, _prompt_ends))
     parts = zip(batch, np.split(halves, ends), np.split(scores, answers), strict=True)
-    return [sequence.parts(own, harms) for sequence, own, harms in parts]
+    return [part for sequence, own, harms in parts for part in sequence.parts(own, harms)]
 
 
 def _columns(sequence: ForwardSequence) -> Ints:

@@ -5,6 +5,7 @@ loading of models, fingerprints of their weights, and `ranks.Ranks`, the process
 """
 
 __all__ = [
+    "adapter",
     "fingerprints",
     "forward",
     "layer_states",

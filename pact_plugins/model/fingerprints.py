@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PretrainedConfig
 
 from pact_plugins.chat.fingerprints import digest
+from pact_plugins.model.adapter import own_parameters
 from pact_plugins.model.sharding import full_shape, take_apart, whole
 
 _SAMPLES = 4096
@@ -30,16 +31,17 @@ _ORIGIN = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_ve
 """The like in an adapter's config."""
 
 
-def model_fingerprint(model: nn.Module) -> str:
+def model_fingerprint(model: nn.Module, *, adapter: bool = True) -> str:
     """Identity of the function that the model computes before its first step.
 
     Every parameter enters with its name, shape, dtype, a sum of its bytes and a strided sample of them; beside
     them the model's config (rotary base, norms, ...) and the scale of each adapter. A LoRA pair whose B is zero adds
     nothing to the function, and its random A would make every run a new model: left out. Sharded weights are gathered
-    one by one, and have the fingerprint that they have whole.
+    one by one, and have the fingerprint that they have whole. Without its `adapter`, a model that has one has the
+    fingerprint of what is left: of one whose LoRA adds nothing yet it is the same.
     """
     take_apart(model)
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters()) if adapter else own_parameters(model)
     content = [
         (_canonical(name), str(p.dtype), list(full_shape(p)), *_checksums(p), _adapter_scale(name, model))
         for name, p in parameters.items()
@@ -49,7 +51,7 @@ def model_fingerprint(model: nn.Module) -> str:
     config = getattr(model, "config", None)
     settings = config.to_dict() if isinstance(config, PretrainedConfig) else {}
     about = {k: v for k, v in settings.items() if k not in _NOT_OF_THE_FUNCTION}
-    return digest([sorted(content), about, *_other_adapters(model)])
+    return digest([sorted(content), about, *(_other_adapters(model) if adapter else ())])
 
 
 def _scales(model: nn.Module) -> list[tuple[Any, ...]]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pact_plugins.errors import PactError
+from pact_plugins.model.adapter import taken_off
 from pact_plugins.model.forward import evaluating
 from pact_plugins.model.sharding import full_shape, is_sharded
 from pact_plugins.model.subset_head import Capture, Request, SubsetHead
@@ -71,6 +72,33 @@ def check_parity(head: SubsetHead) -> None:
                 consequence="What is held would leave the adapter's part out, and drift would go unseen.",
                 remedy="Use LoRA, QLoRA or full fine-tuning; please report this adapter.",
             ) from error
+
+
+def check_taken_off(head: SubsetHead, *, trained: bool) -> None:
+    """Whether the model with its adapter taken off is what it is before its first step, and stays that.
+
+    Args:
+        head: of a PEFT model.
+        trained: whether the adapter has been trained, so that only the second can be seen.
+
+    Raises:
+        PactError: the adapter adds something from the start, or something of it stays.
+    """
+    input_ids = _sequence(head)
+    logits, _ = _run(head, input_ids)
+    with taken_off(head.model):
+        before, _ = _run(head, input_ids)
+    with _trained(head.model), taken_off(head.model):
+        after, _ = _run(head, input_ids)
+    scale = max(before.abs().max().item(), 1.0)
+    for other, when in ((before if trained else logits, "from the start"), (after, "once the adapter is trained")):
+        if not (error := (before - other).abs().max().item()) <= TOLERANCE * scale:
+            raise PactError(
+                expected="a model that is, with its adapter taken off, what it is before its first step",
+                got=f"another by {error:.3g} beside logits of up to {scale:.3g}, {when} ({adapters_of(head.model)})",
+                consequence="The reference of a data set that streams is computed so, and would be another model's.",
+                remedy="Use LoRA that adds nothing from the start, or load the data set whole (`streaming: false`).",
+            )
 
 
 def _sequence(head: SubsetHead) -> Tensor:

@@ -64,7 +64,8 @@ class Audit:
         conflict_threshold: those above which it does.
         threshold: those above which an answer is listed.
         damped_share: share of the cross-entropy's weight, over all supervised tokens, that the run takes away.
-        cache: folder of the reference, which the run finds again.
+        streams: whether the data set does: audited are its first rows.
+        cache: where the reference is, which the run finds again.
         listed: the conflicting answers, strongest first; equal sequences once.
     """
 
@@ -74,6 +75,7 @@ class Audit:
     conflict_threshold: float
     threshold: float
     damped_share: float
+    streams: bool
     cache: str
     listed: list[ConflictingAnswer]
 
@@ -105,7 +107,6 @@ def audit(trainer: Any, config: PactConfig, *, threshold: float | None = None) -
     # To damp has the harm of prompts computed.
     start = Start.of(trainer, config.model_copy(update={"conflict": "damp"}))
     objective = prepare(start).objective
-    objective.head.remove()
     with first_batches(trainer, ALONE) as batches:
         measure_host_loss(trainer, trainer.compute_loss, batches, damps=config.damps)
     threshold = config.conflict_threshold if threshold is None else threshold
@@ -127,6 +128,7 @@ def audit(trainer: Any, config: PactConfig, *, threshold: float | None = None) -
             if conflict > threshold:
                 texts = _texts(start.tokenizer, document, answer)
                 listed.append(ConflictingAnswer(rows, number, conflict, 1 - taken, tokens, *texts))
+    objective.head.remove()
     return Audit(
         sequences=sequences,
         answers=answers,
@@ -134,7 +136,8 @@ def audit(trainer: Any, config: PactConfig, *, threshold: float | None = None) -
         conflict_threshold=config.conflict_threshold,
         threshold=threshold,
         damped_share=damped / supervised,
-        cache=str(objective.cache.folder),
+        streams=start.streams,
+        cache=objective.reference.where,
         listed=sorted(listed, key=lambda one: -one.conflict),
     )
 
@@ -176,7 +179,8 @@ def summary(found: Audit) -> str:
         else "nothing is damped (`conflict: keep`)"
     )
     return (
-        f"{found.answers:,} answers in {found.sequences:,} sequences audited, {found.listed_answers:,} listed "
+        f"{found.answers:,} answers in {found.sequences:,} sequences"
+        f"{', the first of the stream,' if found.streams else ''} audited, {found.listed_answers:,} listed "
         f"(conflict above {found.threshold:g}); {damping}."
     )
 

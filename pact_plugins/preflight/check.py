@@ -168,7 +168,7 @@ def _will(run: Run) -> dict[str, str]:
         if evaluation
         else "none",
         "probe": f"every {probe.every:,} steps" if probe else "off",
-        "reference": f"in {config.cache_folder}",
+        "reference": "computed in each step, with the adapter off" if run.streams else f"in {config.cache_folder}",
         "leaves": f"{EVIDENCE} and pact_report in {run.output_dir or 'its output folder'}",
     }
 

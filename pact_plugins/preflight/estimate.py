@@ -19,6 +19,7 @@ from pact_plugins.chat.format import ChatFormat
 from pact_plugins.config import PactConfig
 from pact_plugins.method.reference import open_or_build
 from pact_plugins.model.forward import to_device
+from pact_plugins.model.parity import check_taken_off
 from pact_plugins.model.ranks import ALONE
 from pact_plugins.model.subset_head import Request, SubsetHead
 from pact_plugins.run.cost import (
@@ -56,6 +57,7 @@ class Estimate:
         reached_tokens: answer tokens of the data that the cache holds without the prompt too, for the gate.
         anchors: rows that join each step.
         anchor_answer_tokens: answer tokens of all anchors; an upper bound unless `anchors_known`.
+        streams: whether the data set does: what is counted is of its first rows, and nothing is cached.
         cache_bytes: of the cached values; computed.
         cache: folder of the cache in which the run will find all rows; None if it has to compute any.
         rows_to_build: distinct sequences that it will compute; the others are found.
@@ -79,6 +81,7 @@ class Estimate:
     anchors: int
     anchor_answer_tokens: int
     anchors_known: bool
+    streams: bool
     cache_bytes: int
     cache: str | None
     rows_to_build: int
@@ -109,12 +112,14 @@ def estimate(trainer: Any, config: PactConfig) -> Estimate:
     Raises:
         PactError: PACT cannot serve the run.
     """
-    seen = examine(Start.of(trainer, config))
+    seen = examine(start := Start.of(trainer, config))
     chat, answered, data, _ = seen.found
     tokens, probe, reach = seen.tokens, seen.probe, config.gate_reach
     with trainer.accelerator.autocast():
         head = seen.head(tokens)
         anchors, anchors_known = seen.finder.expected_anchors()
+        if start.streams:
+            check_taken_off(head, trained=False)
         referenced = list({d.key: d for d in answered}.values())
         cache = ReferenceCache(config.cache_folder, identity := seen.identity(head.ids.tolist()))
         whole, prompts = referenced, list[Document]()
@@ -123,7 +128,7 @@ def estimate(trainer: Any, config: PactConfig) -> Estimate:
             whole = [d for d, lacks in zip(referenced, lacking, strict=True) if lacks]
             prompts = [d for d, lacks, *more in zip(referenced, lacking, *harm, strict=True) if not lacks and any(more)]
         build_tokens, sampled, sampled_tokens, seconds = 0, 0, 0, 0.0
-        if whole or prompts:
+        if (whole or prompts) and not start.streams:
             build_tokens = padded_tokens(forward_lengths(whole, chat, reach, prompts))
             sampled, sampled_tokens, taken = _built_sample(head, chat, whole or prompts, identity.stores[0])
             seconds = taken / sampled_tokens * build_tokens
@@ -131,9 +136,9 @@ def estimate(trainer: Any, config: PactConfig) -> Estimate:
         measure_host_loss(trainer, trainer.compute_loss, batches, damps=config.damps)
     log_normaliser = _log_normaliser(trainer, config, head, chat)
     head.remove()
-    step = expected_step(trainer, data, anchors, config)
+    step = expected_step(trainer, data, start.documents, chat, anchors, config)
     assert step is not None, "a trainer that begins to train has a data loader"
-    size = ModelSize.of(seen.start.model)
+    size = ModelSize.of(start.model)
     reached_tokens = sum(count_reached_tokens(d, chat, reach) for d in referenced)
     return Estimate(
         data=data,
@@ -144,7 +149,8 @@ def estimate(trainer: Any, config: PactConfig) -> Estimate:
         anchors=config.anchors_per_step,
         anchor_answer_tokens=sum(int(d.supervised.sum()) for d in anchors),
         anchors_known=anchors_known,
-        cache_bytes=cache_bytes(data.answer_tokens, reached_tokens, len(head.ids)),
+        streams=start.streams,
+        cache_bytes=0 if start.streams else cache_bytes(data.answer_tokens, reached_tokens, len(head.ids)),
         cache=None if whole or prompts else str(cache.folder),
         rows_to_build=len(whole),
         build_tokens=build_tokens,
@@ -204,10 +210,11 @@ def show(e: Estimate, console: Console | None = None) -> None:
     table = Table(title="PACT: expected cost", title_justify="left")
     for header in ("", "", "how"):
         table.add_column(header)
+    counted = "counted" + " in the first rows of the stream" * e.streams
     without = f"; {data.unanswered:,} without an answer" if data.unanswered else ""
-    table.add_row("training sequences", f"{data.sequences:,}, {data.distinct:,} of them distinct{without}", "counted")
+    table.add_row("training sequences", f"{data.sequences:,}, {data.distinct:,} of them distinct{without}", counted)
     table.add_row(
-        "answer tokens", f"{data.answer_tokens:,} distinct; {data.answer_tokens_per_epoch:,} per epoch", "counted"
+        "answer tokens", f"{data.answer_tokens:,} distinct; {data.answer_tokens_per_epoch:,} per epoch", counted
     )
     table.add_row("optimiser steps", f"{e.optimiser_steps:,}", "by the host")
     table.add_row(
@@ -219,22 +226,10 @@ def show(e: Estimate, console: Console | None = None) -> None:
             f"{e.anchors} rows a step; {e.anchor_answer_tokens:,} answer tokens in all",
             "known" if e.anchors_known else "not written yet: at most",
         )
-    answers = f"{data.answer_tokens:,}"
-    if e.reached_tokens:
-        answers = f"({answers} + {e.reached_tokens:,} without the prompt)"
-    table.add_row(
-        "reference cache",
-        f"{e.cache_bytes / 2**20:,.1f} MiB = {answers} answer tokens x {e.safety_tokens} x 2 bytes",
-        "computed",
-    )
-    if e.cache is not None:
-        table.add_row("time to build it", f"0 s: it is there, {e.cache}", "found")
+    if e.streams:
+        table.add_row("reference", "computed in each step, by the model with its adapter off", "")
     else:
-        table.add_row(
-            "time to build it",
-            f"{e.build_seconds:,.1f} s for {e.build_tokens:,} tokens, {e.rows_to_build:,} of {data.distinct:,} rows",
-            f"measured on {e.sampled_sequences} sequences, {e.sampled_tokens:,} tokens",
-        )
+        _add_cache(table, e)
     table.add_row("each step", f"{share.total:+.2%} FLOP", "reasoned")
     table.add_row("  anchors", f"{share.anchors:.2%} = {step.anchor_tokens:,.0f} / {step.tokens:,.0f} tokens", "")
     own = f"{size.step_flop(1):,.0f} a token x {step.tokens:,.0f}"
@@ -251,6 +246,8 @@ def show(e: Estimate, console: Console | None = None) -> None:
     table.add_row(
         "  log-normaliser", f"{share.log_normaliser:.2%}{chunks if share.log_normaliser else ''}", e.log_normaliser
     )
+    if e.streams:
+        table.add_row("  reference", f"{share.reference:.2%}: {step.reference_tokens:,.0f} tokens, forward alone", "")
     if e.probe_every:
         table.add_row(
             "  probe",
@@ -261,3 +258,22 @@ def show(e: Estimate, console: Console | None = None) -> None:
     if not (e.safety_tokens_known and e.anchors_known):
         text = "Finding the safety tokens and writing the anchors, once for each model, come on top of the build."
         (console or Console()).print(text)
+
+
+def _add_cache(table: Table, e: Estimate) -> None:
+    answers = f"{e.data.answer_tokens:,}"
+    if e.reached_tokens:
+        answers = f"({answers} + {e.reached_tokens:,} without the prompt)"
+    table.add_row(
+        "reference cache",
+        f"{e.cache_bytes / 2**20:,.1f} MiB = {answers} answer tokens x {e.safety_tokens} x 2 bytes",
+        "computed",
+    )
+    if e.cache is not None:
+        table.add_row("time to build it", f"0 s: it is there, {e.cache}", "found")
+    else:
+        table.add_row(
+            "time to build it",
+            f"{e.build_seconds:,.1f} s for {e.build_tokens:,} tokens, {e.rows_to_build:,} of {e.data.distinct:,} rows",
+            f"measured on {e.sampled_sequences} sequences, {e.sampled_tokens:,} tokens",
+        )

@@ -27,7 +27,7 @@ class Guards:
     Attributes:
         coverage: what of the supervised assistant tokens it constrains.
         agreement: how far the reference is from the model on the trainer's own batches.
-        reference: folder of the reference, which the run finds again.
+        reference: where the reference is, which the run finds again.
         seconds: from the trainer to the first step.
     """
 
@@ -55,7 +55,7 @@ def guards(trainer: Any, config: PactConfig) -> Guards:
         measure_host_loss(trainer, trainer.compute_loss, batches, damps=config.damps)
         agreement = check_agreement(trainer, objective, trainer.compute_loss, batches, start.documents)
     objective.head.remove()
-    return Guards(preparation.coverage, agreement, str(objective.cache.folder), time.perf_counter() - started)
+    return Guards(preparation.coverage, agreement, objective.reference.where, time.perf_counter() - started)
 
 
 def show(found: Guards, console: Console | None = None) -> None:

@@ -28,6 +28,8 @@ _WITHOUT_A_REQUIREMENT = {
 }
 _TEMPLATE_FILES = ("*chat_template*", "*processor_config.json", "tekken.json")
 """Files of a model folder that are or may hold a chat template, beside the tokenizer's settings."""
+STREAMING = ("streaming", "dataset_streaming", "pretraining_dataset")
+"""Keys of both hosts by which a data set streams."""
 _LONGEST_ROW = 2**20
 """Characters of a first row that are read: a file of JSON may be one line."""
 _FILE_ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".txt", ".yaml", ".yml", ".safetensors", ".jinja")
@@ -96,6 +98,10 @@ class Run:
     def datasets(self) -> list[dict[str, Any]]:
         """The entries under `datasets`."""
         return [entry for entry in self.settings.get("datasets") or [] if isinstance(entry, dict)]
+
+    @property
+    def streams(self) -> bool:
+        return any(self.settings.get(key) for key in STREAMING)
 
     @property
     def output_dir(self) -> Path | None:
@@ -325,7 +331,7 @@ def resumed(run: Run) -> Iterator[Finding]:
         return
     try:
         evidence = Evidence.load(run.output_dir)
-        evidence.cache(run.pact, evidence.identity)
+        (evidence.check_same if run.streams else evidence.cache)(run.pact, evidence.identity)
         if evidence.anchors is not None:
             Asked.load(run.pact.cache_folder / evidence.anchors)
     except PactError as error:

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pact_plugins.config import PactConfig
+from pact_plugins.model.adapter import EMPTY, RELORA, WHOLE, adding
 from pact_plugins.model.support import adapter_on_the_head, unsupported_adapter
-from pact_plugins.preflight.rules import Finding
+from pact_plugins.preflight.rules import STREAMING, Finding
 from pact_plugins.preflight.run_file import Host, block
 from pact_plugins.run.served import Training, of_axolotl, refused, sharded_by
 
@@ -38,8 +39,8 @@ def _training(settings: Mapping[str, Any], host: Host) -> Iterator[tuple[str, st
         # That for ternary weights leaves the head out.
         rounded = block(settings.get("qat"))
         yield "rounds", "qat", bool(rounded) and rounded.get("weight_dtype") != "ternary"
-    for key in ("streaming", "dataset_streaming", "pretraining_dataset"):
-        yield "streams", key, bool(settings.get(key))
+    yield from (("streams", key, bool(settings.get(key))) for key in STREAMING)
+    yield from (("lost", key, words) for key, words in _lost(settings, host))
     for key in ("load_in_4bit", "load_in_8bit"):
         yield "quantised", key, bool(settings.get(key))
     for name in ("activation_checkpointing", "gradient_checkpointing"):  # as transformers calls it, new and old
@@ -70,6 +71,17 @@ def _training(settings: Mapping[str, Any], host: Host) -> Iterator[tuple[str, st
     stage = block(deepspeed.get("zero_optimization")).get("stage")
     key = ("accelerate_config" if launched else "fsdp_config" if fsdp else "fsdp") if version else "deepspeed"
     yield "sharding", key, sharded_by(version, stage or 0, offloads=bool(offloads), xla=bool(fsdp.get("xla")))
+
+
+def _lost(settings: Mapping[str, Any], host: Host) -> Iterator[tuple[str, str]]:
+    """Keys that keep the model without its adapter from being what it was, and in which way."""
+    if not (settings.get("use_peft") if host == "trl" else settings.get("adapter")):
+        yield "adapter" if host == "axolotl" else "use_peft", WHOLE
+    if host == "axolotl":
+        init = "loftq" if settings.get("loftq_config") else settings.get("peft_init_lora_weights")
+        yield "peft_init_lora_weights", "" if init in (None, *EMPTY) else adding(init)
+        yield "lora_model_dir", adding() if settings.get("lora_model_dir") else ""
+        yield "relora", RELORA if settings.get("relora") else ""
 
 
 def _plugins(settings: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from pact_plugins.errors import PactError
+from pact_plugins.model.adapter import adds
 from pact_plugins.model.sharding import is_sharded
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def check_as_loaded(trainer: Any, model: Any, *, prepared: bool = False) -> None
         got = f"one that another trainer of this process has trained for {steps:,} steps"
     elif _has_stepped(trainer):
         got = "one that this trainer has trained before"
-    elif prepared and _adapter_adds(model):
+    elif prepared and adds(model):
         got = "one with an adapter that is not empty, which another trainer of this process was given"
     elif (differing := _differing(model)) is not None:
         name, source = differing
@@ -66,7 +67,7 @@ def check_as_loaded(trainer: Any, model: Any, *, prepared: bool = False) -> None
             remedy="Load the original model anew. Where these weights are meant as the reference, save them "
             "(`model.save_pretrained`) and load them from there.",
         )
-    if _adapter_adds(model):
+    if adds(model):
         logger.warning(
             "PACT: the model begins with an adapter that is not empty. The reference is the model with this adapter: "
             "right for a second stage, and wrong if the adapter was trained without PACT just before."
@@ -145,9 +146,3 @@ def _differs(parameter: Tensor, stored: Any) -> bool:
     return there.dtype in _PRECISIONS and not any(
         torch.equal(there.to(way).to(here.dtype), here) for way in (here.dtype, *_PRECISIONS)
     )
-
-
-def _adapter_adds(model: Any) -> bool:
-    if not hasattr(model, "peft_config") or is_sharded(model):
-        return False
-    return any(bool(p.detach().any()) for name, p in model.named_parameters() if ".lora_B." in name)

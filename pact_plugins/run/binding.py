@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pact_plugins.chat.answers import Document
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.model.ranks import ALONE, Ranks
@@ -138,7 +140,8 @@ class Binding:
             self._reporting.begin(resumed=resumed)
             if self.ranks.is_first:
                 checked = agreement.rows(startup) if agreement else ()
-                print_summary(self.preparation, overhead=self._overhead(self.preparation), checked=checked)
+                overhead = self._overhead(self.preparation, start.documents)
+                print_summary(self.preparation, overhead=overhead, checked=checked)
         self._recorder.begin(started_from)
         return self.preparation
 
@@ -219,11 +222,11 @@ class Binding:
         """Where the run leaves what it leaves."""
         return output_dir(self.trainer)
 
-    def _overhead(self, preparation: Preparation) -> Overhead | None:
+    def _overhead(self, preparation: Preparation, documents: Sequence[Document]) -> Overhead | None:
         """What each step will cost, if PACT has to compute the log-normaliser; None without a data loader."""
         objective = preparation.objective
-        documents = objective.anchors.documents if objective.anchors else []
-        step = expected_step(self.trainer, preparation.data, documents, self.config)
+        anchors = objective.anchors.documents if objective.anchors else []
+        step = expected_step(self.trainer, preparation.data, documents, objective.chat, anchors, self.config)
         if step is None:
             return None
         size = ModelSize.of(objective.head.model)

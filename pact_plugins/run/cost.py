@@ -180,20 +180,30 @@ class Step:
     Attributes:
         tokens, answer_tokens: of the training rows.
         anchor_tokens, anchor_answer_tokens: of the anchors that join it.
+        reference_tokens: that go through the model once more, of a reference that is computed in each step.
     """
 
     tokens: float
     answer_tokens: float
     anchor_tokens: float
     anchor_answer_tokens: float
+    reference_tokens: float = 0.0
 
     @classmethod
-    def of(cls, data: Data, steps_per_epoch: float, anchors: Sequence[Document], anchors_per_step: int) -> Step:
+    def of(
+        cls,
+        data: Data,
+        steps_per_epoch: float,
+        anchors: Sequence[Document],
+        anchors_per_step: int,
+        reference_tokens: float = 0.0,
+    ) -> Step:
         """The average step.
 
         Args:
             steps_per_epoch: steps of all processes together, in which an epoch is used up.
             anchors: all of them, in turn; may be empty.
+            reference_tokens: of an epoch, where the reference is computed in each step.
         """
         lengths = [(len(d.input_ids), int(d.supervised.sum())) for d in anchors] or [(0, 0)]
         anchor, answer = np.mean(lengths, axis=0) * anchors_per_step
@@ -202,6 +212,7 @@ class Step:
             answer_tokens=data.answer_tokens_per_epoch / steps_per_epoch,
             anchor_tokens=float(anchor),
             anchor_answer_tokens=float(answer),
+            reference_tokens=reference_tokens / steps_per_epoch,
         )
 
 
@@ -214,12 +225,14 @@ class Overhead:
         subset_head: logits of the safety tokens.
         log_normaliser: logsumexp over the vocabulary, where the host's own loss does not give it.
         probe: the forward passes of one measurement, spread over the steps until the next one.
+        reference: one more forward pass over the step's rows, where it is computed in each step.
     """
 
     anchors: float
     subset_head: float
     log_normaliser: float
     probe: float = 0.0
+    reference: float = 0.0
 
     @classmethod
     def of(
@@ -238,9 +251,12 @@ class Overhead:
             subset_head=model.subset_head_flop(constrained, safety_tokens) / own,
             log_normaliser=model.log_normaliser_flop(step.answer_tokens) / own if log_normaliser else 0.0,
             probe=probe_flop / own,
+            reference=model.forward_flop(step.reference_tokens, step.answer_tokens) / own
+            if step.reference_tokens
+            else 0.0,
         )
 
     @property
     def total(self) -> float:
         """All of it."""
-        return self.anchors + self.subset_head + self.log_normaliser + self.probe
+        return self.anchors + self.subset_head + self.log_normaliser + self.probe + self.reference

@@ -91,9 +91,9 @@ class Evidence:
 
     Attributes:
         identity: what its reference was computed with.
-        data: fingerprint of its rows with an answer (`keys_fingerprint`).
+        data: fingerprint of its rows with an answer (`keys_fingerprint`), or of the first ones of a stream.
         values: fingerprints of their reference, to the last bit (`ReferenceCache.fingerprint`): one, or several where
-            processes have disks of their own, which may have grown in other steps.
+            processes have disks of their own, which may have grown in other steps; none where the data set streams.
         tokens_source: the settings that chose its safety tokens.
         tokens: the safety tokens.
         about: settings, versions, amounts of data and the like, for people; resuming compares none of it.
@@ -203,25 +203,30 @@ class Evidence:
         """Writes what the trainer logged, entry by entry; of a resumed run from its first step."""
         files.write(folder / HISTORY, {"log": list(log)})
 
-    def cache(
+    @property
+    def streams(self) -> bool:
+        """Whether its data set streams, so that its reference is the model with its adapter taken off."""
+        return not self.values
+
+    def check_same(
         self,
         config: PactConfig,
         identity: Identity,
         documents: Sequence[Document] | None = None,
         *,
         dated: bool = False,
-    ) -> ReferenceCache:
-        """The reference that the run began with, to the last bit.
+    ) -> None:
+        """Refuses another run than this one under its name.
 
         Args:
             config: the settings of the run that resumes it.
             identity: what that run's reference would be computed with.
-            documents: its rows with an answer; where they are not known, neither they nor their values are compared.
+            documents: its rows with an answer; where they are not known, they are not compared.
             dated: whether its chat template writes the date, so that rows may differ in it alone.
 
         Raises:
-            PactError: the run is resumed with other data, template, gate, anchors or choice of tokens, or its reference
-                is gone or another. Its model is taken from its evidence: the weights have been trained since.
+            PactError: the run is resumed with other data, template, gate, anchors or choice of tokens, or if its data
+                set streams with another model below its adapter.
         """
         data = self.data if documents is None else keys_fingerprint(d.key for d in documents)
         now = {"data": data, **identity.model_dump(), **tokens_source(config)}
@@ -236,6 +241,21 @@ class Evidence:
                 remedy="Resume with the run's own data, tokenizer and `pact:` block."
                 + _DATED.format(began=self.about.get("began") or "that day") * (dated and "data" in differing),
             )
+
+    def cache(
+        self,
+        config: PactConfig,
+        identity: Identity,
+        documents: Sequence[Document] | None = None,
+        *,
+        dated: bool = False,
+    ) -> ReferenceCache:
+        """The reference that the run began with, to the last bit; arguments as of `check_same`.
+
+        Raises:
+            PactError: it is another run; its reference is gone; or its rows' values, where they are known, are others.
+        """
+        self.check_same(config, identity, documents, dated=dated)
         cache = ReferenceCache(config.cache_folder, identity)
         if empty := [store for store in cache.stores if not store.segments]:
             raise PactError(

@@ -146,7 +146,11 @@ def examine(start: Start) -> Examined:
     run = ranks.first(lambda: Evidence.load(folder), "resuming") if folder else None
     hold_head(model)  # the subset head does so too, after the forward passes that find its tokens
     with start.autocast():
-        fingerprint = run.identity.model if run else model_fingerprint(model)
+        # Where the data set streams, the model without its adapter is the reference, of a resumed run as well.
+        if start.streams:
+            fingerprint = model_fingerprint(model, adapter=False)
+        else:
+            fingerprint = run.identity.model if run else model_fingerprint(model)
         finder = Finder(config, model, tokenizer, fingerprint, ranks=ranks)
         tokens = run.tokens if run else finder.known_tokens()
     return Examined(start, found, probe, harm, run, fingerprint, finder, tokens)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from pact_plugins.model.forward import evaluating
 from pact_plugins.model.ranks import Ranks
@@ -50,6 +50,8 @@ def _batches(loader: Any) -> Iterator[Any]:
     """What `loader` gives, made in this process; the loader itself is not iterated, since it keeps count."""
     if not isinstance(loader, DataLoader):
         return iter(loader)
+    if isinstance(loader.dataset, IterableDataset):  # of which torch makes batches without a sampler
+        return iter(DataLoader(loader.dataset, loader.batch_size, collate_fn=loader.collate_fn))
     if loader.batch_sampler is None:
         return iter(DataLoader(loader.dataset, None, sampler=loader.sampler, collate_fn=loader.collate_fn))
     return iter(DataLoader(loader.dataset, batch_sampler=loader.batch_sampler, collate_fn=loader.collate_fn))

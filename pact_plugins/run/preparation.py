@@ -17,9 +17,12 @@ from pact_plugins.chat.fingerprints import keys_fingerprint
 from pact_plugins.chat.template import writes_date
 from pact_plugins.method import harm_probe
 from pact_plugins.method.damping import Damping, damping
+from pact_plugins.method.live import LiveReference
 from pact_plugins.method.objective import PactObjective
 from pact_plugins.method.reference import Computed, open_or_build
 from pact_plugins.method.refusal_probe import Probe
+from pact_plugins.model.adapter import taken_off
+from pact_plugins.model.parity import check_taken_off
 from pact_plugins.model.progress import tell
 from pact_plugins.run.cost import Data, Overhead, stratified
 from pact_plugins.run.coverage import Coverage
@@ -40,8 +43,9 @@ class Preparation:
         objective: ready for training.
         identity: what the reference was computed with.
         rows: fingerprint of the rows that have one.
-        values: fingerprints of their values, on each disk.
-        computed: what of them was computed now rather than found.
+        values: fingerprints of their values, on each disk; none where the data set streams.
+        computed: what of them was computed now rather than found; None where the data set streams, and the reference is
+            computed in each step. What is said of the rows is of the first ones then.
         data: how much there is to constrain. Sequences without an answer token (cut off before it) train without PACT.
         coverage: how much of what assistants say in it is constrained.
         damping: whose cross-entropy is left out, or None if nobody's is.
@@ -55,7 +59,7 @@ class Preparation:
     identity: Identity
     rows: str
     values: tuple[str, ...]
-    computed: Computed
+    computed: Computed | None
     data: Data
     coverage: Coverage
     damping: Damping | None
@@ -83,27 +87,28 @@ def prepare(start: Start) -> Preparation:
         identity, rows = seen.identity(tokens.ids), keys_fingerprint(d.key for d in answered)
         start.ranks.agree({**identity.model_dump(), "data": rows}, "what the reference is made for")
         told: dict[str, Any] = {"ranks": start.ranks, "show_progress": start.show_progress}
-        if run:
-            cache, computed = run.cache(config, identity, answered, dated=writes_date(tokenizer)), Computed()
+        learn = partial(harm_probe.learn, head, tokenizer, seen.harm, answered, chat, **told) if seen.harm else None
+        if start.streams:
+            check_taken_off(head, trained=run is not None)
+            if run:
+                run.check_same(config, identity, answered, dated=writes_date(tokenizer))
+            with taken_off(start.model):
+                probe = learn() if learn else None
+            reference, computed, values = LiveReference(head, identity, chat, probe, start.autocast), None, ()
         else:
-            cache, computed = open_or_build(
-                config.cache_folder,
-                identity,
-                answered,
-                head,
-                chat,
-                probe=partial(harm_probe.learn, head, tokenizer, seen.harm, answered, chat, **told)
-                if seen.harm
-                else None,
-                **told,
-            )
-    objective = PactObjective(config, tokens, chat, head, cache, anchors)
+            if run:
+                reference = run.cache(config, identity, answered, dated=writes_date(tokenizer))
+                computed = Computed()
+            else:
+                folder = config.cache_folder
+                reference, computed = open_or_build(folder, identity, answered, head, chat, probe=learn, **told)
+            own = reference.fingerprint(d.key for d in answered)
+            values = tuple(sorted(set(start.ranks.exchange(own, "naming the reference"))))
+    objective = PactObjective(config, tokens, chat, head, reference, anchors)
     damped = damping(objective, answered, partial(tokenizer.decode, skip_special_tokens=True))
     if damped is not None:
         damped.warn()
     sample = [answered[i] for i in stratified([len(d.input_ids) for d in answered], SAMPLE)]
-    own = cache.fingerprint(d.key for d in answered)
-    values = tuple(sorted(set(start.ranks.exchange(own, "naming the reference"))))
     return Preparation(
         objective, identity, rows, values, computed, data, coverage, damped, seen.probe, sample, name, run
     )
@@ -125,20 +130,22 @@ def evidence_of(preparation: Preparation, **about: Any) -> Evidence:
 
     The parts that it has already are those of the run that is being resumed.
     """
-    objective, cache, run = preparation.objective, preparation.objective.cache, preparation.continued
+    objective, reference, run = preparation.objective, preparation.objective.reference, preparation.continued
+    computed = preparation.computed
     facts = {
         "began": run.about.get("began") if run else str(date.today()),
         "settings": objective.config.resolved(),
         "data": {
+            "streams": computed is None,
             **asdict(preparation.data),
             "coverage": preparation.coverage.as_dict(),
             **_damped(preparation.damping),
             "anchors": len(objective.anchors.documents) if objective.anchors else 0,
         },
         "reference": {
-            "folder": str(cache.folder),
-            "bytes": cache.size,
-            "computed": asdict(preparation.computed),
+            "folder": reference.where,
+            "bytes": reference.size,
+            "computed": asdict(computed) if computed else None,
         },
     }
     return Evidence(
@@ -184,7 +191,9 @@ def print_summary(
     table.add_row("safety tokens", f"{len(tokens.ids)}, {len(tokens.positive)} of them held: {strongest}, ...")
     for doubt in tokens.doubts:
         table.add_row("warning", escape(doubt))
-    data = preparation.data
+    data, computed, reference = preparation.data, preparation.computed, objective.reference
+    if computed is None:
+        table.add_row("data set", "streams: what follows is said of its first rows, which were read ahead")
     table.add_row("answer tokens", f"{data.answer_tokens:,} in {data.distinct:,} distinct sequences")
     for name, words in preparation.coverage.rows():
         table.add_row(name, escape(words))
@@ -192,15 +201,16 @@ def print_summary(
         table.add_row("damped", escape(str(preparation.damping)))
     if data.unanswered:
         table.add_row("without an answer", f"{data.unanswered:,} of {data.sequences:,} sequences: not constrained")
-    size = objective.cache.size / 2**20
-    state = preparation.computed.words(data.distinct)
-    table.add_row("reference", escape(f"{state}; {size:.1f} MiB in {objective.cache.folder}"))
+    state = f"{computed.words(data.distinct)}; {reference.size / 2**20:.1f} MiB in " if computed else ""
+    table.add_row("reference", escape(f"{state}{reference.where}"))
     for name, words in checked:
         table.add_row(name, words)
     if overhead is not None:
         parts = f"anchors {overhead.anchors:.1%}, safety tokens' logits {overhead.subset_head:.2%}"
         if overhead.log_normaliser:
             parts += f", and {overhead.log_normaliser:.1%} with some losses, such as Liger's (see `pact estimate`)"
+        if overhead.reference:
+            parts += f", the reference's own forward pass {overhead.reference:.1%}"
         if overhead.probe:
             parts += f", the probe {overhead.probe:.2%} on average"
         table.add_row("expected cost", f"of a step's FLOP: {parts}")

@@ -131,7 +131,22 @@ class Recorder:
         self._write()
 
     def _remember(self, name: str, model: nn.Module) -> None:
-        """Keeps which weights `model` has now."""
+        """Keeps which weights `model` has now.
+
+        Raises:
+            PactError: its reference is the model without its adapter, which is another by now.
+        """
+        if self.evidence.streams and model_fingerprint(model, adapter=False) != self.evidence.identity.model:
+            self.fail(
+                error := PactError(
+                    expected="the model below the adapter to stay as it was before the first step",
+                    got=f"other weights by step {self.trainer.state.global_step:,}",
+                    consequence="That model computes the reference, which has moved: do not use the result as a "
+                    "protected one.",
+                    remedy="Train the adapter alone, or load the data set whole (`streaming: false`).",
+                )
+            )
+            raise error
         known = {**self.evidence.weights, name: fingerprints(model)}
         self.evidence = replace(self.evidence, weights=known)
 

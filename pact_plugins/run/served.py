@@ -24,6 +24,9 @@ class Training:
         gpus: that one process drives.
         sharding: what shares weights between processes (`sharded_by`), if anything does.
         parallelism: what cuts documents or layers between them (context, sequence, tensor, expert), if anything does.
+        streams: whether its rows are not known before the first step.
+        lost: what keeps the model, with its adapter taken off, from being what it is before the first step, if anything
+            does (`adapter.lost`).
     """
 
     other_trainer: str = ""
@@ -39,6 +42,7 @@ class Training:
     deepspeed: bool = False
     reentrant: bool = False
     streams: bool = False
+    lost: str = ""
 
     @property
     def engine(self) -> str:
@@ -157,9 +161,20 @@ RULES = (
     ),
     Rule(
         "streams",
-        "a streaming data set",
-        "Its sequences are not known before the first step, and the reference is computed then.",
-        "Load the data set whole (`streaming: false`).",
+        "a streaming data set together with {0.lost}",
+        "Its reference is computed in each step, by the model with its adapter off, which would not be the model as it "
+        "is before the first step.",
+        "Train nothing but an adapter that adds nothing from the start, such as LoRA or QLoRA, or load the data set "
+        "whole (`streaming: false`).",
+        lambda training, _: bool(training.lost),
+    ),
+    Rule(
+        "streams",
+        "a streaming data set under {0.sharding}",
+        "Its reference is computed in each step, in as many passes as the rows of a process need, and shared weights "
+        "need all processes in each pass.",
+        "Use DDP or DeepSpeed ZeRO-2, or load the data set whole (`streaming: false`).",
+        lambda training, _: bool(training.sharding),
     ),
 )
 

@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import IterableDataset
 
 from pact_plugins import __version__
 from pact_plugins.chat.answers import NO_TEXT, Document, split_documents
@@ -25,11 +28,12 @@ from pact_plugins.evaluation.of_run import RunEvaluation
 from pact_plugins.evaluation.prompts import PromptSet
 from pact_plugins.evaluation.split import no_split, prompts_of
 from pact_plugins.method.refusal_probe import Probe
+from pact_plugins.model.adapter import RELORA, lost
 from pact_plugins.model.ranks import ALONE, Ranks
 from pact_plugins.model.sharding import is_cut, is_sharded
 from pact_plugins.model.support import check_supported, underlying
 from pact_plugins.run.as_loaded import check_as_loaded
-from pact_plugins.run.cost import Data, ModelSize, Step
+from pact_plugins.run.cost import Data, ModelSize, Step, forward_lengths
 from pact_plugins.run.served import Training, of_axolotl, refused, sharded_by
 
 logger = logging.getLogger(__name__)
@@ -37,7 +41,10 @@ logger = logging.getLogger(__name__)
 _TRAINED = "_pact_has_trained"
 
 _READ_TWICE = 8
-"""Rows that are read a second time, where something of the user's own makes them."""
+"""Rows that are read a second time, where something of the user's own makes them, or they stream."""
+
+READ_AHEAD, READ_AHEAD_TOKENS = 256, 2**18
+"""Rows of a data set that streams that are read before the first step at most, and their tokens."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,8 @@ class Start:
     Attributes:
         model: before its first step, adapter included; unwrapped of any engine.
         tokenizer: its tokenizer, with its chat template.
-        documents: all training sequences.
+        documents: all training sequences; of a data set that streams, those of its first rows (`READ_AHEAD`).
+        streams: whether it does: the reference is computed in each step then, and not before the first.
         config: the settings of PACT.
         template: that the data was rendered with, if it is not the tokenizer's own.
         evaluation: what the model is asked before and after, if it is.
@@ -62,6 +70,7 @@ class Start:
     tokenizer: Any
     documents: Sequence[Document]
     config: PactConfig
+    streams: bool = False
     template: str | None = None
     evaluation: RunEvaluation | None = None
     resumed_from: Path | None = None
@@ -90,8 +99,9 @@ class Start:
             tokenizer,
             # Before the rows, which may take long: a misspelt judge is noticed at once.
             evaluation=_evaluation(trainer, tokenizer, config, ranks),
-            documents=list(training_documents(trainer)),
+            documents=_first_documents(trainer, ranks) if streams(trainer) else list(training_documents(trainer)),
             config=config,
+            streams=streams(trainer),
             template=getattr(trainer, "chat_template", None),  # TRL has its own for some families
             resumed_from=output_dir(trainer) if resumed else None,
             autocast=trainer.accelerator.autocast,
@@ -178,8 +188,20 @@ def training_of(trainer: Any) -> Training:
         parallelism=next((kind for kind, on in cut.items() if on), ""),
         deepspeed=deepspeed is not None,
         reentrant=_reentrant(args),
-        streams=trainer.train_dataset is not None and not hasattr(trainer.train_dataset, "__len__"),
+        streams=streams(trainer),
+        lost=_lost(trainer) if streams(trainer) else "",
     )
+
+
+def streams(trainer: Any) -> bool:
+    """Whether the rows of its training set are not known before the first step."""
+    rows = trainer.train_dataset
+    return isinstance(rows, IterableDataset) or (rows is not None and not hasattr(rows, "__len__"))
+
+
+def _lost(trainer: Any) -> str:
+    merges = any(type(callback).__name__ == "ReLoRACallback" for callback in trainer.callback_handler.callbacks)
+    return RELORA if merges else lost(trainer.accelerator.unwrap_model(trainer.model))
 
 
 def marks_once(trainer: Any) -> bool:
@@ -253,6 +275,34 @@ def training_documents(trainer: Any) -> Iterator[Document]:
     return documents_of(trainer, trainer.train_dataset)
 
 
+def _first_documents(trainer: Any, ranks: Ranks) -> list[Document]:
+    """Those of the first rows of a training set that streams, as the first process reads them.
+
+    Raises:
+        PactError: they are others each time that they are read, or cannot be read.
+    """
+
+    def read(rows: int) -> list[Document]:
+        found, tokens = list[Document](), 0
+        with torch.random.fork_rng(devices=[]):
+            # Axolotl packs the rows of a stream in random order.
+            torch.default_generator.manual_seed(trainer.args.seed)
+            for number, row in enumerate(islice(trainer.train_dataset, rows)):
+                found += (documents := _documents_of_row(trainer, row, number))
+                tokens += sum(len(d.input_ids) for d in documents)
+                if tokens > READ_AHEAD_TOKENS:
+                    break
+        return found
+
+    def read_ahead() -> list[Document]:
+        twice, found = read(_READ_TWICE), read(READ_AHEAD)
+        if [d.key for d in twice] != [d.key for d in found[: len(twice)]]:
+            raise _unsteady(f"a data set whose first {_READ_TWICE} rows are others the second time")
+        return found
+
+    return ranks.first(read_ahead, "reading the first rows of the data set")
+
+
 def documents_of(trainer: Any, dataset: Any) -> Iterator[Document]:
     """Every sequence of a data set, as the trainer's batches will hold it; its `row` is that of the set.
 
@@ -272,15 +322,20 @@ def documents_of(trainer: Any, dataset: Any) -> Iterator[Document]:
         return
     # One row at a time, so that no collator option (shuffling, dropping the last batch) can leave one out.
     for i in range(len(dataset)):
-        documents = _documents_of_row(trainer, dataset, i)
-        if i < _READ_TWICE and [d.key for d in documents] != [d.key for d in _documents_of_row(trainer, dataset, i)]:
-            raise PactError(
-                expected="rows that are the same each time that the trainer reads them",
-                got=f"a data set or data collator that gives row {i} differently the second time",
-                consequence="The reference would be of other rows than those that are trained on.",
-                remedy="Apply what changes them once: `dataset.map(...)`, for example, in place of `with_transform`.",
-            )
+        documents = _documents_of_row(trainer, dataset[i], i)
+        if i < _READ_TWICE and [d.key for d in documents] != [d.key for d in _documents_of_row(trainer, dataset[i], i)]:
+            raise _unsteady(f"a data set or data collator that gives row {i} differently the second time")
         yield from documents
+
+
+def _unsteady(got: str) -> PactError:
+    return PactError(
+        expected="rows that are the same each time that the trainer reads them",
+        got=got,
+        consequence="The reference would be of other rows than those that are trained on.",
+        remedy="Apply what changes them once: `dataset.map(...)`, for example, in place of `with_transform`; a stream "
+        "has to begin anew each time that it is read.",
+    )
 
 
 def _host_of(collator: Any) -> str:
@@ -293,25 +348,47 @@ def _collated(trainer: Any, columns: set[str]) -> set[str]:
     return columns.intersection(_collatable(trainer, dict.fromkeys(columns))) - ignored
 
 
-def _documents_of_row(trainer: Any, dataset: Any, row: int) -> list[Document]:
-    batch: Mapping[str, Any] = trainer.data_collator([_collatable(trainer, dataset[row])])
+def _documents_of_row(trainer: Any, row: dict[str, Any], number: int) -> list[Document]:
+    batch: Mapping[str, Any] = trainer.data_collator([_collatable(trainer, row)])
     if seen := [name for name in batch if NO_TEXT.search(name)]:
         raise PactError(
             expected="a data set of text alone",
-            got=f"`{seen[0]}` in the batch of row {row}",
+            got=f"`{seen[0]}` in the batch of row {number}",
             consequence="The reference would be computed without what its answers are about.",
             remedy="Leave images and sounds out, or train without PACT.",
         )
-    return [replace(document, row=row) for document in split_documents(batch)]
+    return [replace(document, row=number) for document in split_documents(batch)]
 
 
-def expected_step(trainer: Any, data: Data, anchors: Sequence[Document], config: PactConfig) -> Step | None:
-    """The average optimiser step; None if the trainer has no data loader yet, which it makes when training begins."""
+def expected_step(
+    trainer: Any,
+    data: Data,
+    documents: Sequence[Document],
+    chat: ChatFormat,
+    anchors: Sequence[Document],
+    config: PactConfig,
+) -> Step | None:
+    """The average optimiser step; None if the trainer has no data loader yet, which it makes when training begins.
+
+    Args:
+        trainer: about to begin training.
+        data: how much there is.
+        documents: all of it; of a data set that streams, what was read ahead.
+        chat: what the chat template puts around turns.
+        anchors: all of them.
+        config: the settings of PACT.
+    """
     if (loader := trainer.callback_handler.train_dataloader) is None:
         return None
-    batches = len(loader)
-    steps = batches * trainer.accelerator.num_processes / min(trainer.args.gradient_accumulation_steps, batches)
-    return Step.of(data, steps, anchors, config.anchors_per_step)
+    args, forward = trainer.args, 0
+    if streams(trainer):
+        rows = len({d.row for d in documents})
+        steps = rows / (args.per_device_train_batch_size * args.gradient_accumulation_steps)
+        forward = sum(forward_lengths(documents, chat, config.gate_reach))
+    else:
+        batches = len(loader)
+        steps = batches * trainer.accelerator.num_processes / min(args.gradient_accumulation_steps, batches)
+    return Step.of(data, steps, anchors, config.anchors_per_step, forward)
 
 
 def probe_flop(trainer: Any, size: ModelSize, probe: Probe | None) -> float:
@@ -325,6 +402,7 @@ def probe_flop(trainer: Any, size: ModelSize, probe: Probe | None) -> float:
 
 def _collatable(trainer: Any, row: dict[str, Any]) -> dict[str, Any]:
     """A row without the columns that the trainer takes out before collating."""
-    trainer._set_signature_columns_if_needed()
-    kept = trainer._signature_columns
+    if trainer._signature_columns is None:  # Axolotl's cannot be set twice where it packs
+        trainer._set_signature_columns_if_needed()
+    kept: Any = trainer._signature_columns
     return {k: v for k, v in row.items() if k in kept} if trainer.args.remove_unused_columns else row

@@ -131,6 +131,11 @@ class ReferenceCache:
         """Where the log-probabilities are."""
         return self.stores[0].folder
 
+    @property
+    def where(self) -> str:
+        """The same, for people."""
+        return str(self.folder)
+
     def look_up(self, tokens: AnswerTokens) -> Reference:
         """The reference of every answer token of a batch.
 

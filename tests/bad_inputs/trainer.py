@@ -76,6 +76,33 @@ def _own_loss(trainer: Any) -> None:
     trainer.compute_loss_func = lambda outputs, _labels, **_kw: outputs.logits.logsumexp(-1).mean()
 
 
+def _stream() -> Any:
+    return Dataset.from_list(ROWS).to_iterable_dataset()
+
+
+def _with_adapter(kind: peft.PeftConfig) -> Callable[[], Any]:
+    def make() -> Any:
+        torch.manual_seed(0)
+        return peft.get_peft_model(tiny.llama(), kind)
+
+    return make
+
+
+def _moving(folder: Path) -> None:
+    lora = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+    trainer = trainer_on(folder, data=_stream(), model=_with_adapter(lora))
+    trainer.add_callback(PactCallback(trainer, config(folder)))
+    step = trainer.training_step
+
+    def merging(*args: Any, **kw: Any) -> Any:
+        with torch.no_grad():
+            trainer.model.get_base_model().model.layers[0].mlp.up_proj.weight += 0.01
+        return step(*args, **kw)
+
+    trainer.training_step = merging
+    trainer.train()
+
+
 class ImageProcessor:
     """What prepares images, and no text."""
 
@@ -186,9 +213,18 @@ INPUTS = [
     BadInput("Images in the training set", _bound(_with_images), r"text alone; got `pixel_values` in the"),
     BadInput(
         "A streaming data set",
-        _bound(data=Dataset.from_list(ROWS).to_iterable_dataset()),
+        _bound(data=_stream()),
         r"a streaming data set.*whole",
     ),
+    BadInput(
+        "An adapter that adds something, beside a stream",
+        _bound(
+            data=_stream(),
+            model=_with_adapter(peft.LoHaConfig(target_modules=["q_proj"], init_weights=False, task_type="CAUSAL_LM")),
+        ),
+        r"with its adapter taken off.*from the start \(LOHA\)",
+    ),
+    BadInput("Weights that move below an adapter, beside a stream", _moving, r"the model below the adapter.*by step 1"),
     BadInput("Rows that are others each time", _bound(_rows_of_chance), r"gives row 0 differently the second time"),
     BadInput("Several GPUs in one process", _bound(_gpus), r"DataParallel over 2 GPUs.*torchrun"),
     BadInput("FSDP1", _bound(fsdp(fsdp_version=1)), r"; got FSDP1\..*fsdp_version: 2"),

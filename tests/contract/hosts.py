@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -86,6 +87,41 @@ def common(folder: Path) -> dict[str, Any]:
         "save_strategy": "no",
         "dataloader_pin_memory": False,
     }
+
+
+def streaming(host: str, adapter: str, folder: Path, *, packing: bool = False, **settings: Any) -> Any:
+    """A trainer whose data set streams, as the host makes it of conversations; without `packing`, in their order."""
+    rows = tiny.conversations(48, 2)
+    if host == "trl":
+        return trl_trainer(model_of(adapter), folder, rows.to_iterable_dataset(), packing=packing, **settings)
+    from axolotl.utils.collators import (
+        PretrainingBatchSamplerDataCollatorForSeq2Seq,
+        V2BatchSamplerDataCollatorForSeq2Seq,
+    )
+    from axolotl.utils.data.streaming import encode_packed_streaming
+
+    length = settings.pop("max_length", 256)
+    if not packing:
+        trainer = axolotl_trainer(model_of(adapter), folder, rows, **settings)
+        trainer.train_dataset = trainer.train_dataset.to_iterable_dataset()
+        return trainer
+    size: dict[str, Any] = {"sample_packing": True, "per_device_train_batch_size": 1}
+    trainer = axolotl_trainer(model_of(adapter), folder, rows, **{**settings, **size})
+    collator = PretrainingBatchSamplerDataCollatorForSeq2Seq(
+        trainer.processing_class, padding=True, pad_to_multiple_of=length
+    )
+    encode = partial(
+        encode_packed_streaming, collator, lambda dataset: (dataset,), max_seq_length=length, batch_size=2, bin_size=200
+    )
+    # As `wrap_streaming_dataset` does.
+    stream = trainer.train_dataset.to_iterable_dataset().map(
+        encode, batched=True, batch_size=48, remove_columns=trainer.train_dataset.column_names
+    )
+    trainer.train_dataset = stream.with_format("torch")
+    trainer.data_collator = trainer.train_data_collator = V2BatchSamplerDataCollatorForSeq2Seq(
+        trainer.processing_class, padding=True
+    )
+    return trainer
 
 
 HOSTS = [

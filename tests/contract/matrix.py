@@ -31,7 +31,7 @@ from pact_plugins.run.served import RULES
 from pact_plugins.storage import files
 from tests import vision
 from tests.brief import few_prompts, without_page
-from tests.contract.hosts import TOKENS, axolotl_trainer, config, model_of, trl_trainer
+from tests.contract.hosts import TOKENS, axolotl_trainer, config, model_of, streaming, trl_trainer
 from tests.distributed.training import CHECKPOINTING, IN_ORDER, REENTRANT, axolotl_with
 
 PAGE = Path(__file__).parents[2] / "docs" / "works-with.md"
@@ -116,7 +116,8 @@ def _with_eaft(trainer: Any) -> None:
 class Case:
     """Arguments of a trainer, what else is done to it, its loss of a token, and the largest errors accepted.
 
-    `per_item` are the hosts that divide by the labels of the whole step; others do by those of the micro-batch.
+    `per_item` are the hosts that divide by the labels of the whole step; others do by those of the micro-batch. A
+    trainer that `streams` is given no whole data set.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -125,6 +126,7 @@ class Case:
     per_item: tuple[str, ...] = ("trl",)
     hosts: tuple[str, ...] = tuple(HOSTS)
     adapter: str = "full"
+    streams: bool = False
     loss: float = 1e-5
     gradient: float = 1e-4
 
@@ -151,6 +153,9 @@ CASES = {
     "a `compute_loss_func`": Case(_TWO, with_function, focal, tuple(HOSTS)),
     "an overridden `compute_loss`, a mean": Case(_TWO, own_mean, plain, ()),
     "a vision-language model, on text": Case(adapter="vision"),
+    "streaming, LoRA": Case(adapter="lora", streams=True),
+    "streaming, packing, LoRA": Case({"packing": True, "max_length": 128}, adapter="lora", streams=True),
+    "streaming, accumulation, LoRA": Case(_TWO, adapter="lora", streams=True),
 }
 
 
@@ -188,7 +193,9 @@ def measured(host: str, name: str, settings: dict[str, Any], folder: Path) -> Fi
         without_page(patch)
         few_prompts(patch)
         options = {"gradient_checkpointing": False, **case.settings}  # TRL's own default is True
-        if host == "axolotl" and "packing" in options:
+        if case.streams:
+            trainer = streaming(host, case.adapter, folder, **options)
+        elif host == "axolotl" and "packing" in options:
             trainer = axolotl_with(case.adapter, folder, **options)
         else:
             make = trl_trainer if host == "trl" else axolotl_trainer
@@ -261,7 +268,7 @@ def _by_hand(
         means = trainer.args.gradient_accumulation_steps
     harms: Any = None
     if objective.config.damps:
-        harms = objective.cache.look_up(AnswerTokens.of(split_documents(batch), objective.chat)).harm
+        harms = objective.reference.look_up(AnswerTokens.of(split_documents(batch), objective.chat)).harm
     nothing = torch.stack([p.sum() for p in student.parameters() if p.requires_grad]).sum() * 0.0
     parts, answers = dict.fromkeys(Figures._fields[2:], nothing), 0
     for ids, labels in documents:
@@ -330,6 +337,8 @@ _IN_WORDS = {
     "sharding": "FSDP1, FSDP2 that offloads weights to the CPU, or FSDP through XLA",
     "parallelism": "context, sequence, tensor or expert",
     "engine": "FSDP2 or DeepSpeed",
+    "lost": "weights that are trained whole or beside the adapter, or an adapter that adds something from the start "
+    "(PiSSA, OLoRA, a trained one) or is merged on the way (ReLoRA)",
 }
 """What a run fills in that is refused."""
 
@@ -341,7 +350,8 @@ def page(text: str, kept: dict[str, Any]) -> str:
     served += "".join(f"| *{kept[h]['versions']}* |{7 * ' |'}\n" for h in HOSTS if h in kept)
     refused = "| what | why | what to do |\n|---|---|---|\n"
     for part, got, consequence, remedy, _ in RULES:
-        words = {**_IN_WORDS, **({"sharding": "FSDP2 or DeepSpeed ZeRO-3"} if part == "quantised" else {})}
+        whole = {"sharding": "FSDP2 or DeepSpeed ZeRO-3"} if part in ("quantised", "streams") else {}
+        words = {**_IN_WORDS, **whole}
         refused += f"| {got.format(SimpleNamespace(**words))} | {consequence} | {remedy} |\n"
     for title, table in (("Served", served), ("Refused", refused)):
         text = re.sub(rf"(?s)(\n## {title}\n.*?\n)(\|[^\n]*\n)+", lambda found, table=table: found[1] + table, text)

@@ -222,7 +222,7 @@ def test_the_reference_is_the_model_before_its_first_step(name: str, tmp_path: P
     objective = callback.binding.prepare().objective
     for document in list(training_documents(trainer))[:4]:
         tokens = AnswerTokens.of([replace(document, row=0)], objective.chat)
-        cached = torch.from_numpy(objective.cache.look_up(tokens).full).float()
+        cached = torch.from_numpy(objective.reference.look_up(tokens).full).float()
         tolerance = ROUNDED if name == EIGHT_BIT else 1e-3  # of float16, in which the cache keeps them
         torch.testing.assert_close(cached, frozen_log_probs(frozen, tokens), rtol=tolerance, atol=tolerance)
     kl = [entry["pact/kl"] for entry in trainer.state.log_history if "pact/kl" in entry]

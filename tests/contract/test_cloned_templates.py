@@ -60,7 +60,7 @@ def test_the_reference_has_the_new_tokens(adapter: dict[str, Any] | None, tied: 
     assert preparation.coverage.share == 1.0
     for document, expected in zip(some, before, strict=True):
         tokens = AnswerTokens.of([replace(document, row=0)], preparation.objective.chat)
-        cached = torch.from_numpy(preparation.objective.cache.look_up(tokens).full).float()
+        cached = torch.from_numpy(preparation.objective.reference.look_up(tokens).full).float()
         # Kept in float16.
         torch.testing.assert_close(cached, expected[tokens.column][:, TOKENS], rtol=1e-3, atol=1e-3)
     kl = [entry["pact/kl"] for entry in trainer.state.log_history if "pact/kl" in entry]

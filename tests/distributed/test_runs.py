@@ -80,7 +80,7 @@ def test_a_report_of_two_ranks_is_that_of_one(host: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("what", "first", "second"),
     [
-        ("streaming", "got a streaming data set", "got a streaming data set"),
+        ("streaming", "a streaming data set together with", "a streaming data set together with"),
         ("other data", "what the reference is made for to be the same", "in rank 1"),
         ("missing reference", "", "every training sequence among"),
     ],

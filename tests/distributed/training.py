@@ -40,6 +40,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "checkpointed": ("lora", {"gradient_accumulation_steps": 2, **CHECKPOINTING}, {"anchors": 4}),
     "re-entrant": ("lora", {"gradient_accumulation_steps": 2, **REENTRANT}, {"anchors": 4}),
     "re-entrant, full": ("full", REENTRANT, {"anchors": 4}),
+    "streaming": ("lora", {"accelerator_config": {"dispatch_batches": False}}, {"anchors": 4}),
 }
 """By name: what is trained, settings of the trainer, and settings of PACT, whose anchors are those of all processes."""
 
@@ -102,6 +103,8 @@ def _train(folder: Path, host: str, case: str) -> Any:
         # The same micro-batches in each step: Axolotl's is a mean of their means.
         accumulation = settings.get("gradient_accumulation_steps", 1) * 2 // ranks
         trainer = axolotl_with(adapter, folder, **{**settings, "gradient_accumulation_steps": accumulation})
+    if case == "streaming":
+        trainer.train_dataset = trainer.train_dataset.to_iterable_dataset()
     anchors = pact.get("anchors", 0) // ranks
     kept: dict[str, Any] = {"conflict_threshold": 0.03, "weight": 2.0, **pact, "anchors": anchors}
     if kept.get("objective") == "paper":

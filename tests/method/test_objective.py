@@ -100,7 +100,9 @@ def test_equals_the_formulas_on_full_logits(settings: dict[str, Any], tmp_path: 
     bos = [tiny.tokenizer().bos_token_id] if config.answer_prefix == "bos" else []
     header = [*bos, *preparation.objective.chat.header]
     kl, damped, count, counted = 0.0, 0.0, 0, 0
-    found = preparation.objective.cache.look_up(AnswerTokens.of(split_documents(inputs), preparation.objective.chat))
+    found = preparation.objective.reference.look_up(
+        AnswerTokens.of(split_documents(inputs), preparation.objective.chat)
+    )
     harms = [1.0] * 8 if found.harm is None else found.harm
     assert found.harm is None or 0 < sum(harms > 0.5) < 8
     cross_entropy = F.cross_entropy(logs[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten())
@@ -181,7 +183,7 @@ def test_a_flipped_bit_stops_the_run(tmp_path: Path) -> None:
     """Prevents a damaged file from becoming the reference."""
     inputs = batch()
     objective = prepared(tiny.llama(), tmp_path, inputs).objective
-    (path,) = objective.cache.folder.glob("*/full.safetensors")
+    (path,) = objective.reference.folder.glob("*/full.safetensors")
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
@@ -207,7 +209,7 @@ def test_resuming_keeps_the_first_reference(tmp_path: Path) -> None:
     again = prepare(
         Start(trained, tiny.tokenizer(), documents, config, resumed_from=tmp_path / "out", show_progress=False)
     )
-    assert again.objective.cache.folder == first.objective.cache.folder
+    assert again.objective.reference.folder == first.objective.reference.folder
     with pytest.raises(PactError, match="no reference"):
         prepare(Start(trained, tiny.tokenizer(), documents, config, resumed_from=tmp_path, show_progress=False))
 

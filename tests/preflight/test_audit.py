@@ -106,7 +106,7 @@ def test_takes_away_what_the_run_takes_away(demo: tuple[Any, Any], cache: Path) 
     damped = sum(t.damped for t in targets) / sum(t.supervised for t in targets)
     assert found.damped_share == pytest.approx(damped, rel=1e-5)
     assert damped > 0.1
-    assert str(objective.cache.folder) == found.cache
+    assert str(objective.reference.folder) == found.cache
     copies = {one.prompt: one.rows for one in found.listed}
     assert copies[rows[10][0]] == [10, 15]
     assert (len(found.listed), found.listed_answers, found.sequences) == (5, 6, 16)
@@ -140,7 +140,7 @@ def test_texts_are_shown_as_they_are(tmp_path: Path) -> None:
     """Prevents a training row from styling the table or breaking it, and a file that is no JSON lines."""
     one = ConflictingAnswer([3, 9], 0, 0.9, 0.1, 4, "[bo", "x" * 90 + " [red]why[/red]\n?", "[/b] [link=a]Sure\x1b")
     many = [one] * 25
-    found = Audit(30, 30, True, 0.1, 0.1, 0.25, "cache", many)
+    found = Audit(30, 30, True, 0.1, 0.1, 0.25, False, "cache", many)
     text = printed(found)
     assert "[red]why[/red] ?" in text
     assert "[/b] [link=a]Sure" in text

@@ -91,7 +91,9 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
 
 def test_all_errors_come_at_once(tmp_path: Path) -> None:
     """Prevents a user who corrects one key after the other, and an error that names no key."""
-    found = checked(tmp_path, TRL | {"dataset_streaming": True, "fsdp": "full_shard", "load_in_4bit": True})
+    found = checked(
+        tmp_path, TRL | {"dataset_streaming": True, "fsdp": "full_shard", "use_peft": True, "load_in_4bit": True}
+    )
     assert [finding.key for finding in found.errors] == ["load_in_4bit", "dataset_streaming"]
     with pytest.raises(PactError, match=r"load_in_4bit.*dataset_streaming") as caught:
         found.require_sound()

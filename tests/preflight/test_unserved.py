@@ -12,7 +12,7 @@ import trl
 from accelerate.parallelism_config import ParallelismConfig
 from datasets import Dataset
 from torch.distributed.fsdp import CPUOffloadPolicy
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from pact_plugins.errors import PactError
 from pact_plugins.preflight.run_file import Host
@@ -54,15 +54,33 @@ def _rounding(trainer: Any) -> None:
     head.__class__ = type("FakeQuantizedLinear", (type(head),), {})
 
 
-def _streaming(trainer: Any) -> None:
-    trainer.train_dataset = Dataset.from_list(ROWS).to_iterable_dataset()
-
-
 def _adapted(adapter: peft.PeftConfig) -> Change:
     def change(trainer: Any) -> None:
         trainer.model = peft.get_peft_model(tiny.llama(), adapter)
 
     return change
+
+
+def _streaming(adapter: peft.PeftConfig | None = None, also: Change | None = None) -> Change:
+    def change(trainer: Any) -> None:
+        trainer.train_dataset = Dataset.from_list(ROWS).to_iterable_dataset()
+        for each in (_adapted(adapter) if adapter else None, also):
+            if each is not None:
+                each(trainer)
+
+    return change
+
+
+def _lora(**settings: Any) -> peft.LoraConfig:
+    return peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], **settings)
+
+
+def _trained(trainer: Any) -> None:
+    trainer.model.base_model.model.model.layers[0].self_attn.q_proj.lora_B.default.weight.data += 1
+
+
+def _merging(trainer: Any) -> None:
+    trainer.add_callback(type("ReLoRACallback", (TrainerCallback,), {}))
 
 
 def _through_xla(trainer: Any) -> None:
@@ -92,9 +110,28 @@ SHOWN: list[tuple[str, Host, dict[str, Any], Change]] = [
     ("elsewhere", "axolotl", {"plugins": "hatchery.HatcheryPlugin"}, _of_axolotl("HatcheryRLTrainer")),
     ("taught", "axolotl", {"plugins": ["kd.KDPlugin"], "kd_trainer": True}, _of_axolotl("AxolotlKDTrainer")),
     ("rounds", "axolotl", {"qat": {"weight_dtype": "int4"}}, _rounding),
-    ("streams", "axolotl", {"streaming": True}, _streaming),
-    ("streams", "trl", {"dataset_streaming": True}, _streaming),
-    ("streams", "axolotl", {"pretraining_dataset": "d"}, _streaming),
+    ("streams", "axolotl", {"streaming": True}, _streaming()),
+    ("streams", "trl", {"dataset_streaming": True}, _streaming()),
+    ("streams", "axolotl", {"pretraining_dataset": "d"}, _streaming()),
+    (
+        "streams",
+        "axolotl",
+        {"streaming": True, "adapter": "lora", "peft_init_lora_weights": "pissa"},
+        _streaming(_lora(init_lora_weights="pissa")),
+    ),
+    (
+        "streams",
+        "axolotl",
+        {"streaming": True, "adapter": "lora", "lora_model_dir": "adapter"},
+        _streaming(_lora(), _trained),
+    ),
+    ("streams", "axolotl", {"streaming": True, "adapter": "lora", "relora": True}, _streaming(_lora(), _merging)),
+    (
+        "streams",
+        "trl",
+        {"dataset_streaming": True, "use_peft": True, "fsdp": True, "fsdp_version": 2},
+        _streaming(_lora(), fsdp(fsdp_version=2)),
+    ),
     ("sharding", "trl", {"fsdp": True, "fsdp_config": {"version": 1}}, fsdp(fsdp_version=1)),
     ("sharding", "axolotl", {"fsdp_config": {"reshard_after_forward": True}}, fsdp(fsdp_version=1)),
     ("sharding", "trl", {"fsdp": "full_shard offload"}, fsdp(fsdp_version=2, cpu_offload=OFFLOADING)),
@@ -216,6 +253,8 @@ def test_anchors_beside_reentrant_checkpointing(name: str, tmp_path: Path) -> No
         {"qat": {"weight_dtype": "ternary"}},
         {"plugins": ["axolotl.integrations.kd.KDPlugin", "axolotl.integrations.liger.LigerPlugin"]},
         {"adapter": "qlora", "lora_target_modules": "q_proj"},
+        {"adapter": "qlora", "streaming": True},
+        {"adapter": "lora", "streaming": True, "peft_init_lora_weights": "gaussian", "deepspeed": {}},
         {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
     ],
     ids=str,

@@ -152,6 +152,15 @@ def test_shares_of_a_step() -> None:
     assert (without.anchors, without.log_normaliser, without.probe) == (0, 0, 0)
 
 
+def test_share_of_a_reference_in_each_step() -> None:
+    """Prevents: one more forward pass whose cost is not in the total, or of a head over every token."""
+    data = Data(sequences=40, distinct=40, unanswered=0, tokens=4000, answer_tokens=800, answer_tokens_per_epoch=800)
+    size = ModelSize(10_000, 0, hidden=10, vocabulary=100, head_trained=False, checkpointing=False)
+    shares = Overhead.of(Step.of(data, 10, [], 0, 3000), size, 5, log_normaliser=False)
+    assert shares.reference == pytest.approx(size.forward_flop(300, 80) / (4 * 10_000 * 400))
+    assert shares.total == shares.subset_head + shares.reference
+
+
 def test_share_of_the_probe() -> None:
     """Prevents: a probe whose cost is not in the total, or of a head over every token."""
     data = Data(sequences=40, distinct=40, unanswered=0, tokens=4000, answer_tokens=800, answer_tokens_per_epoch=800)

@@ -78,7 +78,7 @@ def _expected(callback: PactCallback, batch: dict[str, Tensor], each: TokenLoss,
     assert callback.binding.preparation is not None
     objective, model = callback.binding.preparation.objective, callback.trainer.model
     tokens = AnswerTokens.of(split_documents(batch), objective.chat)
-    reference = objective.cache.look_up(tokens)
+    reference = objective.reference.look_up(tokens)
     assert reference.harm is not None
     harm, ids = torch.from_numpy(reference.harm).float()[tokens.answer], torch.tensor(TOKENS)
     label, row, column = (torch.from_numpy(part) for part in (tokens.label, tokens.row, tokens.column))

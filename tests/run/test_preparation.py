@@ -98,7 +98,7 @@ def forward_passes(model: Any) -> Iterator[list[tuple[int, ...]]]:
 
 
 def reference_of(p: Preparation) -> np.ndarray:
-    return p.objective.cache.look_up(AnswerTokens.of(documents(ROWS[:1]), p.objective.chat)).full
+    return p.objective.reference.look_up(AnswerTokens.of(documents(ROWS[:1]), p.objective.chat)).full
 
 
 def trained(model: nn.Module) -> nn.Module:
@@ -304,9 +304,9 @@ def test_resuming_with_values_of_another_build_is_refused(tmp_path: Path, monkey
     evidence_of(first).save(tmp_path / "run")
     for number in range(5, 5 + SEGMENTS):  # one of several segments, and then again one
         ready(tmp_path, docs=documents(few(number)))
-    assert len(ready(tmp_path).objective.cache.stores[0].segments) == 1
+    assert len(ready(tmp_path).objective.reference.stores[0].segments) == 1
     assert ready(tmp_path, trained(tiny.llama()), resumed_from=tmp_path / "run").values == first.values
-    shutil.rmtree(first.objective.cache.folder)
+    shutil.rmtree(first.objective.reference.folder)
     with pytest.raises(PactError, match="the reference cache of the run being resumed"):
         ready(tmp_path, trained(tiny.llama()), resumed_from=tmp_path / "run")
     with monkeypatch.context() as patch:  # as other kernels, or other batches, may round
@@ -415,7 +415,7 @@ def test_summary_counts_anchors_apart(tmp_path: Path) -> None:
     own = sum(len(AnswerTokens.of([d], p.objective.chat)) for d in documents(ROWS))
     assert f" {own} in {len(ROWS)} distinct sequences " in summary(p)
     assert f" 2 rows beside each step, of {len(p.objective.anchors.documents)} " in summary(p)
-    assert p.objective.cache.stores[0].segments[0].manifest.values["full"] == own
+    assert p.objective.reference.stores[0].segments[0].manifest.values["full"] == own
 
 
 def test_summary_says_what_was_computed(tmp_path: Path) -> None:

@@ -93,12 +93,12 @@ def _damped(training: Training | None) -> str:
     data: Mapping[str, Any] = training.about.get("data", {}) if training else {}
     if "damped_share" not in data:
         return ""
-    share = data["damped_share"]
+    share, of = data["damped_share"], "the training set" + "'s first rows" * bool(data.get("streams"))
     if not share:
-        return "no answer of the training set"
-    words = f"{share:.1%} of the answers of the training set"
+        return f"no answer of {of}"
+    words = f"{share:.1%} of the answers of {of}"
     if "damped_answers" in data:
-        words = f"{data['damped_answers']:,} of {data['looked_at_answers']:,} answers of the training set ({share:.1%})"
+        words = f"{data['damped_answers']:,} of {data['looked_at_answers']:,} answers of {of} ({share:.1%})"
     if rows := data.get("strongest_damped_rows"):
         words += f", above all row{'s' * (len(rows) > 1)} {', '.join(f'{row:,}' for row in rows)}"
     return words
