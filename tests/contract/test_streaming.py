@@ -45,7 +45,7 @@ def logged(trainer: Any) -> dict[int, dict[str, float]]:
     }
 
 
-@pytest.mark.parametrize("adapter", ["lora", "qlora"])
+@pytest.mark.parametrize("adapter", ["lora", pytest.param("qlora", marks=pytest.mark.release)])
 @pytest.mark.parametrize("host", HOSTS)
 def test_the_same_rows_are_held_alike(host: str, adapter: str, tmp_path: Path) -> None:
     """Prevents: another loss or another way to train because the same rows stream; resumed, too."""
