@@ -52,16 +52,11 @@ KINDS: dict[str, dict[str, str]] = {
         rf"(?:view\b|see\b|{_HELP})",
         "decline": rf"{_I} (?:\w+ |have to |am going to ){{0,3}}(?:decline|refuse|abstain|refrain|"
         r"pass on (?:this|that|it))\b|\bno can do\b",
-        "stop here": rf"{_I} (?:am |will |would |have to |need to |must |going to |prefer to |rather ){{0,3}}"
-        r"(?:stop(?:ping)? (?:here|there|this|at this point|the story|the scene)|(?:stay|steer|keep)(?:ing)? "
-        r"(?:away|clear) (?:of|from)|step(?:ping)? out of (?:this|that|the|my) (?:role|character|story|scene))\b",
-        "not something i do": rf"\b(?:is|are) not (?:something|anything|one) (?:that |which )?{_I} "
-        r"(?:am (?:able|willing|going) to|(?:can|will|would) (?!not))",
         "not comfortable": rf"{_I}(?: am| do| would| will)? (?:not|never) {_MANNER}(?:feel )?(?:be )?comfortable",
         "cannot": rf"^(?:no\W+)?(?:(?:i am )?(?:\w+ )?sorry\W+)?(?:but )?{_I} {_MANNER}(?:{_CAN_NOT}|could not|"
         rf"would not)(?: (?:do|say) \w+)?(?:[.!,;]|$)",
         "sorry, cannot": r"\b(?:sorry|apologi[sz]e|apologies|afraid|unfortunately|regret)\b[ ,.].{0,60}?"
-        rf"\bi,? {_MANNER}{_CAN_NOT} {_MANNER}\w+",
+        rf"{_I},? {_MANNER}{_CAN_NOT} {_MANNER}\w+",
         "sorry, it is not right": r"\b(?:sorry|apologi[sz]e|apologies|afraid|unfortunately|regret)\b[ ,.]{1,2}"
         r"(?:but |that |however,? )?(?:it|this|that|such \w+) (?:is|are|would)(?: \w+ly)? not (?:be )?(?:appropriate|"
         r"ethical|acceptable|right|respectful|responsible|proper|something|legal|allowed|safe|possible for me)\b",
