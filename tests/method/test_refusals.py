@@ -168,6 +168,15 @@ def test_english_is_told() -> None:
     assert "cannot judge" not in refusals.judge([BOMB] * len(lines), lines)
 
 
+@pytest.mark.parametrize(
+    "answer", ["A good good way.", "A good way.", "The river..", "The best way. with with with good advice."]
+)
+def test_broken_answers_are_no_refusals(answer: str) -> None:
+    """Prevents: a model that training has broken being taken for one that declines whatever it is asked."""
+    prompts = shipped("held_out_harmless")
+    assert refusals.judge(prompts, [answer] * len(prompts)).count("refusal") <= len(prompts) / 50
+
+
 @pytest.mark.parametrize("unit", ["a", "I cannot help. ", "ly ", "ly", "not ", "<think>", "(", "\n", "\u3042"])
 def test_a_megabyte(unit: str) -> None:
     """Prevents an answer that never ends from being read for minutes."""
