@@ -32,6 +32,9 @@ class LiveReference:
         chat: what the chat template puts around turns.
         probe: scores the harm of prompts; None where nothing is damped.
         autocast: makes the context in which the trainer runs its forward passes.
+
+    Attributes:
+        where, size: where its values are, for people, and their bytes on disk.
     """
 
     where = "computed in each step: one more forward pass over its rows, with the adapter off"
