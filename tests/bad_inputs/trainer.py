@@ -22,6 +22,7 @@ from pact_plugins.run.preparation import evidence_of, prepare
 from pact_plugins.run.trainer import Start
 from tests import tiny
 from tests.bad_inputs.case import ROWS, BadInput, Begun, config, given, trainer_on
+from tests.contract.hosts import moves_below
 from tests.rows import documents, few
 
 
@@ -92,14 +93,7 @@ def _moving(folder: Path) -> None:
     lora = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
     trainer = trainer_on(folder, data=_stream(), model=_with_adapter(lora))
     trainer.add_callback(PactCallback(trainer, config(folder)))
-    step = trainer.training_step
-
-    def merging(*args: Any, **kw: Any) -> Any:
-        with torch.no_grad():
-            trainer.model.get_base_model().model.layers[0].mlp.up_proj.weight += 0.01
-        return step(*args, **kw)
-
-    trainer.training_step = merging
+    moves_below(trainer)
     trainer.train()
 
 

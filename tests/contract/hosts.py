@@ -130,6 +130,27 @@ HOSTS = [
 ]
 
 
+def losses(trainer: Any) -> dict[int, dict[str, float]]:
+    """The loss and PACT's metrics of each step, as logged."""
+    return {
+        entry["step"]: {k: v for k, v in entry.items() if k == "loss" or k.startswith("pact/")}
+        for entry in trainer.state.log_history
+        if "pact/kl" in entry
+    }
+
+
+def moves_below(trainer: Any) -> None:
+    """Has each step change the model below the trainer's adapter, as one that merges does."""
+    step = trainer.training_step
+
+    def merging(*args: Any, **kw: Any) -> Any:
+        with torch.no_grad():
+            trainer.model.get_base_model().model.layers[0].mlp.up_proj.weight += 0.01
+        return step(*args, **kw)
+
+    trainer.training_step = merging
+
+
 def config(folder: Path, **settings: Any) -> PactConfig:
     return PactConfig(cache_dir=folder / "cache", **{"safety_tokens": TOKENS, "anchors": 0, "eval": False, **settings})
 

@@ -17,7 +17,7 @@ from pact_plugins.run.evidence import Evidence
 from pact_plugins.run.verification import verify
 from pact_plugins.storage import files
 from tests import tiny
-from tests.contract.hosts import HOSTS, LORA, Trainer, config, model_of
+from tests.contract.hosts import HOSTS, LORA, Trainer, config, losses, model_of
 
 pytestmark = pytest.mark.usefixtures("brief_runs")
 
@@ -105,15 +105,6 @@ def trained(host: Trainer, folder: Path, adapter: str = "full", resume: str | No
     trainer.add_callback(PactCallback(trainer, config(folder, anchors=2)))
     trainer.train(resume_from_checkpoint=resume)
     return trainer
-
-
-def losses(trainer: Any) -> dict[int, dict[str, float]]:
-    """The loss and PACT's metrics of each step, as logged."""
-    return {
-        entry["step"]: {k: v for k, v in entry.items() if k == "loss" or k.startswith("pact/")}
-        for entry in trainer.state.log_history
-        if "pact/kl" in entry
-    }
 
 
 @pytest.mark.parametrize(("adapter", "steps"), [("full", (1, 3)), ("lora", (2,)), ("qlora", (2,))])

@@ -19,7 +19,7 @@ from pact_plugins.run.report import summary
 from pact_plugins.run.report.files import training_of
 from pact_plugins.run.verification import verify
 from tests import tiny
-from tests.contract.hosts import axolotl_trainer, config, model_of, streaming, trl_trainer
+from tests.contract.hosts import axolotl_trainer, config, losses, model_of, moves_below, streaming, trl_trainer
 from tests.contract.matrix import HERE
 from tests.distributed.training import IN_ORDER
 
@@ -36,15 +36,6 @@ def trained(trainer: Any, folder: Path, resume: str | None = None) -> Any:
     return trainer
 
 
-def logged(trainer: Any) -> dict[int, dict[str, float]]:
-    """The loss and PACT's metrics of each step."""
-    return {
-        entry["step"]: {k: v for k, v in entry.items() if k == "loss" or k.startswith("pact/")}
-        for entry in trainer.state.log_history
-        if "pact/kl" in entry
-    }
-
-
 @pytest.mark.parametrize("adapter", ["lora", pytest.param("qlora", marks=pytest.mark.release)])
 @pytest.mark.parametrize("host", HOSTS)
 def test_the_same_rows_are_held_alike(host: str, adapter: str, tmp_path: Path) -> None:
@@ -56,15 +47,15 @@ def test_the_same_rows_are_held_alike(host: str, adapter: str, tmp_path: Path) -
     stream = trained(streaming(host, adapter, tmp_path / "stream", **settings), tmp_path / "stream")
     last = tmp_path / "stream" / "out" / "checkpoint-2"
     resumed = trained(streaming(host, adapter, tmp_path / "stream", **settings), tmp_path / "stream", str(last))
-    expected = logged(whole)
+    expected = losses(whole)
     assert list(expected) == [1, 2, 3, 4]
     assert expected[4]["pact/kl"] > 1e-5
     assert 0 < expected[4]["pact/damped"] < 1
     # TRL trains the adapters of 4-bit models in bfloat16.
     rounding: dict[str, Any] = {"rel": 5e-2 if adapter == "qlora" else 1e-3, "abs": 1e-5}
     for step, metrics in expected.items():
-        assert logged(stream)[step] == pytest.approx(metrics, **rounding)
-        assert step <= 2 or logged(resumed)[step] == pytest.approx(metrics, **rounding)
+        assert losses(stream)[step] == pytest.approx(metrics, **rounding)
+        assert step <= 2 or losses(resumed)[step] == pytest.approx(metrics, **rounding)
     found = verify(tmp_path / "stream" / "out")
     assert found.holds, found.sentence
     assert "resumed after step 2" in found.sentence
@@ -91,14 +82,7 @@ def test_a_resumed_stream_is_the_same(host: str, tmp_path: Path) -> None:
 def test_a_model_that_moves_below_its_adapter(host: str, tmp_path: Path) -> None:
     """Prevents: a run that is held to a reference which follows what is trained, as where adapters are merged."""
     trainer = streaming(host, "lora", tmp_path, max_steps=2)
-    step = trainer.training_step
-
-    def merging(*args: Any, **kw: Any) -> Any:
-        with torch.no_grad():
-            trainer.model.get_base_model().model.layers[0].mlp.up_proj.weight += 0.01
-        return step(*args, **kw)
-
-    trainer.training_step = merging
+    moves_below(trainer)
     with pytest.raises(PactError, match="has moved"):
         trained(trainer, tmp_path)
     assert "has moved" in verify(tmp_path / "out").sentence
