@@ -12,7 +12,7 @@ from pact_plugins.evaluation.generation import Answer, Generation, Speaker
 from pact_plugins.evaluation.measure import Judged, agreements, judge_answers, measure, warnings
 from pact_plugins.evaluation.prompts import Prompt, PromptSet
 from pact_plugins.method.prompting import as_chats, continuations
-from pact_plugins.run.report.contents import Behaviour, agreement_words, lines_of, samples_of
+from pact_plugins.run.report.contents import Behaviour, lines_of, samples_of
 
 MAX_ANSWER_TOKENS, BATCH_SIZE = 40, 80
 GENERATION = Generation(MAX_ANSWER_TOKENS)
@@ -113,7 +113,7 @@ def behaviour_of(judged: Mapping[str, Sequence[Judged]], speakers: Mapping[str, 
         },
         lines=lines_of(pairs),
         warnings=tuple(notes),
-        agreements=tuple(agreement_words(a, name) for name, found in agreed.items() for a in found),
+        agreements=tuple(a.words(name) for name, found in agreed.items() for a in found),
         samples=samples,
         changed=changed,
     )

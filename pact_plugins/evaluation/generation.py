@@ -51,6 +51,9 @@ class Speaker:
         weights = fingerprint or model_fingerprint(model)
         return cls(name, adapter, digest([weights, tokenizer_fingerprint(tokenizer), tokenizer.chat_template]))
 
+    def __str__(self) -> str:
+        return f"{self.model} + {self.adapter}" if self.adapter else self.model
+
 
 @dataclass(frozen=True)
 class Answer:

@@ -136,6 +136,17 @@ class Agreement:
     share: float
     kappa: float | None
 
+    @property
+    def when(self) -> str:
+        """Whose answers, of a model before and after fine-tuning."""
+        return "before" if self.run == "against" else "after"
+
+    def words(self, whose: str) -> str:
+        """The same in a sentence; `whose` answers, if there are those of several models."""
+        kappa = "undefined, both say one thing of all answers" if self.kappa is None else f"{self.kappa:.2f}"
+        where = ", ".join(part for part in (self.verdict, self.prompt_set, self.kind, whose) if part)
+        return f"{' and '.join(self.judges)} agree on {self.share:.0%} ({where}; kappa {kappa})"
+
 
 def judge_answers(
     answers: Sequence[Answer], sets: Sequence[PromptSet], judges: Sequence[Judge], scorer: Scorer = exact

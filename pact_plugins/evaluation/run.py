@@ -61,6 +61,11 @@ class Evaluation:
     notes: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
 
+    @property
+    def speakers(self) -> dict[Run, Speaker]:
+        """Who answered: the model beside it first."""
+        return {**({"against": self.against} if self.against else {}), "model": self.model}
+
     def as_dict(self) -> dict[str, Any]:
         """As JSON knows it."""
         return json.loads(json.dumps(asdict(self)))

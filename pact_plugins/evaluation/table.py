@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pact_plugins.evaluation.generation import Speaker
 from pact_plugins.evaluation.measure import Measurement, Rate
 from pact_plugins.evaluation.records import record_of
 from pact_plugins.evaluation.run import Evaluation
@@ -22,10 +21,7 @@ def show(evaluation: Evaluation, console: Console | None = None) -> None:
     console = console or Console()
     say = partial(console.print, highlight=False, markup=False)
     paired = evaluation.against is not None
-    title = _name(evaluation.model)
-    if evaluation.against is not None:
-        title = f"{_name(evaluation.against)} (before), {title} (after)"
-    say(title)
+    say(f"{evaluation.against} (before), {evaluation.model} (after)" if paired else str(evaluation.model))
     for (name, kind), group in groupby(evaluation.measurements, key=lambda m: (m.prompt_set, m.kind)):
         lines = list(group)
         console.print(_table(name, kind, lines, paired))
@@ -34,10 +30,7 @@ def show(evaluation: Evaluation, console: Console | None = None) -> None:
             if (record := record_of(judge)) is not None:
                 say(f"{judge} {record}, on models left out of its training")
     for a in evaluation.agreements:
-        kappa = "undefined, both judges say one thing of all answers" if a.kappa is None else f"{a.kappa:.2f}"
-        whose = f", {'before' if a.run == 'against' else 'after'}" if paired else ""
-        about = f"{a.verdict}, {a.prompt_set}, {a.kind}{whose}; kappa {kappa}"
-        say(f"{' and '.join(a.judges)} agree on {a.share:.0%} ({about})")
+        say(a.words(a.when if paired else ""))
     for line in (*evaluation.notes, *(f"Warning: {line}" for line in evaluation.warnings)):
         say(line)
 
@@ -62,10 +55,6 @@ def _table(name: str, kind: str, lines: Sequence[Measurement], paired: bool) -> 
         else:
             table.add_row(*cells, _interval(m.model))
     return table
-
-
-def _name(speaker: Speaker) -> str:
-    return f"{speaker.model} + {speaker.adapter}" if speaker.adapter else speaker.model
 
 
 def _interval(rate: Rate) -> str:

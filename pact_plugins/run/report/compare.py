@@ -51,11 +51,11 @@ def comparison_of(folders: Sequence[Path]) -> Contents:
         notes=tuple(notes),
         behaviour=Behaviour(
             names=("before", *names),
-            speakers=(first.speaker("against"), *(e.speaker("model") for e in evaluations)),
+            speakers=(str(first.found.against), *(str(e.found.model) for e in evaluations)),
             before=True,
             settings=first.settings,
-            lines=lines_of([e.measurements for e in evaluations]),
-            warnings=tuple(f"{n}: {w}" for n, e in zip(names, evaluations, strict=True) for w in e.found["warnings"]),
+            lines=lines_of([e.found.measurements for e in evaluations]),
+            warnings=tuple(f"{n}: {w}" for n, e in zip(names, evaluations, strict=True) for w in e.found.warnings),
             agreements=tuple(f"{n}: {a}" for n, e in zip(names, evaluations, strict=True) for a in e.agreements),
             samples=samples,
             changed=changed,
@@ -77,7 +77,7 @@ def _training(folder: Path, name: str) -> Training:
 
 
 def _rates_of(evaluated: Evaluated) -> list[tuple[str, str, str, str | None]]:
-    return [(m.prompt_set, m.kind, m.measure, m.judge) for m in evaluated.measurements]
+    return [(m.prompt_set, m.kind, m.measure, m.judge) for m in evaluated.found.measurements]
 
 
 def _check_alike(folder_one: Path, one: Evaluated, folder: Path, other: Evaluated) -> None:
@@ -89,9 +89,9 @@ def _check_alike(folder_one: Path, one: Evaluated, folder: Path, other: Evaluate
         differs = "other prompts"
     elif _rates_of(other) != _rates_of(one):
         differs = "other judges"
-    elif other.found["generation"] != one.found["generation"]:
+    elif other.found.generation != one.found.generation:
         differs = "answers that were decoded otherwise"
-    elif [m.against for m in other.measurements] != [m.against for m in one.measurements]:
+    elif [m.against for m in other.found.measurements] != [m.against for m in one.found.measurements]:
         differs = "other rates before fine-tuning"
     if differs:
         raise PactError(

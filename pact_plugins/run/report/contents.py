@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pact_plugins.evaluation.measure import Agreement, Measurement, Rate
+from pact_plugins.evaluation.measure import Measurement, Rate
 from pact_plugins.evaluation.statistics import PairedChange
 from pact_plugins.method.safety_tokens import SafetyTokens
 from pact_plugins.run.token_profile import Profile
@@ -160,14 +160,6 @@ def lines_of(pairs: Sequence[Sequence[Measurement]]) -> tuple[Line, ...]:
         rates = (*first, *(other.model for other in same))
         found.append(Line(m.prompt_set, m.kind, m.measure, m.judge, rates, changes))
     return tuple(found)
-
-
-def agreement_words(agreement: Agreement, whose: str) -> str:
-    """How far two judges agree on the answers of `whose` model, in a sentence."""
-    a = agreement
-    kappa = "" if a.kappa is None else f", kappa {a.kappa:.2f}"
-    where = ", ".join(part for part in (a.prompt_set, a.kind, whose) if part)
-    return f"{' and '.join(a.judges)} agree on {a.share:.0%} ({a.verdict}, {where}{kappa})"
 
 
 def samples_of(rows: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[tuple[Sample, ...], int]:

@@ -6,25 +6,26 @@ import json
 import os
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter
 
 from pact_plugins.errors import PactError
-from pact_plugins.evaluation.measure import Agreement, Measurement
+from pact_plugins.evaluation.measure import Measurement
 from pact_plugins.evaluation.of_run import FOLDER as EVALUATION
+from pact_plugins.evaluation.run import Evaluation
 from pact_plugins.run import token_profile
 from pact_plugins.run.evidence import EVIDENCE, FINAL, HISTORY, Evidence
-from pact_plugins.run.report.contents import Behaviour, Contents, Training, agreement_words, lines_of, samples_of
+from pact_plugins.run.report.contents import Behaviour, Contents, Training, lines_of, samples_of
 from pact_plugins.run.verification import Verification, verify
 from pact_plugins.storage import files
 
 RESULT, VERDICTS = "evaluation.json", "verdicts.jsonl"
 T = TypeVar("T")
 
-_MEASUREMENTS, _PROFILES = TypeAdapter(list[Measurement]), TypeAdapter(dict[str, token_profile.Profile])
+_EVALUATION, _PROFILES = TypeAdapter(Evaluation), TypeAdapter(dict[str, token_profile.Profile])
 
 
 def contents_of(folder: Path, evaluation: Path | None = None, *, saved: bool = True) -> Contents:
@@ -46,10 +47,11 @@ def contents_of(folder: Path, evaluation: Path | None = None, *, saved: bool = T
     if not is_run and evaluation is None:
         raise _nothing(f"a run under PACT ({EVIDENCE}), or an evaluation ({RESULT})", folder)
     training = sound(lambda: training_of(folder, saved=saved), folder) if is_run else None
-    behaviour = sound(lambda: _behaviour(evaluation), evaluation) if evaluation is not None else None
-    notes: list[str] = []
-    if training and evaluation is not None:
-        notes += compared(folder, files.read(evaluation / RESULT))
+    behaviour, notes = None, list[str]()
+    if evaluation is not None:
+        evaluated = sound(lambda: _evaluated(evaluation), evaluation)
+        behaviour = sound(lambda: _behaviour(evaluated), evaluation)
+        notes = compared(folder, evaluated.found) if training else []
     return Contents(
         title=f"Did it hold? “{folder.resolve().name}”",
         trainings=(training,) if training else (),
@@ -91,13 +93,11 @@ class Evaluated:
     """What `pact eval` left.
 
     Attributes:
-        found: its result, as JSON has it.
-        measurements: the rates in it.
+        found: its result.
         rows: judged answers of each model, `against` before `model`.
     """
 
-    found: dict[str, Any]
-    measurements: list[Measurement]
+    found: Evaluation
     rows: dict[str, list[dict[str, Any]]]
 
     @property
@@ -113,23 +113,13 @@ class Evaluated:
     @property
     def settings(self) -> dict[str, str]:
         """How answers were decoded and judged."""
-        return {
-            "judges": ", ".join(self.found["judges"]),
-            **{key.replace("_", " "): str(value) for key, value in self.found["generation"].items()},
-        }
+        decoding = {key.replace("_", " "): str(value) for key, value in asdict(self.found.generation).items()}
+        return {"judges": ", ".join(self.found.judges), **decoding}
 
     @property
     def agreements(self) -> tuple[str, ...]:
         """Of the judges, a sentence each."""
-        return tuple(
-            agreement_words(Agreement(**a), ("before" if a["run"] == "against" else "after") if self.paired else "")
-            for a in self.found["agreements"]
-        )
-
-    def speaker(self, run: str) -> str:
-        """Who answered: a model, with its adapter."""
-        who = self.found[run]
-        return f"{who['model']} + {who['adapter']}" if who["adapter"] else who["model"]
+        return tuple(a.words(a.when if self.paired else "") for a in self.found.agreements)
 
 
 def _evaluated_in(folder: Path) -> Path | None:
@@ -150,26 +140,23 @@ def evaluation_of(folder: Path) -> Evaluated:
 
 
 def _evaluated(folder: Path) -> Evaluated:
-    found = files.read(folder / RESULT)
+    found = _EVALUATION.validate_python(files.read(folder / RESULT))
     rows = [json.loads(line) for line in (folder / VERDICTS).read_text(encoding="utf-8").splitlines()]
-    measurements = _MEASUREMENTS.validate_python(found["measurements"])
-    runs = ("against", "model") if found["against"] is not None else ("model",)
-    of_runs = {run: [row for row in rows if row["run"] == run] for run in runs}
-    for run, of_run in of_runs.items():
-        _check_answers(folder, measurements, found[run]["fingerprint"], of_run)
-    return Evaluated(found, measurements, of_runs)
+    of_runs = {run: [row for row in rows if row["run"] == run] for run in found.speakers}
+    for run, speaker in found.speakers.items():
+        _check_answers(folder, found.measurements, speaker.fingerprint, of_runs[run])
+    return Evaluated(found, of_runs)
 
 
-def _behaviour(folder: Path) -> Behaviour:
-    e = _evaluated(folder)
+def _behaviour(e: Evaluated) -> Behaviour:
     samples, changed = samples_of([*e.rows.values()])
     return Behaviour(
         names=("before", "after") if e.paired else ("model",),
-        speakers=tuple(e.speaker(run) for run in e.rows),
+        speakers=tuple(map(str, e.found.speakers.values())),
         before=e.paired,
-        settings={**e.settings, **{f"fingerprint, {run}": e.found[run]["fingerprint"] for run in e.rows}},
-        lines=lines_of([e.measurements]),
-        warnings=tuple(e.found["warnings"]),
+        settings={**e.settings, **{f"fingerprint, {run}": who.fingerprint for run, who in e.found.speakers.items()}},
+        lines=lines_of([e.found.measurements]),
+        warnings=e.found.warnings,
         agreements=e.agreements,
         samples=samples,
         changed=changed,
@@ -184,25 +171,25 @@ def _check_answers(folder: Path, measurements: Sequence[Measurement], who: str, 
         raise ValueError(f"{folder / VERDICTS} holds {len(rows) - len(others)} of the {asked} answers of {who}")
 
 
-def compared(folder: Path, found: dict[str, Any]) -> list[str]:
+def compared(folder: Path, found: Evaluation) -> list[str]:
     """What cannot be told of whether the run in `folder` left the weights that answered; nothing if it did.
 
     Args:
-        found: the result of the evaluation, as JSON has it.
+        found: the result of the evaluation.
 
     Raises:
         PactError: it left other weights.
     """
     evidence = Evidence.read(folder)
-    known, answered = evidence.weights, set[str](found.get("weights", ()))
+    known, answered = evidence.weights, set(found.weights)
     if not known.get(FINAL):
         return ["Whose weights answered cannot be told: the run did not end."]
     if answered & set(known[FINAL]):
         return []
-    who = found["model"]["adapter"] or found["model"]["model"]
+    who = found.model.adapter or found.model.model
     adapted = bool(cast(dict[str, Any], evidence.about.get("training", {})).get("adapter"))
     checkpoint = next((name for name, of in known.items() if answered & set(of)), None)
-    if checkpoint is None and (not answered or adapted != (found["model"]["adapter"] is not None)):
+    if checkpoint is None and (not answered or adapted != (found.model.adapter is not None)):
         return [
             f"The answers are those of {who}, whose weights cannot be compared with this run's; of merged ones, ask "
             "`pact verify RUN --merged DIR --base MODEL`."
