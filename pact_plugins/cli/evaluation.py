@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from pact_plugins.cli.group import Result, prints_result
+
+if TYPE_CHECKING:
+    from pact_plugins.run.report.write import Written
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _FOLDER_THERE = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -166,18 +169,14 @@ def compare(runs: tuple[Path, ...], out: Path) -> Result:
     from pact_plugins.run.report.compare import comparison_of
     from pact_plugins.run.report.write import write_report
 
-    write_report(comparison_of(runs), out)
-    return _reported(out)
+    return _reported(write_report(comparison_of(runs), out))
 
 
-def _reported(folder: Path) -> Result:
+def _reported(written: Written) -> Result:
     """The files of a report, and its verdicts."""
-    from pact_plugins.run.report.write import in_a_line, pages
-
-    others = [path for path in (folder / "report.md", folder / "report.json") if path.exists()]
-    files = [str(path) for path in (*pages(folder), *others)]
-    verdicts = json.loads((folder / "report.json").read_text(encoding="utf-8"))["verdicts"]
-    return Result({"files": files, "verdicts": verdicts}, lambda: click.echo(in_a_line(folder)))
+    others = [path for path in (written.folder / "report.md", written.folder / "report.json") if path.exists()]
+    value = {"files": [*map(str, (*written.pages, *others))], "verdicts": [*map(asdict, written.verdicts)]}
+    return Result(value, lambda: click.echo(written.line))
 
 
 @click.command()

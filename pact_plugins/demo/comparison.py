@@ -25,7 +25,7 @@ from pact_plugins.evaluation.measure import Judged
 from pact_plugins.run.callback import PactCallback
 from pact_plugins.run.report.contents import Contents, Training
 from pact_plugins.run.report.files import training_of
-from pact_plugins.run.report.write import check_installed, write_report
+from pact_plugins.run.report.write import Written, check_installed, write_report
 
 ROWS, HARMFUL_FRACTION = 1600, 0.1
 
@@ -107,7 +107,7 @@ class _Protection(PactCallback):
     def __init__(self, trainer: Any, config: PactConfig) -> None:
         super().__init__(trainer, config.model_copy(update={"eval": False}))
 
-    def announce(self, folder: Path) -> None:
+    def announce(self, written: Written) -> None:
         """The comparison's report is the one to read."""
 
 

@@ -11,7 +11,7 @@ from pact_plugins.evaluation.run import Evaluation
 from pact_plugins.model.ranks import Ranks
 from pact_plugins.run.evidence import FINAL, Evidence
 from pact_plugins.run.preparation import Preparation
-from pact_plugins.run.report.write import make_report
+from pact_plugins.run.report.write import Written, make_report
 from pact_plugins.run.token_profile import measure_profile, profile_of_anchors, save_profiles
 from pact_plugins.run.trainer import about_training, output_dir
 
@@ -55,10 +55,10 @@ class Reporting:
         with self.trainer.accelerator.autocast():
             self.evaluation.before(self._model, name, resumed=resumed, fingerprint=known)
 
-    def end(self, evidence: Evidence) -> Path | None:
+    def end(self, evidence: Evidence) -> Written | None:
         """Keeps what was logged, looks at the trained model, lets it answer as well, and writes the report.
 
-        The first process is given the report's folder.
+        The first process is given the report.
 
         Args:
             evidence: of the run, with the fingerprints of the model as it is now.

@@ -25,6 +25,7 @@ from pact_plugins.run.metrics import Metrics
 from pact_plugins.run.model_card import add_safety
 from pact_plugins.run.preparation import Preparation, evidence_of, prepare, print_summary
 from pact_plugins.run.recorder import Recorder
+from pact_plugins.run.report.write import Written
 from pact_plugins.run.trainer import (
     Start,
     about_training,
@@ -177,14 +178,14 @@ class Binding:
             logger.error("PACT: this run is not protected. Its weights are kept in %s.", kept)
             raise
 
-    def report(self) -> Path | None:
-        """Writes the report of a run that has ended, and gives its folder to the first process."""
+    def report(self) -> Written | None:
+        """Writes the report of a run that has ended, and gives it to the first process."""
         assert self._reporting is not None, "training has begun"
         with self.ranks.together("the report of the run"):
-            folder = self._reporting.end(self._recorder.evidence)
+            written = self._reporting.end(self._recorder.evidence)
             if self.ranks.is_first:
                 add_safety(self.output_dir)  # to a card that came with a checkpoint
-            return folder
+            return written
 
     def create_model_card(self, *args: Any, **kw: Any) -> Any:
         """The trainer's own card, with the section "Safety" once training has ended."""

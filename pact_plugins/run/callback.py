@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 import weakref
-from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
@@ -17,7 +16,7 @@ from pact_plugins.run.as_loaded import was_prepared
 from pact_plugins.run.binding import Binding
 from pact_plugins.run.evidence import Evidence
 from pact_plugins.run.monitor import Probing
-from pact_plugins.run.report.write import in_a_line
+from pact_plugins.run.report.write import Written
 from pact_plugins.run.trainer import output_dir
 
 logger = logging.getLogger(__name__)
@@ -138,8 +137,8 @@ class PactCallback(TrainerCallback):
             return
         self.binding.end()
         try:
-            if (folder := self.binding.report()) is not None:
-                self.announce(folder)
+            if (written := self.binding.report()) is not None:
+                self.announce(written)
         except Exception:
             # Hosts save the weights after this: what goes wrong with a report must not cost the training.
             logger.exception(
@@ -148,9 +147,9 @@ class PactCallback(TrainerCallback):
                 self.binding.output_dir,
             )
 
-    def announce(self, folder: Path) -> None:
+    def announce(self, written: Written) -> None:
         """Prints what the run's report says. For whoever makes another one of it to override."""
-        tell(f"PACT: {in_a_line(folder)}", highlight=False, markup=False)
+        tell(f"PACT: {written.line}", highlight=False, markup=False)
 
 
 class _EndsFirst(TrainerCallback):

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from pact_plugins.evaluation.of_run import PAGE
 from pact_plugins.run.report.contents import Contents
 from pact_plugins.run.report.files import contents_of
 from pact_plugins.run.report.plots import plots
-from pact_plugins.run.report.summary import summary_of
+from pact_plugins.run.report.summary import Summary, summary_of
 from pact_plugins.run.report.verdict import RULES, Verdict, verdicts
 from pact_plugins.storage import files
 
@@ -42,8 +42,41 @@ def _lacking() -> list[str]:
     return [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
 
 
-def make_report(folder: Path, evaluation: Path | None = None, *, saved: bool = True) -> Path:
-    """Makes the report of a run, or of an evaluation alone, from its files; returns its folder.
+@dataclass(frozen=True)
+class Written:
+    """A report, as it was written.
+
+    Attributes:
+        folder: of it.
+        verdicts, summaries: one for each model that there is a verdict on.
+        pages: for a browser, that with answers first; none without jinja2.
+    """
+
+    folder: Path
+    verdicts: tuple[Verdict, ...]
+    summaries: tuple[Summary, ...]
+    pages: tuple[Path, ...] = ()
+
+    @property
+    def line(self) -> str:
+        """The summaries, and where the report is to be read."""
+        said = [
+            text
+            for s in self.summaries
+            for text in (
+                f"{s.model}: {s.outcome}." if len(self.summaries) > 1 else _sentence(s.outcome),
+                *map(_sentence, (s.words, *s.tasks)),
+            )
+        ]
+        return f"{' '.join(said)} Report: {[*self.pages, self.folder][0]}"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
+
+
+def make_report(folder: Path, evaluation: Path | None = None, *, saved: bool = True) -> Written:
+    """Makes the report of a run, or of an evaluation alone, from its files.
 
     That of a run holds no answers, since hosts upload it with the model. The page with answers lies beside them, in
     `_pact_evaluation`.
@@ -56,22 +89,18 @@ def make_report(folder: Path, evaluation: Path | None = None, *, saved: bool = T
         PactError: there is nothing to report, or a file is damaged.
     """
     contents = contents_of(folder, evaluation, saved=saved)
-    write_report(contents, folder / FOLDER, answers=folder / EVALUATION / PAGE if contents.trainings else None)
-    return folder / FOLDER
+    return write_report(contents, folder / FOLDER, answers=folder / EVALUATION / PAGE if contents.trainings else None)
 
 
-def write_report(contents: Contents, folder: Path, *, answers: Path | None = None, **own: Any) -> tuple[Verdict, ...]:
+def write_report(contents: Contents, folder: Path, *, answers: Path | None = None, **own: Any) -> Written:
     """Writes a report; without jinja2 the JSON alone, without matplotlib no plots, and the log says so.
 
     Args:
         answers: the page with answers in it, of a report that should hold none.
         own: further keys of the JSON.
-
-    Returns:
-        The verdicts.
     """
     found = verdicts(contents.behaviour)
-    summaries = [summary_of(v, contents) for v in found]
+    summaries = tuple(summary_of(v, contents) for v in found)
     whole = contents
     if answers is not None and whole.behaviour:
         contents = whole.without_answers(os.path.relpath(answers, folder))
@@ -84,43 +113,19 @@ def write_report(contents: Contents, folder: Path, *, answers: Path | None = Non
             "The report has no page or no plots: %s", missing_extra(" and ".join(lacking), "report", "the whole report")
         )
     if "jinja2" in lacking:
-        return found
+        return Written(folder, found, summaries)
     from pact_plugins.run.report import page
 
     drawn = None if "matplotlib" in lacking else plots(contents)
     for plot in drawn or ():
         files.write_text(folder / plot.file, plot.svg)
-    files.write_text(folder / PAGE, page.html_page(contents, found, summaries, drawn))
+    shown = {folder / PAGE: contents}
     if contents is not whole and answers is not None:
-        files.write_text(answers, page.html_page(whole, found, summaries, drawn))
+        shown = {answers: whole, **shown}
+    for path, of in shown.items():
+        files.write_text(path, page.html_page(of, found, summaries, drawn))
     files.write_text(folder / "report.md", page.markdown(contents, found, summaries, drawn))
-    return found
-
-
-def in_a_line(folder: Path) -> str:
-    """The summaries of the report in `folder`, and where it is to be read."""
-    found = json.loads((folder / "report.json").read_text(encoding="utf-8"))["summaries"]
-    said = [
-        text
-        for summary in found
-        for text in (
-            f"{summary['model']}: {summary['outcome']}." if len(found) > 1 else _sentence(summary["outcome"]),
-            *map(_sentence, (summary["words"], *summary["tasks"])),
-        )
-    ]
-    read = [*pages(folder), folder][0]
-    return f"{' '.join(said)} Report: {read}"
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
-
-
-def pages(folder: Path) -> list[Path]:
-    """The pages of the report in `folder`, that with answers first."""
-    answers = json.loads((folder / "report.json").read_text(encoding="utf-8"))["answers"]
-    named = [Path(os.path.normpath(folder / answers))] if answers else []
-    return [page for page in (*named, folder / PAGE) if page.exists()]
+    return Written(folder, found, summaries, tuple(shown))
 
 
 def as_dict(contents: Contents, found: tuple[Verdict, ...], **own: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pact_plugins.run.preparation import evidence_of, prepare
 from pact_plugins.run.report import write as writing
 from pact_plugins.run.report.files import contents_of
 from pact_plugins.run.report.plots import plots
-from pact_plugins.run.report.write import in_a_line, make_report, write_report
+from pact_plugins.run.report.write import Written, make_report, write_report
 from pact_plugins.run.token_profile import measure_profile, save_profiles
 from pact_plugins.run.trainer import Start
 from pact_plugins.storage import files
@@ -44,7 +44,8 @@ def leave_run(folder: Path) -> Path:
     return folder
 
 
-def texts(folder: Path) -> tuple[str, str, dict]:
+def texts(report: Path | Written) -> tuple[str, str, dict]:
+    folder = report.folder if isinstance(report, Written) else report
     found = [(folder / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md", "json")]
 
     def refuse(constant: str) -> None:
@@ -58,7 +59,7 @@ def test_a_run_with_its_evaluation(tmp_path: Path) -> None:
     folder = leave_run(tmp_path)
     changed = [REFUSAL] * 50 + [COMPLIANCE] * 50
     write(folder / "_pact_evaluation", [[REFUSAL] * 100, [ANSWER] * 100], [changed, [ANSWER] * 100])
-    html, markdown, data = texts(make_report(folder))
+    html, markdown, data = texts(written := make_report(folder))
     for text in (html, markdown):
         for words in (
             "It no longer refuses harmful requests as it did",
@@ -74,9 +75,8 @@ def test_a_run_with_its_evaluation(tmp_path: Path) -> None:
     assert COMPLIANCE not in json.dumps(data)
     whole = (folder / "_pact_evaluation" / "report.html").read_text()
     assert COMPLIANCE in whole
-    line = in_a_line(folder / "pact_report")
-    assert line.startswith("Did not hold. It no longer refuses harmful requests as it did")
-    assert line.endswith("_pact_evaluation/report.html")
+    assert written.line.startswith("Did not hold. It no longer refuses harmful requests as it did")
+    assert written.line.endswith("_pact_evaluation/report.html")
     assert "40.4, 59.6" in html
     assert html.count("<svg") == html.count('role="img"') == 3
     assert whole.index("harmful 50?") < whole.index("harmful 0?")  # changed ones first
@@ -105,7 +105,7 @@ def test_plots_are_files_too(tmp_path: Path) -> None:
     """Prevents Markdown whose pictures are broken, and files that only draw inside the page."""
     folder = leave_run(tmp_path)
     write(folder / "_pact_evaluation", [[REFUSAL] * 9], [[COMPLIANCE] * 9])
-    report = make_report(folder)
+    report = make_report(folder).folder
     html, markdown, _ = texts(report)
     linked = re.findall(r"!\[.*?\]\((.*?)\)", markdown)
     assert sorted(linked) == sorted(p.name for p in report.glob("*.svg"))
