@@ -1,4 +1,4 @@
-"""Whether a model is what it was when it was loaded: trained before, without PACT, it is no reference."""
+"""Whether a model is what it was when it was loaded: trained before, under PACT or without, it is no reference."""
 
 from __future__ import annotations
 
@@ -30,6 +30,14 @@ _KEEP_THE_BASE = (True, False, "gaussian")
 """Of PEFT's `init_lora_weights`: others change the base's weights to begin with an adapter that adds something."""
 
 
+_UNDER_PACT = "_pact_has_trained"
+
+
+def mark_trained(model: Any) -> None:
+    """Remembers that the weights of `model`, which trains under PACT, are no reference any more."""
+    setattr(model, _UNDER_PACT, True)
+
+
 def was_prepared(model: Any) -> bool:
     """Whether a trainer has made a model ready to be trained, which stays when that trainer is gone."""
     return bool(getattr(model, "_is_accelerate_prepared", False))  # set by `Accelerator.prepare`
@@ -38,9 +46,10 @@ def was_prepared(model: Any) -> bool:
 def check_as_loaded(trainer: Any, model: Any, *, prepared: bool = False) -> None:
     """Refuses a model that was trained since it was loaded, as in a notebook that trains it plain first.
 
-    It goes by what is left of that: a trainer in this process whose optimiser has moved these parameters, weights that
-    differ from their files, where those are on this machine, or an adapter that adds something to a model that another
-    trainer was given. Of another adapter that adds something, which may be a first stage's, it is warned.
+    It goes by what is left of that: PACT's own mark, a trainer in this process whose optimiser has moved these
+    parameters, weights that differ from their files, where those are on this machine, or an adapter that adds something
+    to a model that another trainer was given. Of another adapter that adds something, which may be a first stage's, it
+    is warned.
 
     Args:
         model: its model, unwrapped.
@@ -50,7 +59,9 @@ def check_as_loaded(trainer: Any, model: Any, *, prepared: bool = False) -> None
         PactError: the model was trained.
     """
     got = None
-    if steps := _steps_of_others(trainer, model):
+    if getattr(model, _UNDER_PACT, False):
+        got = "one that another trainer of this process has fine-tuned under PACT"
+    elif steps := _steps_of_others(trainer, model):
         got = f"one that another trainer of this process has trained for {steps:,} steps"
     elif _has_stepped(trainer):
         got = "one that this trainer has trained before"
@@ -64,8 +75,8 @@ def check_as_loaded(trainer: Any, model: Any, *, prepared: bool = False) -> None
             expected="the model as it was before fine-tuning",
             got=got,
             consequence="The fine-tuned weights would be taken for the reference.",
-            remedy="Load the original model anew. Where these weights are meant as the reference, save them "
-            "(`model.save_pretrained`) and load them from there.",
+            remedy="Load the original model anew, or go on with the trainer that trained it. Where these weights are "
+            "meant as the reference, save them (`model.save_pretrained`) and load them from there.",
         )
     if adds(model):
         logger.warning(

@@ -16,6 +16,7 @@ from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.model.ranks import ALONE, Ranks
 from pact_plugins.run.agreement import check_agreement
+from pact_plugins.run.as_loaded import mark_trained
 from pact_plugins.run.before_and_after import Reporting
 from pact_plugins.run.cost import ModelSize, Overhead
 from pact_plugins.run.evidence import StartedFrom
@@ -31,7 +32,6 @@ from pact_plugins.run.trainer import (
     about_training,
     check_trainer,
     expected_step,
-    mark_trained,
     output_dir,
     probe_flop,
     versions,

@@ -38,8 +38,6 @@ from pact_plugins.run.served import Training, of_axolotl, refused, sharded_by
 
 logger = logging.getLogger(__name__)
 
-_TRAINED = "_pact_has_trained"
-
 _READ_TWICE = 8
 """Rows that are read a second time, where something of the user's own makes them, or they stream."""
 
@@ -86,13 +84,12 @@ class Start:
             prepared: whether its model was made ready to be trained before (`as_loaded.was_prepared`).
 
         Raises:
-            PactError: its model was trained under PACT before, its rows cannot be read, or its prompt sets or judges
+            PactError: its model was trained before, its rows cannot be read, or its prompt sets or judges
                 cannot be used.
         """
         model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), tokenizer_of(trainer)
         resumed = trainer.state.global_step > 0
         if not resumed:
-            check_untrained(model)
             check_as_loaded(trainer, model, prepared=prepared)
         return cls(
             model,
@@ -233,22 +230,6 @@ def output_dir(trainer: Any) -> Path:
     """Where the run leaves what it leaves: of a sweep, in the folder of the trial."""
     trial = getattr(trainer, "_trial", None)
     return Path(trainer.args.output_dir if trial is None else trainer._get_output_dir(trial))
-
-
-def check_untrained(model: Any) -> None:
-    """Refuses a model that another trainer of this process has fine-tuned under PACT (see `mark_trained`)."""
-    if getattr(model, _TRAINED, False):
-        raise PactError(
-            expected="the model as it was before fine-tuning",
-            got="one that another trainer of this process has fine-tuned under PACT",
-            consequence="The fine-tuned weights would be taken for the reference.",
-            remedy="Go on with the first trainer, resume from its checkpoint, or load the original model anew.",
-        )
-
-
-def mark_trained(model: Any) -> None:
-    """Remembers that the weights of `model` are no reference any more."""
-    setattr(model, _TRAINED, True)
 
 
 def versions(trainer: Any) -> dict[str, str]:
