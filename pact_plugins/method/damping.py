@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,9 @@ MUCH = 0.05
 """Share of damped answers that is worth a warning: more than a few per cent is either harm, or a task in the wrong."""
 
 _STRONGEST, _SHOWN = 3, 60
+
+_AT_ONCE = 32
+"""Sequences whose reference is asked for together: that of a stream is a forward pass."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,7 @@ def damping(
         return None
     step = max(1, -(-len(documents) // LOOKED_AT))
     answers, found = 0, list[tuple[int, float, str]]()
-    for document in documents[::step]:
-        conflicts = by_answer(objective, document)
+    for document, conflicts in zip(documents[::step], by_answer(objective, documents[::step]), strict=True):
         answers += len(conflicts)
         if max(conflicts, default=0.0) <= objective.config.conflict_threshold:
             continue  # of most: where its answers stand need not be asked again
@@ -85,8 +87,15 @@ def damping(
     return Damping(answers, len(found), tuple(strongest))
 
 
-def by_answer(objective: PactObjective, document: Document) -> list[float]:
-    """The conflict of each answer of a document; none for one without an answer."""
-    tokens = AnswerTokens.of([document], objective.chat)
-    conflicts = objective.conflicts(tokens, objective.reference.look_up(tokens))
-    return conflicts[np.unique(tokens.answer, return_index=True)[1]].tolist()
+def by_answer(objective: PactObjective, documents: Sequence[Document]) -> Iterator[list[float]]:
+    """The conflict of each answer, document by document; none for one without an answer."""
+    for start in range(0, len(documents), _AT_ONCE):
+        part = documents[start : start + _AT_ONCE]
+        tokens = AnswerTokens.of([*part], objective.chat)
+        conflicts = objective.conflicts(tokens, objective.reference.look_up(tokens))
+        found: dict[int, list[float]] = {}
+        stops = np.cumsum(tokens.counts)
+        for document, first, stop in zip(tokens.documents, stops - tokens.counts, stops, strict=True):
+            _, places = np.unique(tokens.answer[first:stop], return_index=True)
+            found[id(document)] = conflicts[first:stop][places].tolist()
+        yield from (found.get(id(document), []) for document in part)

@@ -115,9 +115,9 @@ def audit(trainer: Any, config: PactConfig, *, threshold: float | None = None) -
         copies.setdefault(document.key, []).append(document)
     sequences, answers, supervised, damped = 0, 0, 0, 0.0
     listed: list[ConflictingAnswer] = []
-    for same in progress(copies.values(), "PACT: auditing the training set", len(copies), start.show_progress):
+    found = zip(copies.values(), by_answer(objective, [same[0] for same in copies.values()]), strict=True)
+    for same, conflicts in progress(found, "PACT: auditing the training set", len(copies), start.show_progress):
         document, rows = same[0], [one.row for one in same]
-        conflicts = by_answer(objective, document)
         sequences += len(rows) * bool(conflicts)
         answers += len(rows) * len(conflicts)
         supervised += len(rows) * int(document.supervised.sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,21 @@ import torch
 from peft import LoraConfig, PeftConfig, VeraConfig, get_peft_model
 from torch import nn
 
+from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
+from pact_plugins.method.damping import by_answer
 from pact_plugins.method.harm_probe import HarmProbe
 from pact_plugins.method.live import LiveReference
+from pact_plugins.method.objective import PactObjective
+from pact_plugins.method.safety_tokens import SafetyTokens
 from pact_plugins.model import adapter, parity
 from pact_plugins.model.fingerprints import model_fingerprint
 from pact_plugins.model.parity import check_taken_off
 from pact_plugins.model.subset_head import SubsetHead
+from pact_plugins.model.support import decoder_of
 from tests import tiny
 from tests.caches import FULL_ONLY, HALF, IDENTITY, IDS, but, look_up, made
-from tests.rows import CHAT, alone, few, packed, padded
+from tests.rows import CHAT, alone, documents, few, packed, padded
 
 TARGETS = ["q_proj", "v_proj"]
 
@@ -71,6 +77,26 @@ def test_a_batch_without_an_answer(tmp_path: Path) -> None:
     batch = alone(few()[0])
     tokens, found = look_up(live, {**batch, "labels": torch.full_like(torch.as_tensor(batch["labels"]), -100)})
     assert len(tokens) == len(found.full) == 0
+
+
+def test_conflicts_of_many_rows_take_few_passes() -> None:
+    """Prevents: a stream that begins with a pass for each of its first rows, and the conflict of another row."""
+    model = adapted()
+    head, width = SubsetHead(model, IDS), 2 * model.config.hidden_size
+    probe = HarmProbe(torch.zeros(width), torch.ones(width), torch.randn(width), 0.1)
+    live = LiveReference(head, but(harm="h", reach=None), CHAT, probe, nullcontext)
+    tokens = SafetyTokens.build(IDS, [1.0] * len(IDS), tiny.tokenizer(), {})
+    objective = PactObjective(PactConfig(anchors=0), tokens, CHAT, head, live)
+    rows = documents(few(6))
+    rows.insert(3, replace(rows[0], supervised=np.zeros_like(rows[0].supervised)))  # without an answer
+    passes: list[None] = []
+    with decoder_of(head.base).register_forward_hook(lambda *_: passes.append(None)):
+        found = [*by_answer(objective, rows)]
+    assert len(passes) < len(rows) / 2
+    assert [len(conflicts) for conflicts in found] == [1, 2, 1, 0, 2, 1, 2]
+    for row, conflicts in zip(rows, found, strict=True):
+        assert conflicts == pytest.approx(next(by_answer(objective, [row])), abs=1e-3)
+    assert len({round(conflict, 4) for conflicts in found for conflict in conflicts}) > 4
 
 
 def test_what_is_trained_stays_so() -> None:
