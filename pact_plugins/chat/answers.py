@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -76,6 +76,12 @@ class Document:
         for name, values in (("seen", self.seen), ("positions", self.positions)):
             content += b"" if values is None else name.encode() + values.tobytes()
         return hashlib.blake2b(content, digest_size=16).digest()
+
+    def up_to(self, stop: int) -> Document:
+        """Its first `stop` tokens."""
+        seen, positions = (None if values is None else values[:stop] for values in (self.seen, self.positions))
+        ids, supervised = self.input_ids[:stop], self.supervised[:stop]
+        return replace(self, input_ids=ids, supervised=supervised, seen=seen, positions=positions)
 
     def begins_inside(self, chat: ChatFormat) -> bool:
         """Whether it begins inside a turn, since packing or truncation has cut it: not as a conversation does."""

@@ -13,7 +13,7 @@ keep next to no weight because they lie with the harmful prompts.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pact_plugins.chat.answers import Bools, Document, Ints
+from pact_plugins.chat.answers import Document
 from pact_plugins.chat.fingerprints import digest
 from pact_plugins.chat.format import ChatFormat
 from pact_plugins.config import PromptsConfig
@@ -168,7 +168,7 @@ def learn(
         "Set the model's own chat template, or do without: set `pact.conflict: keep`.",
     )
     check_ids(head.model, asked, "a prompt")
-    chats = [_prompt(np.asarray(ids, np.int64)) for ids in asked]
+    chats = [prompting.answered(ids, ()) for ids in asked]
     told: dict[str, Any] = {"ranks": ranks, "show_progress": show_progress}
     states = _states(head, chats, _WHAT, **told)
     own = list(_own_prompts(documents, chat))
@@ -200,10 +200,6 @@ def _states(head: SubsetHead, prompts: Sequence[Document], what: str, ranks: Ran
     return torch.stack([found[i] for i in range(len(prompts))])
 
 
-def _prompt(ids: Ints, seen: Bools | None = None, positions: Ints | None = None) -> Document:
-    return Document(ids, np.zeros(len(ids), bool), seen=seen, positions=positions)
-
-
 def _own_prompts(documents: Sequence[Document], chat: ChatFormat) -> Iterator[Document]:
     """What the data asks: of a sample of the documents what precedes their first answer.
 
@@ -217,6 +213,4 @@ def _own_prompts(documents: Sequence[Document], chat: ChatFormat) -> Iterator[Do
         number, tokens = number + 1, tokens + start
         if number > OWN_PROMPTS or tokens > OWN_TOKENS:
             break
-        seen = None if document.seen is None else document.seen[:start]
-        positions = None if document.positions is None else document.positions[:start]
-        yield _prompt(document.input_ids[:start], seen, positions)
+        yield replace(document.up_to(start), supervised=np.zeros(start, bool))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -140,7 +141,7 @@ def _build(
         probe = learn()
     work = forward_sequences(tokens, counts, reach, chat)
     batches = [[work[i] for i in batch] for batch in batches_by_length([len(s.input_ids) for s in work])]
-    places = [[place for sequence in batch for place in sequence.places] for batch in batches]
+    places = [[place for sequence in batch for place in sequence.wanted] for batch in batches]
     with ExitStack() as stack:
         writers: list[CacheWriter] = []
         for store, mask in zip(cache.stores, lacking, strict=True):
@@ -187,9 +188,8 @@ class ForwardSequence:
         input_ids: [L] what to run.
         columns: [n] places whose next token is an answer token.
         seen, positions: [L] as in the document (`answers.Document`), or None.
-        wanted: every place that the result is written to.
+        wanted: every place that something is written to: log-probabilities, or harm.
         prompt_ends: [A] places of the last tokens of the answers' prompts, whose harm is scored.
-        harm: where that is written to; None if it is not wanted.
     """
 
     input_ids: Ints
@@ -198,16 +198,6 @@ class ForwardSequence:
     positions: Ints | None = None
     wanted: list[Place] = field(default_factory=list)
     prompt_ends: Ints = field(default_factory=lambda: np.empty(0, np.int64))
-    harm: Place | None = None
-
-    @property
-    def places(self) -> list[Place]:
-        """Every place that something is written to."""
-        return [*self.wanted, *([self.harm] if self.harm else [])]
-
-    def parts(self, values: Halves, harm: Halves) -> list[tuple[Place, Halves]]:
-        """What is written there, of the result [n, S] and the harm [A, 1]."""
-        return [*((place, values) for place in self.wanted), *([(self.harm, harm)] if self.harm else [])]
 
 
 def value_counts(tokens: Sequence[AnswerTokens], reach: int | None) -> dict[str, Ints]:
@@ -249,12 +239,9 @@ def _full_sequences(tokens: Sequence[AnswerTokens], counts: Mapping[str, Ints]) 
         if not values and not harms:
             continue
         # Nothing after the last answer token is needed; of the prompts alone, nothing after the last of them.
-        length = int((columns if values else ends)[-1]) + 1
-        seen = None if document.seen is None else document.seen[:length]
-        positions = None if document.positions is None else document.positions[:length]
-        wanted = [Place("full", i, 0, values)] if values else []
-        scored = Place("harm", i, 0, harms) if harms else None
-        yield ForwardSequence(document.input_ids[:length], columns, seen, positions, wanted, ends, scored)
+        cut = document.up_to(int((columns if values else ends)[-1]) + 1)
+        wanted = [Place(view, i, 0, rows) for view, rows in (("full", values), ("harm", harms)) if rows]
+        yield ForwardSequence(cut.input_ids, columns, cut.seen, cut.positions, wanted, ends)
 
 
 def _answer_only_sequences(
@@ -319,17 +306,12 @@ def _collected(
             consequence="The reference would be meaningless.",
             remedy="Check the weights and the precision of the model; bfloat16 is safer than float16.",
         )
-    ends, answers = (np.cumsum([len(of(s)) for s in batch])[:-1] for of in (_columns, _prompt_ends))
+    ends, answers = (np.cumsum([len(of(s)) for s in batch])[:-1] for of in (_COLUMNS, _PROMPT_ENDS))
     parts = zip(batch, np.split(halves, ends), np.split(scores, answers), strict=True)
-    return [part for sequence, own, harms in parts for part in sequence.parts(own, harms)]
+    return [(place, own if place.view != "harm" else harms) for s, own, harms in parts for place in s.wanted]
 
 
-def _columns(sequence: ForwardSequence) -> Ints:
-    return sequence.columns
-
-
-def _prompt_ends(sequence: ForwardSequence) -> Ints:
-    return sequence.prompt_ends
+_COLUMNS, _PROMPT_ENDS = attrgetter("columns"), attrgetter("prompt_ends")
 
 
 def _computed(
@@ -346,7 +328,7 @@ def _computed(
     def flat(of: Callable[[ForwardSequence], Ints]) -> Tensor:
         return to_device(np.concatenate([row * ids.shape[1] + of(s) for row, s in enumerate(batch)]), device)
 
-    places, ends = flat(_columns), flat(_prompt_ends)
+    places, ends = flat(_COLUMNS), flat(_PROMPT_ENDS)
     request = Request(places, ids.reshape(-1)[places], normalise=True)
     with head.watch(request) as captures, layers.watch(ends, ids.shape) if layers else nullcontext([]) as states:
         head.decode(**inputs)
