@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pact_plugins.chat.answers import Document
-from pact_plugins.chat.fingerprints import digest, keys_fingerprint
+from pact_plugins.chat.fingerprints import digest
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.method.prompting import Prompts
@@ -209,27 +208,21 @@ class Evidence:
         return not self.values
 
     def check_same(
-        self,
-        config: PactConfig,
-        identity: Identity,
-        documents: Sequence[Document] | None = None,
-        *,
-        dated: bool = False,
+        self, config: PactConfig, identity: Identity, data: str | None = None, *, dated: bool = False
     ) -> None:
         """Refuses another run than this one under its name.
 
         Args:
             config: the settings of the run that resumes it.
             identity: what that run's reference would be computed with.
-            documents: its rows with an answer; where they are not known, they are not compared.
+            data: fingerprint of its rows with an answer; where they are not known, they are not compared.
             dated: whether its chat template writes the date, so that rows may differ in it alone.
 
         Raises:
             PactError: the run is resumed with other data, template, gate, anchors or choice of tokens, or if its data
                 set streams with another model below its adapter.
         """
-        data = self.data if documents is None else keys_fingerprint(d.key for d in documents)
-        now = {"data": data, **identity.model_dump(), **tokens_source(config)}
+        now = {"data": data or self.data, **identity.model_dump(), **tokens_source(config)}
         then = {"data": self.data, **self.identity.model_dump(), **self.tokens_source}
         now["anchors"], then["anchors"] = bool(config.anchors_per_step), self.anchors is not None
         differing = [k for k in now if now[k] != then.get(k)]
@@ -243,19 +236,14 @@ class Evidence:
             )
 
     def cache(
-        self,
-        config: PactConfig,
-        identity: Identity,
-        documents: Sequence[Document] | None = None,
-        *,
-        dated: bool = False,
+        self, config: PactConfig, identity: Identity, data: str | None = None, *, dated: bool = False
     ) -> ReferenceCache:
-        """The reference that the run began with, to the last bit; arguments as of `check_same`.
+        """The reference of the run, whose values have yet to be compared; arguments as of `check_same`.
 
         Raises:
-            PactError: it is another run; its reference is gone; or its rows' values, where they are known, are others.
+            PactError: it is another run, or its reference is gone.
         """
-        self.check_same(config, identity, documents, dated=dated)
+        self.check_same(config, identity, data, dated=dated)
         cache = ReferenceCache(config.cache_folder, identity)
         if empty := [store for store in cache.stores if not store.segments]:
             raise PactError(
@@ -264,7 +252,18 @@ class Evidence:
                 consequence="The weights of the checkpoint are already fine-tuned: they are no reference.",
                 remedy="Point `pact.cache_dir` to where the run began, or start from the original model.",
             )
-        if documents is not None and (found := cache.fingerprint(d.key for d in documents)) not in self.values:
+        return cache
+
+    def check_values(self, found: str, cache: ReferenceCache) -> None:
+        """Refuses another reference than the one that the run began with, to the last bit.
+
+        Args:
+            found: fingerprint of the values of its rows, in `cache`.
+
+        Raises:
+            PactError: it is another.
+        """
+        if found not in self.values:
             raise PactError(
                 expected=f"in {cache.folder} the values that the run being resumed began with, "
                 f"{', '.join(self.values)}",
@@ -272,4 +271,3 @@ class Evidence:
                 consequence="The run would go on against a reference that differs in its last bits.",
                 remedy="Start from the original model, or put the folder back from a copy.",
             )
-        return cache

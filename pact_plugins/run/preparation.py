@@ -91,18 +91,20 @@ def prepare(start: Start) -> Preparation:
         if start.streams:
             check_taken_off(head, trained=run is not None)
             if run:
-                run.check_same(config, identity, answered, dated=writes_date(tokenizer))
+                run.check_same(config, identity, rows, dated=writes_date(tokenizer))
             with taken_off(start.model):
                 probe = learn() if learn else None
             reference, computed, values = LiveReference(head, identity, chat, probe, start.autocast), None, ()
         else:
             if run:
-                reference = run.cache(config, identity, answered, dated=writes_date(tokenizer))
+                reference = run.cache(config, identity, rows, dated=writes_date(tokenizer))
                 computed = Computed()
             else:
                 folder = config.cache_folder
                 reference, computed = open_or_build(folder, identity, answered, head, chat, probe=learn, **told)
             own = reference.fingerprint(d.key for d in answered)
+            if run:
+                run.check_values(own, reference)
             values = tuple(sorted(set(start.ranks.exchange(own, "naming the reference"))))
     objective = PactObjective(config, tokens, chat, head, reference, anchors)
     damped = damping(objective, answered, partial(tokenizer.decode, skip_special_tokens=True))
