@@ -148,9 +148,10 @@ def _course(trainings: Sequence[Training]) -> list[Plot]:
             _scale(axes, series)
             axes.set_title(label, loc="left", fontsize=9)
             axes.grid(color="#eeeeee")
-            if len(trainings) > 1:
-                _label_ends(axes, series, colour)
         every[-1].set_xlabel("step")
+        if len(trainings) > 1:
+            lines = {line.get_label(): line for axes in every for line in axes.lines}
+            figure.legend(handles=[*lines.values()], loc="outside right upper", frameon=False)
 
     words = [
         f"{label}{f' of {name}' if len(trainings) > 1 else ''}: {y[0]:.3g} at step {x[0]:g}, highest {max(y):.3g}, "
@@ -211,21 +212,6 @@ def _scale(axes: Any, series: Sequence[Series]) -> None:
         axes.set_ylim(low / 1.5, high * 1.5)
     elif min(values) >= 0:
         axes.set_ylim(bottom=0)
-
-
-def _label_ends(axes: Any, series: Sequence[Series], colour: Mapping[str, str]) -> None:
-    """Names beside the ends of their lines, moved apart where they would touch."""
-    to_axes = axes.transData + axes.transAxes.inverted()
-    ends = sorted((float(to_axes.transform((x[-1], y[-1]))[1]), name) for name, x, y in series)
-    gap = 0.8 / max(4, len(ends))
-    heights = [max(0.03, y) for y, _ in ends]
-    for i in range(1, len(heights)):
-        heights[i] = max(heights[i], heights[i - 1] + gap)
-    excess = max(0.0, heights[-1] - 1.0)
-    for height, (_, name) in zip(heights, ends, strict=True):
-        axes.annotate(
-            name, (1.01, height - excess), xycoords="axes fraction", va="center", fontsize=8, color=colour[name]
-        )
 
 
 def _colour(i: int) -> str:
