@@ -1,4 +1,7 @@
-"""How far a measured rate can be trusted: intervals, paired tests, and agreement beyond chance."""
+"""How far a measured rate can be trusted: intervals, paired tests, and agreement beyond chance.
+
+Formulas of a line or two each. SciPy, which no part of a TRL environment needs, is what the tests compare them with.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,14 @@ RESAMPLES = 2000
 """Samples of a bootstrap: its bounds then move by less than a tenth of the interval's width."""
 
 
-def wilson_interval(count: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share, without continuity correction.
+_Z = NormalDist().inv_cdf(0.975)
+"""Of every interval here: 95%."""
 
-    With p = count / total and z the normal quantile at (1 + confidence) / 2, its bounds are::
+
+def wilson_interval(count: int, total: int) -> tuple[float, float]:
+    """Wilson's score interval of a share, 95%, without continuity correction.
+
+    With p = count / total and z the normal quantile at 0.975, its bounds are::
 
         (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)
 
@@ -26,7 +33,6 @@ def wilson_interval(count: int, total: int, confidence: float = 0.95) -> tuple[f
     Args:
         count: how many of `total` answers count.
         total: at least 1.
-        confidence: between 0 and 1, both excluded.
 
     Returns:
         Lower and upper bound, both within [0, 1].
@@ -34,10 +40,9 @@ def wilson_interval(count: int, total: int, confidence: float = 0.95) -> tuple[f
     Raises:
         ValueError: an argument is out of its range.
     """
-    if not 0 <= count <= total or total < 1 or not 0 < confidence < 1:
-        raise ValueError(f"no interval for {count} of {total} at confidence {confidence}")
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    p = count / total
+    if not 0 <= count <= total or total < 1:
+        raise ValueError(f"no interval for {count} of {total}")
+    z, p = _Z, count / total
     centre = p + z * z / (2 * total)
     half = z * math.sqrt(p * (1 - p) / total + (z / (2 * total)) ** 2)
     scale = 1 + z * z / total
@@ -146,16 +151,15 @@ def cohen_kappa(first: Sequence[bool], second: Sequence[bool]) -> float | None:
     return None if expected == n * n else (n * agreed - expected) / (n * n - expected)
 
 
-def bootstrap_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean.
+def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean, 95%.
 
-    The bounds are the quantiles at (1 - confidence) / 2 and (1 + confidence) / 2 of the means of `RESAMPLES` samples
-    of the same size, drawn with replacement under a fixed seed. Where all values are equal it has no width.
+    The bounds are the quantiles at 0.025 and 0.975 of the means of `RESAMPLES` samples of the same size, drawn with
+    replacement under a fixed seed. Where all values are equal it has no width.
     Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapter 13.
 
     Args:
         values: at least one.
-        confidence: between 0 and 1, both excluded.
 
     Raises:
         ValueError: there is no value.
@@ -164,5 +168,5 @@ def bootstrap_interval(values: Sequence[float], confidence: float = 0.95) -> tup
         raise ValueError("no values to take a mean of")
     data, generator = np.asarray(values), np.random.default_rng(0)
     means = [float(generator.choice(data, len(data)).mean()) for _ in range(RESAMPLES)]
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)

@@ -35,11 +35,11 @@ def test_wilson_is_symmetric_and_holds_its_share(pair: tuple[int, int]) -> None:
     assert (1 - high, 1 - low) == pytest.approx(wilson_interval(total - count, total))
 
 
-@pytest.mark.parametrize(("count", "total", "confidence"), [(1, 0, 0.95), (-1, 5, 0.95), (6, 5, 0.95), (1, 5, 1.0)])
-def test_wilson_refuses_what_is_no_share(count: int, total: int, confidence: float) -> None:
+@pytest.mark.parametrize(("count", "total"), [(1, 0), (-1, 5), (6, 5)])
+def test_wilson_refuses_what_is_no_share(count: int, total: int) -> None:
     """Prevents an interval of nothing, which would read as a measured 0%."""
     with pytest.raises(ValueError, match="no interval"):
-        wilson_interval(count, total, confidence)
+        wilson_interval(count, total)
 
 
 def test_wilson_equals_scipy() -> None:
@@ -47,9 +47,8 @@ def test_wilson_equals_scipy() -> None:
     stats = pytest.importorskip("scipy.stats")
     for total in (1, 7, 128):
         for count in range(total + 1):
-            for confidence in (0.8, 0.95, 0.99):
-                expected = stats.binomtest(count, total).proportion_ci(confidence, method="wilson")
-                assert wilson_interval(count, total, confidence) == pytest.approx(tuple(expected), abs=1e-12)
+            expected = stats.binomtest(count, total).proportion_ci(0.95, method="wilson")
+            assert wilson_interval(count, total) == pytest.approx(tuple(expected), abs=1e-12)
 
 
 def test_paired_difference_as_published() -> None:
@@ -140,7 +139,6 @@ def test_bootstrap() -> None:
     assert low == pytest.approx(np.mean(values) - error, abs=0.1 * error)
     assert high == pytest.approx(np.mean(values) + error, abs=0.1 * error)
     assert bootstrap_interval(values) == (low, high)
-    assert bootstrap_interval(values, 0.5)[0] > low
     assert bootstrap_interval([0.25] * 9) == (0.25, 0.25)
     with pytest.raises(ValueError, match="no values"):
         bootstrap_interval([])
