@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -26,57 +27,47 @@ LONGEST = 1200
 """Characters of an answer that are shown; the rest stands in the evaluation's files."""
 
 
-def html_page(
-    contents: Contents, verdicts: Sequence[Verdict], summaries: Sequence[Summary], plots: Sequence[Plot] | None
-) -> str:
-    """The page, self-contained: no script, no font, no picture from anywhere else.
+@dataclass(frozen=True)
+class Page:
+    """What is on it; `plots` is None where they could not be drawn."""
 
-    Args:
-        plots: None where they could not be drawn.
-    """
-    environment = _environment(autoescape=True)
-    # Ours alone: matplotlib wrote the drawing, and escaped the names in it.
-    drawn = [{**vars(p), "svg": Markup(p.svg)} for p in plots or ()]
-    more: dict[str, Any] = {"plots": drawn, "plots_drawn": plots is not None}
-    return _render(environment, "page.html.j2", contents, verdicts, summaries, **more)
+    contents: Contents
+    verdicts: Sequence[Verdict]
+    summaries: Sequence[Summary]
+    plots: Sequence[Plot] | None
 
+    def html(self) -> str:
+        """Self-contained: no script, no font, no picture from anywhere else."""
+        # Ours alone: matplotlib wrote the drawing, and escaped the names in it.
+        drawn = [{**vars(p), "svg": Markup(p.svg)} for p in self.plots or ()]
+        return self._rendered(_environment(autoescape=True), "page.html.j2", plots=drawn)
 
-def markdown(
-    contents: Contents, verdicts: Sequence[Verdict], summaries: Sequence[Summary], plots: Sequence[Plot] | None
-) -> str:
-    """The same as GitHub reads it, with the drawings in files of their own."""
-    environment = _environment(autoescape=False, finalize=_escaped)
-    text = _render(environment, "page.md.j2", contents, verdicts, summaries, plots=plots or ())
-    return re.sub(r"\n{3,}", "\n\n", text)
+    def markdown(self) -> str:
+        """The same as GitHub reads it, with the drawings in files of their own."""
+        environment = _environment(autoescape=False, finalize=_escaped)
+        text = self._rendered(environment, "page.md.j2", plots=self.plots or ())
+        return re.sub(r"\n{3,}", "\n\n", text)
 
-
-def _render(
-    environment: jinja2.Environment,
-    template: str,
-    contents: Contents,
-    verdicts: Sequence[Verdict],
-    summaries: Sequence[Summary],
-    **more: Any,
-) -> str:
-    behaviour = contents.behaviour
-    lead = contents.lead or {name: name for name in (behaviour.names if behaviour else ())}
-    leading = [s for v, s in zip(verdicts, summaries, strict=True) if not behaviour or v.model in lead]
-    open_, folded = _split(behaviour.samples if behaviour else ())
-    warnings = [*contents.notes, *(contents.behaviour.warnings if contents.behaviour else ())]
-    return environment.get_template(template).render(
-        contents=contents,
-        verdicts=verdicts,
-        summaries=leading,
-        lead=lead,
-        samples=open_,
-        more_samples=folded,
-        warnings=warnings,
-        rules=RULES,
-        version=__version__,
-        badges=_badges,
-        zip=zip,
-        **more,
-    )
+    def _rendered(self, environment: jinja2.Environment, template: str, **plots: Any) -> str:
+        contents, behaviour = self.contents, self.contents.behaviour
+        lead = contents.lead or {name: name for name in (behaviour.names if behaviour else ())}
+        pairs = zip(self.verdicts, self.summaries, strict=True)
+        open_, folded = _split(behaviour.samples if behaviour else ())
+        return environment.get_template(template).render(
+            contents=contents,
+            verdicts=self.verdicts,
+            summaries=[s for v, s in pairs if not behaviour or v.model in lead],
+            lead=lead,
+            samples=open_,
+            more_samples=folded,
+            warnings=[*contents.notes, *(behaviour.warnings if behaviour else ())],
+            plots_drawn=self.plots is not None,
+            rules=RULES,
+            version=__version__,
+            badges=_badges,
+            zip=zip,
+            **plots,
+        )
 
 
 def _environment(*, autoescape: bool, finalize: Callable[[Any], Any] | None = None) -> jinja2.Environment:

@@ -114,18 +114,18 @@ def write_report(contents: Contents, folder: Path, *, answers: Path | None = Non
         )
     if "jinja2" in lacking:
         return Written(folder, found, summaries)
-    from pact_plugins.run.report import page
+    from pact_plugins.run.report.page import Page
 
     drawn = None if "matplotlib" in lacking else plots(contents)
     for plot in drawn or ():
         files.write_text(folder / plot.file, plot.svg)
-    shown = {folder / PAGE: contents}
+    pages = {folder / PAGE: Page(contents, found, summaries, drawn)}
+    files.write_text(folder / "report.md", pages[folder / PAGE].markdown())
     if contents is not whole and answers is not None:
-        shown = {answers: whole, **shown}
-    for path, of in shown.items():
-        files.write_text(path, page.html_page(of, found, summaries, drawn))
-    files.write_text(folder / "report.md", page.markdown(contents, found, summaries, drawn))
-    return Written(folder, found, summaries, tuple(shown))
+        pages = {answers: Page(whole, found, summaries, drawn), **pages}
+    for path, page in pages.items():
+        files.write_text(path, page.html())
+    return Written(folder, found, summaries, tuple(pages))
 
 
 def as_dict(contents: Contents, found: tuple[Verdict, ...], **own: Any) -> dict[str, Any]:
