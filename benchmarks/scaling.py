@@ -144,7 +144,7 @@ def start_up_row(trainer: Any, rows: int) -> dict[str, float]:
     """Microseconds per row of what a run that finds its cache does with every row."""
     from pact_plugins.chat.fingerprints import keys_fingerprint
     from pact_plugins.chat.format import ChatFormat
-    from pact_plugins.run.trainer import training_documents
+    from pact_plugins.run.documents import training_documents
 
     started = time.perf_counter()
     documents = list(training_documents(trainer))

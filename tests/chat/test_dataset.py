@@ -12,7 +12,7 @@ from datasets import Dataset
 from pact_plugins.chat import dataset
 from pact_plugins.chat.answers import Document, split_documents
 from pact_plugins.chat.dataset import read_documents
-from pact_plugins.run.trainer import training_documents
+from pact_plugins.run.documents import training_documents
 from tests import tiny
 from tests.bad_inputs.case import trainer_on
 

@@ -30,7 +30,7 @@ from pact_plugins.method import prompting
 from pact_plugins.model.forward import evaluating
 from pact_plugins.model.parity import check_parity
 from pact_plugins.model.subset_head import SubsetHead
-from pact_plugins.run.trainer import training_documents
+from pact_plugins.run.documents import training_documents
 from tests import tiny
 from tests.contract.hosts import TOKENS, common, config, trl_trainer
 

@@ -14,7 +14,7 @@ import torch
 from pact_plugins import PactCallback, PactError
 from pact_plugins.chat.answers import AnswerTokens
 from pact_plugins.model.forward import evaluating
-from pact_plugins.run.trainer import training_documents
+from pact_plugins.run.documents import training_documents
 from tests import tiny
 from tests.contract.hosts import TOKENS, common, config
 

@@ -21,8 +21,9 @@ from pact_plugins.chat.answers import split_documents
 from pact_plugins.method.anchors import WEIGHT
 from pact_plugins.model.subset_head import SubsetHead
 from pact_plugins.preflight.requirements import TESTED
+from pact_plugins.run.documents import training_documents
 from pact_plugins.run.preparation import prepare
-from pact_plugins.run.trainer import Start, training_documents
+from pact_plugins.run.trainer import Start
 from tests import tiny
 from tests.contract.hosts import HOSTS, Trainer, axolotl_trainer, common, config, model_of, trl_trainer
 from tests.counting import Counting

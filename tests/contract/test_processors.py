@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from pact_plugins import PactCallback
-from pact_plugins.run.trainer import training_documents
+from pact_plugins.run.documents import training_documents
 from pact_plugins.run.verification import verify
 from tests import tiny, vision
 from tests.contract.commands import run

@@ -13,7 +13,7 @@ from rich.console import Console
 from pact_plugins import PactCallback, PactError
 from pact_plugins.preflight import audit, estimate
 from pact_plugins.preflight.guards import guards
-from pact_plugins.run import trainer as trainer_of
+from pact_plugins.run import documents as documents_of_run
 from pact_plugins.run.evidence import Evidence
 from pact_plugins.run.report import summary
 from pact_plugins.run.report.files import training_of
@@ -93,7 +93,7 @@ def test_what_is_said_is_said_of_the_first_rows(
 ) -> None:
     """Prevents: a stream that is read to its end before the first step, or figures that seem to be of all of it."""
     host = HERE[0]
-    monkeypatch.setattr(trainer_of, "READ_AHEAD", 10)
+    monkeypatch.setattr(documents_of_run, "READ_AHEAD", 10)
     trained(streaming(host, "lora", tmp_path, max_steps=2), tmp_path)
     printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "streams: what follows is said of its first rows" in printed
@@ -103,7 +103,7 @@ def test_what_is_said_is_said_of_the_first_rows(
     data = Evidence.read(tmp_path / "out").about["data"]
     assert (data["streams"], data["sequences"]) == (True, 10)
     assert "training set's first rows" in summary._damped(training_of(tmp_path / "out", "run"))
-    monkeypatch.setattr(trainer_of, "READ_AHEAD_TOKENS", 100)
+    monkeypatch.setattr(documents_of_run, "READ_AHEAD_TOKENS", 100)
     trained(streaming(host, "lora", tmp_path / "short", max_steps=2), tmp_path / "short")
     assert Evidence.read(tmp_path / "short" / "out").about["data"]["sequences"] == 2
 

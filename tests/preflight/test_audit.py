@@ -20,8 +20,9 @@ from pact_plugins.demo import ALIGNED_MODEL, world
 from pact_plugins.demo.behaviour import answers
 from pact_plugins.demo.training import load
 from pact_plugins.preflight.audit import Audit, ConflictingAnswer, audit, show
+from pact_plugins.run.documents import training_documents
 from pact_plugins.run.preparation import prepare
-from pact_plugins.run.trainer import Start, training_documents
+from pact_plugins.run.trainer import Start
 from tests import openings
 from tests.rows import alone
 
