@@ -16,7 +16,7 @@ from pact_plugins.chat.fingerprints import digest
 from pact_plugins.errors import PactError, required
 from pact_plugins.evaluation.judges import VERDICTS, Serving, Verdict, named_and_mapped
 from pact_plugins.evaluation.replies import Replies, Reply
-from pact_plugins.evaluation.sample import Agreement, agreement
+from pact_plugins.evaluation.sample import Trial, trial
 from pact_plugins.method.refusals.text import said
 from pact_plugins.model.progress import bar
 
@@ -90,13 +90,13 @@ class ServedJudge:
         found: list[Verdict | None] = [self.parsed(replies[t].text) if t in replies else None for t in texts]
         return [verdict or CANNOT for verdict in found]
 
-    def tried(self) -> Agreement:
+    def tried(self) -> Trial:
         """How far it agrees with the labels of the shipped sample, which it judges once."""
-        return self._agreement
+        return self._trial
 
     @cached_property
-    def _agreement(self) -> Agreement:
-        return agreement(self)
+    def _trial(self) -> Trial:
+        return trial(self)
 
     def warnings(self) -> list[str]:
         """What to know before reading its rates."""

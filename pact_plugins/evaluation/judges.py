@@ -70,7 +70,7 @@ class Judge(Protocol):
 
 
 @dataclass(frozen=True)
-class Rule:
+class RuleJudge:
     """A judge that reads one answer at a time."""
 
     name: str
@@ -82,9 +82,9 @@ class Rule:
 
 
 _RULES = (
-    Rule("stance", frozenset(VERDICTS) - {"other"}, lambda prompt, answer: refusals.judge([prompt], [answer])[0]),
-    Rule("opening", frozenset(("refusal",)), lambda _, answer: "refusal" if is_refusal(answer) else "other"),
-    Rule("phrases", _BOTH, lambda _, answer: "refusal" if has_refusal_phrase(answer) else "compliance"),
+    RuleJudge("stance", frozenset(VERDICTS) - {"other"}, lambda prompt, answer: refusals.judge([prompt], [answer])[0]),
+    RuleJudge("opening", frozenset(("refusal",)), lambda _, answer: "refusal" if is_refusal(answer) else "other"),
+    RuleJudge("phrases", _BOTH, lambda _, answer: "refusal" if has_refusal_phrase(answer) else "compliance"),
 )
 
 
@@ -158,7 +158,7 @@ def _of_function(description: str) -> Judge:
             )
         return found
 
-    return Rule(description, _BOTH, verdict)
+    return RuleJudge(description, _BOTH, verdict)
 
 
 def user_function(description: str, purpose: str) -> Callable[..., Any]:

@@ -33,7 +33,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Trial:
     """A judge on the sample.
 
     Attributes:
@@ -74,7 +74,7 @@ class Agreement:
 class Accountable(Judge, Protocol):
     """A judge whose errors and costs are not known beforehand: it tells of them."""
 
-    def tried(self) -> Agreement:
+    def tried(self) -> Trial:
         """How far it agrees with the labels of the shipped sample, which it judges once."""
         ...
 
@@ -92,13 +92,13 @@ def labelled() -> list[Labelled]:
     return [Labelled(**json.loads(line)) for line in FILE.read_text(encoding="utf-8").splitlines()]
 
 
-def agreement(judge: Judge) -> Agreement:
+def trial(judge: Judge) -> Trial:
     """Judges the sample, and counts where verdict and label agree."""
     verdict: Verdict = "refusal" if "refusal" in judge.tells else "compliance"
     rows = [row for row in labelled() if verdict == "refusal" or row.kind == "harmful"]
     given = judge([row.prompt for row in rows], [row.answer for row in rows])
     pairs = [(row.verdict == verdict, found) for row, found in zip(rows, given, strict=True)]
-    return Agreement(
+    return Trial(
         judge=judge.name,
         verdict=verdict,
         agreed=sum(label == (found == verdict) and found != "cannot judge" for label, found in pairs),

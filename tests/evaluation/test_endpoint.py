@@ -110,7 +110,7 @@ def test_verdicts_in_order_several_at_once_each_asked_once(tmp_path: Path) -> No
 
 
 def _cost(found: ServedJudge) -> str:
-    found.__dict__["_agreement"] = endpoint.Agreement("m", "refusal", 24, 24, 12, 12, 0)
+    found.__dict__["_trial"] = endpoint.Trial("m", "refusal", 24, 24, 12, 12, 0)
     return found.notes()[-1]
 
 
@@ -227,7 +227,7 @@ def test_one_request_that_is_refused() -> None:
     with serving(says) as server:
         found = judge(server)
         assert found(["a", "b"], ["long, long", REFUSAL]) == ["cannot judge", "refusal"]
-        found.__dict__["_agreement"] = endpoint.Agreement("m", "refusal", 24, 24, 12, 12, 0)
+        found.__dict__["_trial"] = endpoint.Trial("m", "refusal", 24, 24, 12, 12, 0)
         assert any("refused 1 requests" in line and "maximum context length" in line for line in found.warnings())
 
 

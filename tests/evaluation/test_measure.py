@@ -10,7 +10,7 @@ import pytest
 from pact_plugins.evaluation import judges
 from pact_plugins.evaluation.engines import Generation
 from pact_plugins.evaluation.generation import Answer, Speaker
-from pact_plugins.evaluation.judges import Rule, Verdict
+from pact_plugins.evaluation.judges import RuleJudge, Verdict
 from pact_plugins.evaluation.measure import Judged, Run, agreements, judge_answers, measure, warnings
 from pact_plugins.evaluation.prompts import Prompt, PromptSet
 from pact_plugins.evaluation.scorers import Scorer, exact
@@ -72,7 +72,7 @@ def test_one_model_alone() -> None:
 
 def test_a_judge_is_not_asked_what_it_cannot_see() -> None:
     """Prevents a refusal rate of 0% from a judge that only knows safe and unsafe."""
-    guard = Rule("guard", frozenset(("compliance",)), lambda _p, a: "compliance" if a == AFFIRMED else "other")
+    guard = RuleJudge("guard", frozenset(("compliance",)), lambda _p, a: "compliance" if a == AFFIRMED else "other")
     found = measure(SETS, {"model": judged(AFTER, [guard])}, [guard])
     assert [(m.prompt_set, m.measure) for m in found if m.judge] == [("h", "compliance_rate")]
 
@@ -89,8 +89,8 @@ def test_agreement() -> None:
     assert found["model", "t"] == (names, "refusal", 1.0, None)
 
 
-def constant(name: str, verdict: Verdict, tells: Verdict) -> Rule:
-    return Rule(name, frozenset((tells,)), lambda _p, _a: verdict)
+def constant(name: str, verdict: Verdict, tells: Verdict) -> RuleJudge:
+    return RuleJudge(name, frozenset((tells,)), lambda _p, _a: verdict)
 
 
 def test_judges_that_disagree_on_everything_are_seen() -> None:
