@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -194,9 +195,7 @@ def prompt_sets_of(descriptions: Sequence[str], limit: int | None, system: str |
     kinds = {s.kind for s in sets}
     if "harmful" in kinds and "harmless" not in kinds:
         sets += prompts.load("held-out:harmless")
-    twice = [
-        f"{s.name} ({s.kind})" for i, s in enumerate(sets) if (s.name, s.kind) in [(t.name, t.kind) for t in sets[:i]]
-    ]
+    twice = [name for name, times in Counter(f"{s.name} ({s.kind})" for s in sets).items() if times > 1]
     if twice or not sets:
         raise PactError(
             expected="at least one prompt set, and each of them once",
