@@ -1,6 +1,9 @@
-"""Intervals, paired tests and agreement against published values, and against scipy where it is installed."""
+"""Intervals, paired tests and agreement against published values, and against SciPy."""
 
 from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,9 +45,10 @@ def test_wilson_refuses_what_is_no_share(count: int, total: int) -> None:
         wilson_interval(count, total)
 
 
+@pytest.mark.axolotl
 def test_wilson_equals_scipy() -> None:
     """Prevents a slip in the formula that a few published values do not show."""
-    stats = pytest.importorskip("scipy.stats")
+    stats: Any = import_module("scipy.stats")  # which Axolotl brings along
     for total in (1, 7, 128):
         for count in range(total + 1):
             expected = stats.binomtest(count, total).proportion_ci(0.95, method="wilson")
@@ -85,9 +89,10 @@ def test_mcnemar_with_many_changes() -> None:
     assert 0.2 < mcnemar(*changed(1530, 1470)).p_value < 0.4
 
 
+@pytest.mark.axolotl
 def test_mcnemar_equals_the_binomial_test() -> None:
     """Prevents a slip in the sum that one value does not show."""
-    stats = pytest.importorskip("scipy.stats")
+    stats: Any = import_module("scipy.stats")  # which Axolotl brings along
     for lost in range(12):
         for gained in range(12 - lost):
             if lost + gained:
