@@ -22,7 +22,7 @@ MUCH = 0.05
 _STRONGEST, _SHOWN = 3, 60
 
 _AT_ONCE = 32
-"""Sequences whose reference is asked for together: that of a stream is a forward pass."""
+"""Sequences whose reference is asked for together: where a data set streams, that takes forward passes."""
 
 
 @dataclass(frozen=True)
