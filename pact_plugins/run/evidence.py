@@ -204,6 +204,15 @@ class Evidence:
         files.write(folder / HISTORY, {"log": list(log)})
 
     @property
+    def holds_rows(self) -> bool:
+        """Whether answers of its data set were held, or anchors alone."""
+        return self.data != keys_fingerprint(())
+
+    def held(self, part: Part) -> int:
+        """Answer tokens that a part constrained: of rows, or of anchors where these are held alone."""
+        return part.answer_tokens if self.holds_rows else part.anchor_tokens
+
+    @property
     def streams(self) -> bool:
         """Whether its data set streams, so that its reference is the model with its adapter taken off."""
         return not self.values
@@ -257,7 +266,7 @@ class Evidence:
         """
         self.check_same(config, identity, documents, dated=dated)
         cache = ReferenceCache(config.cache_folder, identity)
-        if empty := [store for store in cache.stores if not store.segments]:
+        if self.holds_rows and (empty := [store for store in cache.stores if not store.segments]):
             raise PactError(
                 expected=f"the reference cache of the run being resumed, {empty[0].folder}",
                 got="no such folder",
