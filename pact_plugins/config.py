@@ -337,6 +337,10 @@ class PactConfig(_Block):
         """What the reference without the prompt keeps before each answer (`gate.prefix`, with its default resolved)."""
         return (self.active_gate and self.active_gate.prefix) or "header"
 
+    def anchors_alone(self) -> PactConfig:
+        """The same where no rows are held: nothing is damped either."""
+        return self.model_copy(update={"conflict": "keep"})
+
     def resolved(self) -> dict[str, Any]:
         """All settings as JSON knows them, with the defaults that depend on the objective filled in."""
         filled = {

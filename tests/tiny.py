@@ -77,6 +77,15 @@ def conversations(n: int = 8, turns: int = 1) -> Dataset:
     )
 
 
+def preferences(n: int = 16) -> Dataset:
+    """Pairs of answers, of different lengths, in the format of TRL and Axolotl."""
+    rows = [conversation[:2] for conversation in conversations(n)["messages"]]
+    rejected = [{"role": "assistant", "content": f"no {i} " + "never " * (i % 4)} for i in range(n)]
+    return Dataset.from_list(
+        [{"prompt": [u], "chosen": [c], "rejected": [r]} for (u, c), r in zip(rows, rejected, strict=True)]
+    )
+
+
 def save(folder: Any, **changes: Any) -> str:
     """Model and tokenizer in a folder, as `from_pretrained` wants them."""
     llama(**changes).save_pretrained(folder)

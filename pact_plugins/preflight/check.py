@@ -147,7 +147,7 @@ def _will(run: Run) -> dict[str, str]:
     will["data"] = ", ".join(run.data) or "named on the command line"
     if run.config is None:
         return {**will, "PACT": "off: nothing protects the model's refusals"}
-    config = run.config
+    config = run.config if run.holds_rows else run.config.anchors_alone()
     if isinstance(config.safety_tokens, list):
         tokens = f"{len(config.safety_tokens)} of your own"
     elif config.safety_tokens == "auto":
@@ -157,6 +157,7 @@ def _will(run: Run) -> dict[str, str]:
     else:
         tokens = f"from {config.safety_tokens}"
     evaluation, probe = config.active_eval, config.active_probe
+    reference = "computed in each step, with the adapter off" if run.streams else f"in {config.cache_folder}"
     return {
         **will,
         "objective": f"{config.objective}, weight {config.weight:g}",
@@ -168,7 +169,7 @@ def _will(run: Run) -> dict[str, str]:
         if evaluation
         else "none",
         "probe": f"every {probe.every:,} steps" if probe else "off",
-        "reference": "computed in each step, with the adapter off" if run.streams else f"in {config.cache_folder}",
+        "reference": reference if run.holds_rows else "of anchors alone: no row is held beside DPO",
         "leaves": f"{EVIDENCE} and pact_report in {run.output_dir or 'its output folder'}",
     }
 

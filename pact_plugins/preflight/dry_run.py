@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
-from pact_plugins.run.trainer import check_trainer
+from pact_plugins.run.trainer import check_trainer, holds_rows
 
 T = TypeVar("T")
 Act = Callable[[Any, PactConfig], T]
@@ -37,6 +37,13 @@ class _Stopping(TrainerCallback):
 def attach(trainer: Any, config: PactConfig, act: Act[Any]) -> None:
     """Lets `trainer.train()` do `act` and stop in place of its first step (see `in_place_of_training`)."""
     check_trainer(trainer, config)
+    if not holds_rows(trainer):
+        raise PactError(
+            expected="a run whose rows are held, to look at them before it trains",
+            got="one by `DPOTrainer`, beside which anchors alone are held",
+            consequence="There is nothing to look at.",
+            remedy="`pact check` reads its file; what the run holds, it prints before its first step.",
+        )
     # The first callback, before those of loggers: they would open a run of their own.
     trainer.callback_handler.callbacks.insert(0, _Stopping(trainer, config, act))
 

@@ -30,6 +30,8 @@ _TEMPLATE_FILES = ("*chat_template*", "*processor_config.json", "tekken.json")
 """Files of a model folder that are or may hold a chat template, beside the tokenizer's settings."""
 STREAMING = ("streaming", "dataset_streaming", "pretraining_dataset")
 """Keys of both hosts by which a data set streams."""
+DPO = ("dpo", "ipo")
+"""What Axolotl trains by TRL's DPOTrainer, by its key `rl`."""
 _LONGEST_ROW = 2**20
 """Characters of a first row that are read: a file of JSON may be one line."""
 _FILE_ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".txt", ".yaml", ".yml", ".safetensors", ".jinja")
@@ -98,6 +100,11 @@ class Run:
     def datasets(self) -> list[dict[str, Any]]:
         """The entries under `datasets`."""
         return [entry for entry in self.settings.get("datasets") or [] if isinstance(entry, dict)]
+
+    @property
+    def holds_rows(self) -> bool:
+        """Whether answers of its data set are held, or anchors alone."""
+        return not (self.host == "axolotl" and self.settings.get("rl") in DPO)
 
     @property
     def streams(self) -> bool:

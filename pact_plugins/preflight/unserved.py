@@ -8,7 +8,7 @@ from typing import Any
 from pact_plugins.config import PactConfig
 from pact_plugins.model.adapter import EMPTY, RELORA, WHOLE, adding
 from pact_plugins.model.support import adapter_on_the_head, unsupported_adapter
-from pact_plugins.preflight.rules import STREAMING, Finding
+from pact_plugins.preflight.rules import DPO, STREAMING, Finding
 from pact_plugins.preflight.run_file import Host, block
 from pact_plugins.run.served import Training, of_axolotl, refused, sharded_by
 
@@ -31,8 +31,10 @@ def unserved(settings: Mapping[str, Any], host: Host, config: PactConfig) -> Ite
 
 def _training(settings: Mapping[str, Any], host: Host) -> Iterator[tuple[str, str, Any]]:
     """Attributes of `Training`, the keys that say them, and what they say; of each, the first that is on counts."""
+    pairs = host == "axolotl" and settings.get("rl") in DPO
+    yield "preferences", "rl", pairs and "TRL's DPOTrainer"
     for key in ("rl", "reward_model", "process_reward_model"):
-        yield "other_trainer", key, settings.get(key) and f"`{key}: {settings[key]}`"
+        yield "other_trainer", key, not (pairs and key == "rl") and settings.get(key) and f"`{key}: {settings[key]}`"
     if host == "axolotl":
         yield from ((part, "plugins", words) for part, words in of_axolotl(*_plugins(settings)).items())
         yield "elsewhere", "cloud", settings.get("cloud") and f"`--cloud {settings['cloud']}`"

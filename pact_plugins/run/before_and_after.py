@@ -12,7 +12,7 @@ from pact_plugins.model.ranks import Ranks
 from pact_plugins.run.evidence import FINAL, Evidence
 from pact_plugins.run.preparation import Preparation
 from pact_plugins.run.report.write import Written, make_report
-from pact_plugins.run.token_profile import measure_profile, profile_of_anchors, save_profiles
+from pact_plugins.run.token_profile import Profile, measure_profile, profile_of_anchors, save_profiles
 from pact_plugins.run.trainer import about_training, output_dir
 
 
@@ -66,7 +66,9 @@ class Reporting:
         trainer, objective = self.trainer, self.preparation.objective
         self._keep_history()
         with trainer.accelerator.autocast():
-            profiles = {"training answers": measure_profile(objective, self.preparation.sample)}
+            profiles = dict[str, Profile]()
+            if sample := self.preparation.sample:
+                profiles["training answers"] = measure_profile(objective, sample)
             if objective.anchors is not None:
                 profiles["anchors"] = profile_of_anchors(objective, objective.anchors)
             if self.ranks.is_first:

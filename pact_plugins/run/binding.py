@@ -123,12 +123,13 @@ class Binding:
             started = time.perf_counter()
             start = Start.of(trainer, self.config, self.ranks, prepared=self._prepared)
             self.preparation = prepare(start)
-            objective, agreement = self.preparation.objective, None
+            objective, host, agreement = self.preparation.objective, None, None
             own = self._compute_loss
-            with first_batches(trainer, self.ranks) as batches:
-                host = measure_host_loss(trainer, own, batches, damps=self.config.damps, ranks=self.ranks)
-                if not resumed:
-                    agreement = check_agreement(trainer, objective, own, batches, start.documents)
+            if start.holds_rows:
+                with first_batches(trainer, self.ranks) as batches:
+                    host = measure_host_loss(trainer, own, batches, damps=self.config.damps, ranks=self.ranks)
+                    if not resumed:
+                        agreement = check_agreement(trainer, objective, own, batches, start.documents)
             startup = time.perf_counter() - started
             about = {
                 "versions": versions(trainer),
@@ -224,7 +225,9 @@ class Binding:
         return output_dir(self.trainer)
 
     def _overhead(self, preparation: Preparation, documents: Sequence[Document]) -> Overhead | None:
-        """What each step will cost, if PACT has to compute the log-normaliser; None without a data loader."""
+        """What each step will cost, if PACT has to compute the log-normaliser; None without a data loader, or rows."""
+        if not documents:
+            return None
         objective = preparation.objective
         anchors = objective.anchors.documents if objective.anchors else []
         step = expected_step(self.trainer, preparation.data, documents, objective.chat, anchors, self.config)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pact_plugins.chat.fingerprints import digest
+from pact_plugins.chat.fingerprints import digest, keys_fingerprint
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.method.prompting import Prompts
@@ -203,6 +203,15 @@ class Evidence:
         files.write(folder / HISTORY, {"log": list(log)})
 
     @property
+    def holds_rows(self) -> bool:
+        """Whether answers of its data set were held, or anchors alone."""
+        return self.data != keys_fingerprint(())
+
+    def held(self, part: Part) -> int:
+        """Answer tokens that a part constrained: of rows, or of anchors where these are held alone."""
+        return part.answer_tokens if self.holds_rows else part.anchor_tokens
+
+    @property
     def streams(self) -> bool:
         """Whether its data set streams, so that its reference is the model with its adapter taken off."""
         return not self.values
@@ -245,7 +254,7 @@ class Evidence:
         """
         self.check_same(config, identity, data, dated=dated)
         cache = ReferenceCache(config.cache_folder, identity)
-        if empty := [store for store in cache.stores if not store.segments]:
+        if self.holds_rows and (empty := [store for store in cache.stores if not store.segments]):
             raise PactError(
                 expected=f"the reference cache of the run being resumed, {empty[0].folder}",
                 got="no such folder",

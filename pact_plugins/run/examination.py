@@ -40,6 +40,8 @@ class Found(NamedTuple):
         answered: the documents that have an answer token.
         data: how much all of them hold.
         coverage: how much of what assistants say in them is constrained.
+
+    Nothing is found where anchors alone are held.
     """
 
     chat: ChatFormat
@@ -135,7 +137,10 @@ def examine(start: Start) -> Examined:
         PactError: the tokenizer, tokens, data or prompts cannot be served.
     """
     model, tokenizer, config, ranks = start.model, start.tokenizer, start.config, start.ranks
-    found = find_answers(start.documents, tokenizer, config, start.template)
+    if start.holds_rows:
+        found = find_answers(start.documents, tokenizer, config, start.template)
+    else:
+        found = Found(ChatFormat.from_tokenizer(tokenizer), [], Data.of([], []), Coverage(0, (), 0))
     check_ids(model, (d.input_ids for d in start.documents), "the training set")
     check_lengths(model, [len(d.input_ids) for d in start.documents])
     probe = Probe(tokenizer, config.active_probe) if config.active_probe else None

@@ -15,6 +15,11 @@ _MEAN_OVER = {"anchor_kl": "anchor_tokens", "loss": "steps"}
 """Over which, if not over answer tokens."""
 
 
+def is_held(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry of a trainer's log tells of steps under PACT: of their rows, or of anchors alone."""
+    return "pact/kl" in entry or "pact/anchor_kl" in entry
+
+
 class Metrics:
     """Sums that go on until they are taken."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import partial
@@ -134,22 +134,24 @@ def evidence_of(preparation: Preparation, **about: Any) -> Evidence:
     """
     objective, reference, run = preparation.objective, preparation.objective.reference, preparation.continued
     computed = preparation.computed
-    facts = {
+    data: dict[str, Any] = {"anchors": len(objective.anchors.documents) if objective.anchors else 0}
+    facts: dict[str, Any] = {
         "began": run.about.get("began") if run else str(date.today()),
         "settings": objective.config.resolved(),
-        "data": {
+        "data": data,
+    }
+    if preparation.data.sequences:
+        data |= {
             "streams": computed is None,
             **asdict(preparation.data),
             "coverage": preparation.coverage.as_dict(),
             **_damped(preparation.damping),
-            "anchors": len(objective.anchors.documents) if objective.anchors else 0,
-        },
-        "reference": {
+        }
+        facts["reference"] = {
             "folder": reference.where,
             "bytes": reference.size,
             "computed": asdict(computed) if computed else None,
-        },
-    }
+        }
     return Evidence(
         preparation.identity,
         preparation.rows,
@@ -161,6 +163,21 @@ def evidence_of(preparation: Preparation, **about: Any) -> Evidence:
         weights=run.weights if run else {},
         anchors=preparation.anchors,
     )
+
+
+def _of_rows(preparation: Preparation) -> Iterator[tuple[str, str]]:
+    """What is held of the data set, for a table."""
+    data, computed, reference = preparation.data, preparation.computed, preparation.objective.reference
+    if computed is None:
+        yield "data set", "streams: what follows is said of its first rows, which were read ahead"
+    yield "answer tokens", f"{data.answer_tokens:,} in {data.distinct:,} distinct sequences"
+    yield from preparation.coverage.rows()
+    if preparation.damping is not None:
+        yield "damped", str(preparation.damping)
+    if data.unanswered:
+        yield "without an answer", f"{data.unanswered:,} of {data.sequences:,} sequences: not constrained"
+    state = f"{computed.words(data.distinct)}; {reference.size / 2**20:.1f} MiB in " if computed else ""
+    yield "reference", f"{state}{reference.where}"
 
 
 def print_summary(
@@ -183,7 +200,8 @@ def print_summary(
     strongest = escape(", ".join(repr(text) for text in tokens.texts[:5]))
     table = Table(title="PACT", title_justify="left", show_header=False)
     table.add_row("objective", f"{config.objective}, weight {config.weight:g}")
-    table.add_row("conflict", "damp" if config.damps else "keep")
+    alone = "" if preparation.data.sequences else ": beside this trainer's loss anchors are held, and no rows"
+    table.add_row("conflict", "damp" if config.damps else f"keep{alone}")
     anchors = objective.anchors
     rows = f"{anchors.per_step} rows beside each step, of {len(anchors.documents)}" if anchors else "off"
     table.add_row("anchors", rows)
@@ -193,20 +211,8 @@ def print_summary(
     table.add_row("safety tokens", f"{len(tokens.ids)}, {len(tokens.positive)} of them held: {strongest}, ...")
     for doubt in tokens.doubts:
         table.add_row("warning", escape(doubt))
-    data, computed, reference = preparation.data, preparation.computed, objective.reference
-    if computed is None:
-        table.add_row("data set", "streams: what follows is said of its first rows, which were read ahead")
-    table.add_row("answer tokens", f"{data.answer_tokens:,} in {data.distinct:,} distinct sequences")
-    for name, words in preparation.coverage.rows():
+    for name, words in (*(() if alone else _of_rows(preparation)), *checked):
         table.add_row(name, escape(words))
-    if preparation.damping is not None:
-        table.add_row("damped", escape(str(preparation.damping)))
-    if data.unanswered:
-        table.add_row("without an answer", f"{data.unanswered:,} of {data.sequences:,} sequences: not constrained")
-    state = f"{computed.words(data.distinct)}; {reference.size / 2**20:.1f} MiB in " if computed else ""
-    table.add_row("reference", escape(f"{state}{reference.where}"))
-    for name, words in checked:
-        table.add_row(name, words)
     if overhead is not None:
         parts = f"anchors {overhead.anchors:.1%}, safety tokens' logits {overhead.subset_head:.2%}"
         if overhead.log_normaliser:

@@ -14,6 +14,7 @@ from pact_plugins.errors import PactError
 from pact_plugins.model.fingerprints import model_fingerprint
 from pact_plugins.model.weights import fingerprints
 from pact_plugins.run.evidence import FINAL, Evidence, Part, StartedFrom
+from pact_plugins.run.metrics import is_held
 from pact_plugins.run.trainer import output_dir
 
 COUNTS = ("micro_batches", "supervised_tokens", "answer_tokens", "cache_hits", "cache_misses", "anchor_tokens")
@@ -31,7 +32,7 @@ class Recorder:
     def __init__(self, trainer: Any, evidence: Evidence) -> None:
         self.trainer, self.evidence = trainer, evidence
         self._counts: Counter[str] = Counter()
-        self._micro_batches_before = 0
+        self._before = 0
         self._saved_at = -1
 
     @property
@@ -60,7 +61,7 @@ class Recorder:
         weights = {name: known for name, known in before.weights.items() if name != FINAL}
         self.evidence = replace(before, parts=(*before.parts, part), trained_model=None, weights=weights)
         self._counts.clear()
-        self._micro_batches_before, self._saved_at = 0, -1
+        self._before, self._saved_at = 0, -1
         self._write()
 
     def add(self, counts: dict[str, int]) -> None:
@@ -71,9 +72,10 @@ class Recorder:
         """An optimiser step has ended.
 
         Raises:
-            PactError: no forward pass of it went through PACT's loss.
+            PactError: no forward pass of it went through PACT's loss, or no anchors joined it where they are all.
         """
-        if self._counts["micro_batches"] == self._micro_batches_before:
+        count = self._counts["micro_batches" if self.evidence.holds_rows else "anchor_tokens"]
+        if count == self._before:
             step = self.trainer.state.global_step
             self.fail(
                 error := PactError(
@@ -85,7 +87,7 @@ class Recorder:
                 )
             )
             raise error
-        self._micro_batches_before = self._counts["micro_batches"]
+        self._before = count
         self.evidence = self.evidence.with_last(
             replace(self.evidence.parts[-1], last_step=self.trainer.state.global_step)
         )
@@ -113,7 +115,7 @@ class Recorder:
             PactError: not one answer token was constrained in any of its steps.
         """
         part = self._sum_up()
-        if part.last_step > part.first_step and not part.answer_tokens:
+        if part.last_step > part.first_step and not self.evidence.held(part):
             self.fail(
                 error := PactError(
                     expected="answer tokens in the batches of this run",
@@ -156,7 +158,7 @@ class Recorder:
         own = torch.tensor([self._counts[name] for name in COUNTS], device=accelerator.device)
         counts = dict(zip(COUNTS, accelerator.reduce(own, reduction="sum").tolist(), strict=True))
         part = replace(self.evidence.parts[-1], **counts)
-        logged = [e for e in state.log_history if "pact/kl" in e and e["step"] > part.first_step]
+        logged = [e for e in state.log_history if is_held(e) and e["step"] > part.first_step]
         losses = [{k: v for k, v in e.items() if k == "loss" or k.startswith("pact/")} for e in logged]
         if losses:
             part = replace(part, loss_at_start=losses[0], loss_at_end=losses[-1])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pact_plugins.config import PactConfig
+from pact_plugins.config import SPLIT, PactConfig
 from pact_plugins.errors import PactError
 
 
@@ -15,7 +15,8 @@ class Training:
     """How a run trains, as far as its file or its trainer tells.
 
     Attributes:
-        other_trainer: what is no trainer for supervised fine-tuning, if it is none.
+        other_trainer: what is no trainer that PACT stands beside, if it is none.
+        preferences: what learns from preferred answers (DPO), if anything does: anchors are held there, and no rows.
         noised: what trains on noise in place of rows, if anything does.
         elsewhere: what trains on other machines, if anything does.
         taught: what trains on more than labels, if anything does.
@@ -30,6 +31,7 @@ class Training:
     """
 
     other_trainer: str = ""
+    preferences: str = ""
     noised: str = ""
     elsewhere: str = ""
     taught: str = ""
@@ -72,8 +74,24 @@ def of_axolotl(*names: str) -> dict[str, Any]:
     return {part: f"Axolotl's {name}" for part, name, brought in _OF_AXOLOTL if {name, *brought} & {*names}}
 
 
+def about_rows(config: PactConfig) -> str:
+    """Settings that were made and are about rows of the data set."""
+    made = {
+        "`objective: paper`": config.objective == "paper",
+        "`conflict: damp`": config.conflict == "damp",
+        "`conflict_threshold`": "conflict_threshold" in config.model_fields_set,
+        "`gate`": bool(config.gate),
+        "`min_coverage`": "min_coverage" in config.model_fields_set,
+        "`eval.task: split`": config.active_eval is not None and config.active_eval.task == SPLIT,
+    }
+    return ", ".join(name for name, is_made in made.items() if is_made)
+
+
 class Rule(NamedTuple):
-    """Refuses a run in which an attribute of `Training` (`part`) is neither off nor empty, and the condition holds."""
+    """Refuses a run in which an attribute of `Training` (`part`) is neither off nor empty, and the condition holds.
+
+    In `got`, {0} is the run, and {1} its settings that are about rows.
+    """
 
     part: str
     got: str
@@ -88,8 +106,23 @@ RULES = (
     Rule(
         "other_trainer",
         "{0.other_trainer}",
-        "Its loss is not cross-entropy on answers of the data set, beside which PACT stands.",
-        "Train with `SFTTrainer` in TRL and without `rl` or a reward model in Axolotl, or without PACT.",
+        "Its loss is neither cross-entropy on answers of the data set nor DPO's, beside which PACT stands.",
+        "Train with `SFTTrainer` or `DPOTrainer` in TRL, in Axolotl without a reward model and without `rl` or with "
+        "`rl: dpo`, or without PACT.",
+    ),
+    Rule(
+        "preferences",
+        "{0.preferences} together with {1} of `pact`",
+        "Beside it anchors are held and no rows of the data set, which these settings are about.",
+        "Leave them out.",
+        lambda _, config: bool(about_rows(config)),
+    ),
+    Rule(
+        "preferences",
+        "{0.preferences} together with `pact.anchors: 0`",
+        "Beside it anchors are all that is held: the run would train without PACT.",
+        "Leave `anchors` out, or set it to 1 or more.",
+        lambda _, config: config.anchors == 0,
     ),
     Rule(
         "noised",
@@ -166,7 +199,7 @@ RULES = (
         "is before the first step.",
         "Train nothing but an adapter that adds nothing from the start, such as LoRA or QLoRA, or load the data set "
         "whole (`streaming: false`).",
-        lambda training, _: bool(training.lost),
+        lambda training, _: bool(training.lost and not training.preferences),
     ),
     Rule(
         "streams",
@@ -174,15 +207,15 @@ RULES = (
         "Its reference is computed in each step, in as many passes as the rows of a process need, and shared weights "
         "need all processes in each pass.",
         "Use DDP or DeepSpeed ZeRO-2, or load the data set whole (`streaming: false`).",
-        lambda training, _: bool(training.sharding),
+        lambda training, _: bool(training.sharding and not training.preferences),
     ),
 )
 
 
 def refused(training: Training, config: PactConfig) -> Iterator[tuple[str, PactError]]:
     """What cannot be served of a run: the attributes of `training` at fault, each with its error."""
-    expected = "supervised fine-tuning in a way that PACT can serve"
+    expected = "training in a way that PACT can serve"
     for part, got, consequence, remedy, condition in RULES:
         if getattr(training, part) and condition(training, config):
-            words = got.format(training)
+            words = got.format(training, about_rows(config))
             yield part, PactError(expected=expected, got=words, consequence=consequence, remedy=remedy)

@@ -43,9 +43,11 @@ class Start:
     Attributes:
         model: before its first step, adapter included; unwrapped of any engine.
         tokenizer: its tokenizer, with its chat template.
-        documents: all training sequences; of a data set that streams, those of its first rows (`READ_AHEAD`).
+        documents: all training sequences; of a data set that streams, those of its first rows (`READ_AHEAD`); none
+            where anchors alone are held.
         streams: whether it does: the reference is computed in each step then, and not before the first.
         config: the settings of PACT.
+        holds_rows: whether answers of the data set are held, or anchors alone.
         template: that the data was rendered with, if it is not the tokenizer's own.
         evaluation: what the model is asked before and after, if it is.
         resumed_from: folder of a run that is being continued. Its weights are no reference any more: the cache and the
@@ -60,6 +62,7 @@ class Start:
     documents: Sequence[Document]
     config: PactConfig
     streams: bool = False
+    holds_rows: bool = True
     template: str | None = None
     evaluation: RunEvaluation | None = None
     resumed_from: Path | None = None
@@ -79,7 +82,8 @@ class Start:
                 cannot be used.
         """
         model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), tokenizer_of(trainer)
-        resumed = trainer.state.global_step > 0
+        resumed, rows = trainer.state.global_step > 0, holds_rows(trainer)
+        config, streaming = config if rows else config.anchors_alone(), rows and streams(trainer)
         if not resumed:
             check_as_loaded(trainer, model, prepared=prepared)
         return cls(
@@ -87,9 +91,10 @@ class Start:
             tokenizer,
             # Before the rows, which may take long: a misspelt judge is noticed at once.
             evaluation=_evaluation(trainer, tokenizer, config, ranks),
-            documents=first_documents(trainer, ranks) if streams(trainer) else list(training_documents(trainer)),
+            documents=first_documents(trainer, ranks) if streaming else [*training_documents(trainer)] if rows else [],
             config=config,
-            streams=streams(trainer),
+            streams=streaming,
+            holds_rows=rows,
             template=getattr(trainer, "chat_template", None),  # TRL has its own for some families
             resumed_from=output_dir(trainer) if resumed else None,
             autocast=trainer.accelerator.autocast,
@@ -158,7 +163,8 @@ def training_of(trainer: Any) -> Training:
     }
     head = getattr(model, "get_output_embeddings", lambda: None)()
     return Training(
-        other_trainer=f"TRL's {kind}" if kind != "SFTTrainer" else "",
+        other_trainer=f"TRL's {kind}" if kind not in ("SFTTrainer", "DPOTrainer") else "",
+        preferences="TRL's DPOTrainer" if kind == "DPOTrainer" else "",
         **of_axolotl(*of_host),
         rounds="FakeQuantized" in type(head).__name__,
         # TRL's loss computes with the head's weight and bias; one of people's own asks the model.
@@ -179,6 +185,11 @@ def training_of(trainer: Any) -> Training:
         streams=streams(trainer),
         lost=_lost(trainer) if streams(trainer) else "",
     )
+
+
+def holds_rows(trainer: Any) -> bool:
+    """Whether answers of its data set are held, or anchors alone."""
+    return not training_of(trainer).preferences
 
 
 def streams(trainer: Any) -> bool:

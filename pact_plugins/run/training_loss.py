@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pact_plugins.errors import MissingReferenceError, PactError
-from pact_plugins.method.anchors import WEIGHT
+from pact_plugins.method.anchors import BESIDE_PAIRS, WEIGHT
 from pact_plugins.method.objective import PactObjective, Targets
 from pact_plugins.run.host_loss import HostLoss
 from pact_plugins.run.metrics import Metrics
@@ -22,13 +23,15 @@ class TrainingLoss:
 
         own(labels that are not damped) + weight * (sum of divergences / d + WEIGHT * mean divergence at anchors)
 
-    where d is what the host divides the losses of tokens by.
+    where d is what the host divides the losses of tokens by. Where anchors alone are held::
+
+        own + weight * BESIDE_PAIRS * mean divergence at anchors
 
     Args:
         trainer: that trains.
         own: its `compute_loss` without PACT.
         objective: prepared.
-        host: how it reduces the losses of tokens.
+        host: how it reduces the losses of tokens; None where anchors alone are held.
         recorder: counts what was constrained.
         metrics: sums up what is logged.
     """
@@ -38,7 +41,7 @@ class TrainingLoss:
         trainer: Any,
         own: Callable[..., Any],
         objective: PactObjective,
-        host: HostLoss,
+        host: HostLoss | None,
         recorder: Recorder,
         metrics: Metrics,
     ) -> None:
@@ -56,27 +59,31 @@ class TrainingLoss:
         return_outputs = given.get("return_outputs", False)
         objective = self._objective
         # Without a number of items, a loss is the mean over the labels of its micro-batch.
-        items = given.get("num_items_in_batch") if self.host.per_item else None
+        items = given.get("num_items_in_batch") if self.host and self.host.per_item else None
+        device = inputs["input_ids"].device
         # Before the trainer's own loss: trainers take keys out of the inputs.
-        targets = self._targets(inputs)
+        targets = self._targets(inputs) if self.host else None
         joins = objective.anchors is not None and self._trainer.accelerator.sync_gradients
         apart = joins and marks_once(self._trainer)
         if apart:
-            self._backward(self._of_anchors(targets, items), items)
-        with objective.watch(targets) as captured:
-            result = self._own(model, _undamped(inputs, targets), *args, **kw)
+            self._backward(self._of_anchors(device, items), items)
+        with objective.watch(targets) if targets else nullcontext([]) as captured:
+            result = self._own(model, _undamped(inputs, targets) if targets else inputs, *args, **kw)
         own, *outputs = result if return_outputs else (result,)
-        kept = targets.supervised - targets.damped
-        # Divided as if all labels were there.
-        own = own * (kept / targets.supervised if items is None else float(kept > 0))
-        terms = objective.terms(captured, targets)
-        counts = {"answer_tokens": terms.count, "cache_hits": targets.documents}
-        self._recorder.add({"micro_batches": 1, "supervised_tokens": targets.supervised, **counts})
-        self._metrics.add(counts, terms.statistics)
-        scale = 1 / targets.supervised if items is None else self._processes / items
-        safety = objective.config.weight * terms.kl * scale
+        self._recorder.add({"micro_batches": 1})
+        safety = own.new_zeros(())
+        if targets:
+            kept = targets.supervised - targets.damped
+            # Divided as if all labels were there.
+            own = own * (kept / targets.supervised if items is None else float(kept > 0))
+            terms = objective.terms(captured, targets)
+            counts = {"answer_tokens": terms.count, "cache_hits": targets.documents}
+            self._recorder.add({"supervised_tokens": targets.supervised, **counts})
+            self._metrics.add(counts, terms.statistics)
+            scale = 1 / targets.supervised if items is None else self._processes / items
+            safety = objective.config.weight * terms.kl * scale
         if joins and not apart:
-            safety = safety + self._of_anchors(targets, items)
+            safety = safety + self._of_anchors(device, items)
         loss = own + safety.to(own.device)
         self._share = (own / loss).detach()
         return (loss, *outputs) if return_outputs else loss
@@ -107,15 +114,15 @@ class TrainingLoss:
         trainer = self._trainer
         return trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1
 
-    def _of_anchors(self, targets: Targets, items: Any) -> Tensor:
-        """weight * `anchors.WEIGHT` * mean divergence of this step's anchors, once whatever the accumulation."""
+    def _of_anchors(self, device: torch.device, items: Any) -> Tensor:
+        """weight * `WEIGHT` or `BESIDE_PAIRS` * mean divergence of a step's anchors, once whatever the accumulation."""
         objective, trainer = self._objective, self._trainer
         accelerator, anchors = trainer.accelerator, objective.anchors
         assert anchors is not None, "it is asked before"
         processes = accelerator.num_processes
         turn = trainer.state.global_step * processes + accelerator.process_index
         with accelerator.autocast():
-            terms = objective.anchor_terms(anchors, anchors.rows(turn), targets.full.device)
+            terms = objective.anchor_terms(anchors, anchors.rows(turn), device)
         self._recorder.add({"anchor_tokens": terms.count})
         self._metrics.add({"anchor_tokens": terms.count}, {"anchor_kl": terms.statistics["kl"]})
         # Gradients are averaged over the processes: each divides by the mean of their tokens, so that the average is
@@ -124,7 +131,7 @@ class TrainingLoss:
         tokens = sum(anchors.tokens(anchors.rows(other)) for other in range(first, first + processes)) / processes
         # Of means over micro-batches, a step is the sum, which the trainer may divide by their number.
         means = trainer.current_gradient_accumulation_steps if items is None else 1
-        return objective.config.weight * terms.kl * (WEIGHT * means / tokens)
+        return objective.config.weight * terms.kl * ((WEIGHT if self.host else BESIDE_PAIRS) * means / tokens)
 
     def _backward(self, loss: Tensor, items: Any) -> None:
         """A backward pass of its own, before that of the step: DDP adds it to what the processes share afterwards."""

@@ -14,7 +14,8 @@ from typing import Any
 
 from pact_plugins.errors import PactError
 from pact_plugins.model.weights import in_files, merged_otherwise
-from pact_plugins.run.evidence import EVIDENCE, FINAL, Evidence, Part
+from pact_plugins.run.evidence import EVIDENCE, FINAL, Evidence
+from pact_plugins.run.metrics import is_held
 
 STATE = "trainer_state.json"
 """The trainer's own record, in every checkpoint."""
@@ -59,8 +60,11 @@ class Verification:
         words = f"under PACT from step 1 to step {self.step or last.last_step:,} of {last.planned_steps:,}"
         if self.step is None and last.ended == "stopped early":
             words += " (stopped early)"
-        tokens = sum(part.answer_tokens for part in parts)
-        words += f": {tokens:,} answer tokens constrained, {sum(p.cache_hits for p in parts):,} sequences looked up"
+        words += f": {sum(map(self.evidence.held, parts)):,} answer tokens "
+        if self.evidence.holds_rows:
+            words += f"constrained, {sum(p.cache_hits for p in parts):,} sequences looked up"
+        else:
+            words += "of anchors constrained, and no row"
         if begun := [f"{part.first_step:,}" for part in parts[1:]]:
             words += f", resumed after step {', '.join(begun)}"
         whose = f"the weights in {', '.join(self.weights)} are this run's" if self.weights else "no weights lie there"
@@ -116,7 +120,7 @@ def verify(folder: Path, *, merged: Path | None = None, base: str | None = None,
         if step > evidence.covered and not faults:
             faults = [f"nothing is known of steps {evidence.covered + 1:,} to {step:,}"]
         return _with_weights(Verification(folder, tuple(faults), evidence, step=step), checkpoint[0])
-    faults = [*_of_parts(evidence.parts), *_of_checkpoints(folder, evidence.covered)]
+    faults = [*_of_parts(evidence), *_of_checkpoints(folder, evidence.covered)]
     if not weights:
         return Verification(folder, tuple(faults), evidence)
     for path in sorted(folder.glob("checkpoint-*")):
@@ -151,7 +155,8 @@ def _with_weights(found: Verification, name: str) -> Verification:
     return replace(found, faults=(*found.faults, *faults), weights=tuple(there))
 
 
-def _of_parts(parts: tuple[Part, ...]) -> Iterator[str]:
+def _of_parts(evidence: Evidence) -> Iterator[str]:
+    parts = evidence.parts
     if not parts:
         yield "training never began"
         return
@@ -167,7 +172,7 @@ def _of_parts(parts: tuple[Part, ...]) -> Iterator[str]:
         yield f"PACT stopped it at step {last.last_step:,} of {last.planned_steps:,}: {last.error}"
     elif last.ended not in ("finished", "stopped early"):
         yield f"{UNFINISHED}: the last record is of step {last.last_step:,} of {last.planned_steps:,}"
-    elif not sum(part.answer_tokens for part in parts):
+    elif not any(map(evidence.held, parts)):
         yield "no answer token was constrained"
 
 
@@ -178,7 +183,7 @@ def _of_checkpoints(folder: Path, covered: int) -> Iterator[str]:
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
             step, log = int(state["global_step"]), list(state["log_history"])
-            bare = [entry["step"] for entry in log if "loss" in entry and "pact/kl" not in entry]
+            bare = [entry["step"] for entry in log if "loss" in entry and not is_held(entry)]
         except (OSError, ValueError, KeyError, TypeError) as error:
             yield f"{name} cannot be read ({type(error).__name__}: {error})"
             continue

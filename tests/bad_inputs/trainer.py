@@ -157,8 +157,12 @@ def _rows_of_chance(trainer: Any) -> None:
 
 
 def _of_trl(trainer: Any) -> None:
-    of_trl = type("DPOTrainer", (Trainer,), {"__module__": "trl.trainer.dpo_trainer"})
+    of_trl = type("KTOTrainer", (Trainer,), {"__module__": "trl.trainer.kto_trainer"})
     trainer.__class__ = type("MyTrainer", (of_trl,), {})
+
+
+def _dpo(trainer: Any) -> None:
+    trainer.__class__ = trl.DPOTrainer
 
 
 def _trained_tokens(trainer: Any) -> None:
@@ -261,7 +265,13 @@ INPUTS = [
         _bound(_trained_tokens),
         r"; got trained tokens of a tied model.*`modules_to_save: \[embed_tokens\]`",
     ),
-    BadInput("A trainer for preferences", _bound(_of_trl), r"; got TRL's DPOTrainer\..*`SFTTrainer`"),
+    BadInput("Another trainer for preferences", _bound(_of_trl), r"; got TRL's KTOTrainer\..*`SFTTrainer`"),
+    BadInput(
+        "Damping beside DPO",
+        _bound(_dpo, {"anchors": 2, "conflict": "damp"}),
+        r"; got TRL's DPOTrainer together with `conflict: damp` of `pact`\..*Leave them out",
+    ),
+    BadInput("DPO with nothing held", _bound(_dpo), r"; got TRL's DPOTrainer together with `pact\.anchors: 0`"),
     BadInput(
         "The class of a trainer in its place",
         given(PactCallback, Trainer),

@@ -60,6 +60,26 @@ def axolotl_trainer(model: Any, folder: Path, data: Any = None, eval_data: Any =
     )
 
 
+def dpo_trainer(host: str, adapter: str, folder: Path, **settings: Any) -> Any:
+    """Either host's trainer for pairs of answers; `trained lora` goes on with an adapter that was there before."""
+    if host == "trl":
+        from trl import DPOConfig as Config
+        from trl import DPOTrainer as Preferring
+    else:
+        from axolotl.core.trainers.dpo.args import AxolotlDPOConfig as Config
+        from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer as Preferring
+    torch.manual_seed(0)
+    return Preferring(
+        model=model_of("lora") if adapter == "trained lora" else tiny.llama(),
+        # Of an adapter, they take the model without it, or a copy of it.
+        ref_model=tiny.llama() if adapter == "full" else None,
+        args=Config(**{**common(folder), "gradient_checkpointing": False, **settings}),
+        train_dataset=tiny.preferences(),
+        processing_class=tiny.tokenizer(),
+        peft_config=LORA if adapter == "lora" else None,
+    )
+
+
 def _tokenized(data: Any) -> Dataset:
     """Conversations as Axolotl's own loader makes rows of them."""
     rows = []

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
-from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -31,7 +30,7 @@ from pact_plugins.run.served import RULES
 from pact_plugins.storage import files
 from tests import vision
 from tests.brief import few_prompts, without_page
-from tests.contract.hosts import TOKENS, axolotl_trainer, config, model_of, streaming, trl_trainer
+from tests.contract.hosts import TOKENS, axolotl_trainer, config, dpo_trainer, model_of, streaming, trl_trainer
 from tests.distributed.training import CHECKPOINTING, IN_ORDER, REENTRANT, axolotl_with
 
 PAGE = Path(__file__).parents[2] / "docs" / "works-with.md"
@@ -41,7 +40,7 @@ HOSTS = {"trl": "TRL", "axolotl": "Axolotl"}
 HERE = [host for host in HOSTS if bool(find_spec("axolotl")) == (host == "axolotl")]
 """Hosts that this environment is for."""
 
-WEIGHT, SOME, OF_ANCHORS = 2.0, 0.03, 2.0
+WEIGHT, SOME, OF_ANCHORS, OF_ANCHORS_BESIDE_PAIRS = 2.0, 0.03, 2.0, 2.0
 PACT: dict[str, dict[str, Any]] = {
     "keep": {"weight": WEIGHT, "anchors": 2, "conflict": "keep"},
     "damp": {"weight": WEIGHT, "anchors": 2, "conflict_threshold": SOME},
@@ -117,7 +116,7 @@ class Case:
     """Arguments of a trainer, what else is done to it, its loss of a token, and the largest errors accepted.
 
     `per_item` are the hosts that divide by the labels of the whole step; others do by those of the micro-batch. A
-    trainer that `streams` is given no whole data set.
+    trainer that `streams` is given no whole data set, and one of `pairs` trains by DPO.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -127,8 +126,14 @@ class Case:
     hosts: tuple[str, ...] = tuple(HOSTS)
     adapter: str = "full"
     streams: bool = False
+    pairs: bool = False
     loss: float = 1e-5
     gradient: float = 1e-4
+
+    @property
+    def pact(self) -> list[str]:
+        """Names of the settings of PACT that it is tried with: beside pairs nothing is damped."""
+        return ["keep"] if self.pairs else [*PACT]
 
 
 _TWO: dict[str, Any] = {"gradient_accumulation_steps": 2}
@@ -156,6 +161,10 @@ CASES = {
     "streaming, LoRA": Case(adapter="lora", streams=True),
     "streaming, packing, LoRA": Case({"packing": True, "max_length": 128}, adapter="lora", streams=True),
     "streaming, accumulation, LoRA": Case(_TWO, adapter="lora", streams=True),
+    "DPO": Case(pairs=True),
+    "DPO, LoRA": Case(adapter="lora", pairs=True),
+    "DPO, accumulation": Case(_TWO, pairs=True),
+    "DPO, accumulation, LoRA": Case(_TWO, adapter="lora", pairs=True),
 }
 
 
@@ -195,6 +204,8 @@ def measured(host: str, name: str, settings: dict[str, Any], folder: Path) -> Fi
         options = {"gradient_checkpointing": False, **case.settings}  # TRL's own default is True
         if case.streams:
             trainer = streaming(host, case.adapter, folder, **options)
+        elif case.pairs:
+            trainer = dpo_trainer(host, case.adapter, folder, **IN_ORDER, **options)
         elif host == "axolotl" and "packing" in options:
             trainer = axolotl_with(case.adapter, folder, **options)
         else:
@@ -262,8 +273,10 @@ def _by_hand(
     assert callback.binding.preparation is not None
     trainer, objective = callback.trainer, callback.binding.preparation.objective
     both = partial(_both, student, model_of(case.adapter).eval(), bf16=trainer.args.bf16)
+    if case.pairs:
+        batch = {**batch, "labels": batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)}
     documents, means = list(_documents(batch)), 1
-    if host not in case.per_item:
+    if case.pairs or host not in case.per_item:
         items = sum(int((labels[1:] != -100).sum()) for _, labels in documents)
         means = trainer.args.gradient_accumulation_steps
     harms: Any = None
@@ -271,7 +284,9 @@ def _by_hand(
         harms = objective.reference.look_up(AnswerTokens.of(split_documents(batch), objective.chat)).harm
     nothing = torch.stack([p.sum() for p in student.parameters() if p.requires_grad]).sum() * 0.0
     parts, answers = dict.fromkeys(Figures._fields[2:], nothing), 0
-    for ids, labels in documents:
+    if case.pairs:
+        parts["host"] = _dpo(documents, both, trainer.beta)
+    for ids, labels in documents if not case.pairs else ():
         now, before = both(ids)
         for places in _runs(labels != -100):
             harm, label = 1.0 if harms is None else float(harms[answers]), labels[places]
@@ -289,8 +304,22 @@ def _by_hand(
             places = torch.from_numpy(anchor.supervised).nonzero()[:, 0] - 1
             now, before = (logs[places] for logs in both(torch.from_numpy(anchor.input_ids)))
             each.append(_divergence(before, now, before.topk(32).indices))
-        parts["anchors"] = WEIGHT * OF_ANCHORS * means * torch.cat(each).mean()
+        of_anchors = OF_ANCHORS_BESIDE_PAIRS if case.pairs else OF_ANCHORS
+        parts["anchors"] = WEIGHT * of_anchors * means * torch.cat(each).mean()
     return parts
+
+
+def _dpo(
+    documents: list[tuple[Tensor, Tensor]], both: Callable[[Tensor], tuple[Tensor, Tensor]], beta: float
+) -> Tensor:
+    """The mean over pairs of -log sigmoid(beta (chosen - rejected)), of log-probabilities less the reference's."""
+    ratios = list[Tensor]()
+    for ids, labels in documents:
+        places = (labels != -100).nonzero()[:, 0]
+        now, before = (logs[places - 1].gather(-1, ids[places, None]).sum() for logs in both(ids))
+        ratios.append(now - before)
+    chosen, rejected = torch.stack(ratios).chunk(2)
+    return -F.logsigmoid(beta * (chosen - rejected)).mean()
 
 
 def _both(student: Any, reference: Any, ids: Tensor, *, bf16: bool) -> tuple[Tensor, Tensor]:
@@ -329,7 +358,9 @@ def _divergence(reference: Tensor, student: Tensor, of: Tensor) -> Tensor:
 
 
 _IN_WORDS = {
-    "other_trainer": "a trainer for rewards, preferences or reinforcement (`DPOTrainer`, Axolotl's `rl`, and so on)",
+    "other_trainer": "another trainer for rewards, preferences or reinforcement than `DPOTrainer` (Axolotl's `rl: dpo` "
+    "and `rl: ipo`)",
+    "preferences": "`DPOTrainer` (Axolotl's `rl: dpo` and `rl: ipo`)",
     "noised": "Axolotl's DiffusionPlugin",
     "elsewhere": "Axolotl's HatcheryPlugin",
     "taught": "Axolotl's KDPlugin",
@@ -342,6 +373,8 @@ _IN_WORDS = {
 }
 """What a run fills in that is refused."""
 
+_ABOUT_ROWS = "`objective: paper`, `conflict: damp`, `conflict_threshold`, `gate`, `min_coverage` or `eval.task: split`"
+
 
 def page(text: str, kept: dict[str, Any]) -> str:
     """The page with its two tables made anew: of the figures of each host, and of the rules."""
@@ -352,7 +385,7 @@ def page(text: str, kept: dict[str, Any]) -> str:
     for part, got, consequence, remedy, _ in RULES:
         whole = {"sharding": "FSDP2 or DeepSpeed ZeRO-3"} if part in ("quantised", "streams") else {}
         words = {**_IN_WORDS, **whole}
-        refused += f"| {got.format(SimpleNamespace(**words))} | {consequence} | {remedy} |\n"
+        refused += f"| {got.format(SimpleNamespace(**words), _ABOUT_ROWS)} | {consequence} | {remedy} |\n"
     for title, table in (("Served", served), ("Refused", refused)):
         text = re.sub(rf"(?s)(\n## {title}\n.*?\n)(\|[^\n]*\n)+", lambda found, table=table: found[1] + table, text)
     return text
@@ -360,8 +393,9 @@ def page(text: str, kept: dict[str, Any]) -> str:
 
 def line(name: str, host: str, of: dict[str, dict[str, float]]) -> str:
     """The row of one case."""
-    found = [Figures(**of[pact]) for pact in PACT]
+    found = [Figures(**of[pact]) for pact in CASES[name].pact]
     cells = [name, HOSTS[host], *(f"{value:.0e}" for f in found for value in (f.loss, f.gradient, f.least))]
+    cells += ["-"] * (8 - len(cells))
     return f"| {' | '.join(cells)} |\n"
 
 
@@ -372,9 +406,10 @@ def kept() -> dict[str, Any]:
 
 def _measure(host: str) -> dict[str, Any]:
     cases: dict[str, dict[str, Any]] = {name: {} for name, case in CASES.items() if host in case.hosts}
-    for name, pact in product(cases, PACT):
-        with TemporaryDirectory() as folder:
-            cases[name][pact] = measured(host, name, PACT[pact], Path(folder))._asdict()
+    for name in cases:
+        for pact in CASES[name].pact:
+            with TemporaryDirectory() as folder:
+                cases[name][pact] = measured(host, name, PACT[pact], Path(folder))._asdict()
     packages = [*({host, "trl"} - {"trl"}), "trl", "transformers", "torch"]
     return {"versions": ", ".join(f"{HOSTS.get(p, p)} {version(p)}" for p in packages), "cases": cases}
 

@@ -48,6 +48,10 @@ def _of_axolotl(name: str) -> Change:
     return change
 
 
+def _of_trl(trainer: Any, name: str) -> None:
+    trainer.__class__ = getattr(trl, name)
+
+
 def _rounding(trainer: Any) -> None:
     head = trainer.model.lm_head
     # What torchao puts in its place.
@@ -109,6 +113,16 @@ SHOWN: list[tuple[str, Host, dict[str, Any], Change]] = [
     ("elsewhere", "axolotl", {"plugins": ["hatchery.HatcheryPlugin"]}, _of_axolotl("HatcheryTrainer")),
     ("elsewhere", "axolotl", {"plugins": "hatchery.HatcheryPlugin"}, _of_axolotl("HatcheryRLTrainer")),
     ("taught", "axolotl", {"plugins": ["kd.KDPlugin"], "kd_trainer": True}, _of_axolotl("AxolotlKDTrainer")),
+    *(
+        ("preferences", "axolotl", {"rl": rl, "pact": settings}, lambda trainer: _of_trl(trainer, "DPOTrainer"))
+        for rl, settings in (
+            ("dpo", {"objective": "paper", "anchors": 2}),
+            ("dpo", {"conflict": "damp", "anchors": 2}),
+            ("dpo", {"gate": True, "min_coverage": 0.5, "conflict_threshold": 0.5, "anchors": 2}),
+            ("ipo", {"eval": {"task": "split"}, "anchors": 2}),
+            ("ipo", {"anchors": 0}),
+        )
+    ),
     ("rounds", "axolotl", {"qat": {"weight_dtype": "int4"}}, _rounding),
     ("streams", "axolotl", {"streaming": True}, _streaming()),
     ("streams", "trl", {"dataset_streaming": True}, _streaming()),
@@ -178,7 +192,7 @@ SHOWN: list[tuple[str, Host, dict[str, Any], Change]] = [
 """The part of a run at fault, the host, what its file says, and the change that makes a trainer of it."""
 
 AXOLOTL_ALONE = (
-    {"rl": "dpo"},
+    {"rl": "kto"},
     {"reward_model": True},
     {"process_reward_model": True},
     {"expert_parallel_size": 2},
@@ -193,7 +207,7 @@ AXOLOTL_ALONE = (
 )
 def test_refused_alike(part: str, host: Host, settings: dict[str, Any], change: Change, tmp_path: Path) -> None:
     """Prevents: a file that `pact check` calls sound and whose run stops, or a check that says something else."""
-    trainer, own = trainer_on(tmp_path), config(tmp_path)
+    trainer, own = trainer_on(tmp_path), config(tmp_path, **settings.get("pact", {}))
     change(trainer)
     with pytest.raises(PactError) as of_run:
         check_trainer(trainer, own)
@@ -215,14 +229,14 @@ def test_every_rule_is_shown() -> None:
     assert {rule.part for rule in RULES} - NOT_IN_A_FILE == shown - {"adapter", "head"}
 
 
-@pytest.mark.parametrize("name", ["DPOTrainer", "GRPOTrainer"])
+@pytest.mark.parametrize("name", ["KTOTrainer", "GRPOTrainer"])
 def test_a_trainer_of_another_kind(name: str, tmp_path: Path) -> None:
     """Prevents: preferences trained as if they were answers; the file of Axolotl names it by its key."""
     trainer = trainer_on(tmp_path)
-    trainer.__class__ = getattr(trl, name)
+    _of_trl(trainer, name)
     with pytest.raises(PactError, match=f"TRL's {name}") as of_run:
         check_trainer(trainer, config(tmp_path))
-    (finding,) = unserved({"rl": "dpo"}, "axolotl", config(tmp_path))
+    (finding,) = unserved({"rl": "kto"}, "axolotl", config(tmp_path))
     assert {**finding.error.words, "got": ""} == {**of_run.value.words, "got": ""}
 
 
@@ -254,6 +268,8 @@ def test_anchors_beside_reentrant_checkpointing(name: str, tmp_path: Path) -> No
         {"plugins": ["axolotl.integrations.kd.KDPlugin", "axolotl.integrations.liger.LigerPlugin"]},
         {"adapter": "qlora", "lora_target_modules": "q_proj"},
         {"adapter": "qlora", "streaming": True},
+        {"rl": "dpo", "streaming": True, "pact": {"anchors": 2}},
+        {"rl": "ipo", "pact": {"anchors": 2, "conflict": "keep", "weight": 3.0}},
         {"adapter": "lora", "streaming": True, "peft_init_lora_weights": "gaussian", "deepspeed": {}},
         {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
     ],
@@ -261,7 +277,7 @@ def test_anchors_beside_reentrant_checkpointing(name: str, tmp_path: Path) -> No
 )
 def test_what_is_served_is_not_refused(settings: dict[str, Any], tmp_path: Path) -> None:
     """Prevents: a rule that refuses what is off, or what stands where it does no harm."""
-    assert not [*unserved(settings, "axolotl", config(tmp_path))]
+    assert not [*unserved(settings, "axolotl", config(tmp_path, **settings.get("pact", {})))]
 
 
 def test_a_teacher_is_refused_for_damping_alone(tmp_path: Path) -> None:
