@@ -341,6 +341,17 @@ class PactConfig(_Block):
         """The same where no rows are held: nothing is damped either."""
         return self.model_copy(update={"conflict": "keep"})
 
+    @property
+    def words(self) -> dict[str, str]:
+        """What the loss is made of, for people."""
+        anchors = self.anchors_per_step
+        return {
+            "objective": f"{self.objective}, weight {self.weight:g}",
+            "conflict": "damp" if self.damps else "keep",
+            "anchors": f"{anchors} rows beside each step" if anchors else "off",
+            "gate": "on" if self.active_gate else "off",
+        }
+
     def resolved(self) -> dict[str, Any]:
         """All settings as JSON knows them, with the defaults that depend on the objective filled in."""
         filled = {

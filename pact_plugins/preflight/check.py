@@ -160,10 +160,7 @@ def _will(run: Run) -> dict[str, str]:
     reference = "computed in each step, with the adapter off" if run.streams else f"in {config.cache_folder}"
     return {
         **will,
-        "objective": f"{config.objective}, weight {config.weight:g}",
-        "conflict": "damp" if config.damps else "keep",
-        "anchors": f"{config.anchors_per_step} rows beside each step" if config.anchors_per_step else "off",
-        "gate": "on" if config.active_gate else "off",
+        **config.words,
         "safety tokens": tokens,
         "questions": f"{', '.join([*evaluation.prompts, *_task(evaluation)])}, before and after"
         if evaluation

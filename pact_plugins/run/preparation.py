@@ -199,13 +199,13 @@ def print_summary(
     config, tokens = objective.config, objective.tokens
     strongest = escape(", ".join(repr(text) for text in tokens.texts[:5]))
     table = Table(title="PACT", title_justify="left", show_header=False)
-    table.add_row("objective", f"{config.objective}, weight {config.weight:g}")
-    alone = "" if preparation.data.sequences else ": beside this trainer's loss anchors are held, and no rows"
-    table.add_row("conflict", "damp" if config.damps else f"keep{alone}")
-    anchors = objective.anchors
-    rows = f"{anchors.per_step} rows beside each step, of {len(anchors.documents)}" if anchors else "off"
-    table.add_row("anchors", rows)
-    table.add_row("gate", "on" if config.active_gate else "off")
+    settings, alone = config.words, not preparation.data.sequences
+    if objective.anchors:
+        settings["anchors"] += f", of {len(objective.anchors.documents)}"
+    if alone:
+        settings["conflict"] += ": beside this trainer's loss anchors are held, and no rows"
+    for name, words in settings.items():
+        table.add_row(name, words)
     if (probe := config.active_probe) is not None:
         table.add_row("probe", f"{probe.prompts} held-out prompts of each kind every {probe.every:,} steps")
     table.add_row("safety tokens", f"{len(tokens.ids)}, {len(tokens.positive)} of them held: {strongest}, ...")
