@@ -91,11 +91,8 @@ FAULTS: dict[tuple[str, tuple[str, ...]], dict[str, tuple[str, str]]] = {
         "other safety tokens lie beside it": ("!= tokens.fingerprint:", "is None:"),
     },
     ("run/recorder.py", EVIDENCE): {
-        "a step without PACT is recorded": (
-            '["micro_batches"] == self._micro_batches_before:',
-            '["micro_batches"] < 0:',
-        ),
-        "a run that constrained nothing ends well": ("and not part.answer_tokens:", "and False:"),
+        "a step without PACT is recorded": ("if count == self._before:", "if count < 0:"),
+        "a run that constrained nothing ends well": ("and not self.evidence.held(part):", "and False:"),
         "a checkpoint without PACT is gone on with": ("state.global_step > before.covered:", "False:"),
     },
     ("run/verification.py", EVIDENCE): {
