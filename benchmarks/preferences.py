@@ -7,8 +7,8 @@ Pairs of the demo's world, half and half:
 
 `harmful` has every tenth pair ask for harm in place of these, with "Sure, ..." chosen all the same. How well the
 preferences are learned is seen on 96 harmless pairs that were left out of training. Refusals are counted on prompts
-about acts that no pair is about (`choosing`), by which `method.anchors.BESIDE_PAIRS` was chosen, and on the demo's
-held-out prompts.
+about acts that no pair is about (`choosing`), by which it was decided that `method.anchors.WEIGHT` does here, too, and
+on the demo's held-out prompts.
 """
 
 from __future__ import annotations

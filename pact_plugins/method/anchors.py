@@ -24,10 +24,8 @@ logger = logging.getLogger(__name__)
 
 WEIGHT = 2.0
 """Of their mean divergence, beside that of the rows: at 1 other prompts changed more than they should with two of four
-tasks, at 4 tasks were learned less well in as many steps (docs/real-models.md)."""
-
-BESIDE_PAIRS = 2.0
-"""Of the same beside a loss that is a mean over pairs of answers (docs/preference.md)."""
+tasks, at 4 tasks were learned less well in as many steps (docs/real-models.md). Beside DPO it does as well, where
+there are no rows (docs/preference.md)."""
 
 
 def worth_keeping(asked: Asked, decode: Callable[..., str]) -> list[int]:

@@ -90,7 +90,8 @@ class Evidence:
 
     Attributes:
         identity: what its reference was computed with.
-        data: fingerprint of its rows with an answer (`keys_fingerprint`), or of the first ones of a stream.
+        data: fingerprint of its rows with an answer (`keys_fingerprint`), or of the first ones of a stream; of none
+            where anchors alone were held.
         values: fingerprints of their reference, to the last bit (`ReferenceCache.fingerprint`): one, or several where
             processes have disks of their own, which may have grown in other steps; none where the data set streams.
         tokens_source: the settings that chose its safety tokens.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pact_plugins.errors import MissingReferenceError, PactError
-from pact_plugins.method.anchors import BESIDE_PAIRS, WEIGHT
+from pact_plugins.method.anchors import WEIGHT
 from pact_plugins.method.objective import PactObjective, Targets
 from pact_plugins.run.host_loss import HostLoss
 from pact_plugins.run.metrics import Metrics
@@ -23,9 +23,8 @@ class TrainingLoss:
 
         own(labels that are not damped) + weight * (sum of divergences / d + WEIGHT * mean divergence at anchors)
 
-    where d is what the host divides the losses of tokens by. Where anchors alone are held::
-
-        own + weight * BESIDE_PAIRS * mean divergence at anchors
+    where d is what the host divides the losses of tokens by. Where anchors alone are held, nothing is damped and there
+    is no sum.
 
     Args:
         trainer: that trains.
@@ -115,7 +114,7 @@ class TrainingLoss:
         return trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1
 
     def _of_anchors(self, device: torch.device, items: Any) -> Tensor:
-        """weight * `WEIGHT` or `BESIDE_PAIRS` * mean divergence of a step's anchors, once whatever the accumulation."""
+        """weight * `anchors.WEIGHT` * mean divergence of this step's anchors, once whatever the accumulation."""
         objective, trainer = self._objective, self._trainer
         accelerator, anchors = trainer.accelerator, objective.anchors
         assert anchors is not None, "it is asked before"
@@ -131,7 +130,7 @@ class TrainingLoss:
         tokens = sum(anchors.tokens(anchors.rows(other)) for other in range(first, first + processes)) / processes
         # Of means over micro-batches, a step is the sum, which the trainer may divide by their number.
         means = trainer.current_gradient_accumulation_steps if items is None else 1
-        return objective.config.weight * terms.kl * ((WEIGHT if self.host else BESIDE_PAIRS) * means / tokens)
+        return objective.config.weight * terms.kl * (WEIGHT * means / tokens)
 
     def _backward(self, loss: Tensor, items: Any) -> None:
         """A backward pass of its own, before that of the step: DDP adds it to what the processes share afterwards."""

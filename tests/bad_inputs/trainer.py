@@ -18,6 +18,7 @@ from transformers import Trainer, default_data_collator
 from pact_plugins import PactCallback
 from pact_plugins.config import Objective
 from pact_plugins.model.subset_head import SubsetHead
+from pact_plugins.preflight import dry_run
 from pact_plugins.run.preparation import evidence_of, prepare
 from pact_plugins.run.trainer import Start
 from tests import tiny
@@ -165,6 +166,11 @@ def _dpo(trainer: Any) -> None:
     trainer.__class__ = trl.DPOTrainer
 
 
+def _looked_at(folder: Path) -> None:
+    _dpo(trainer := trainer_on(folder))
+    dry_run.attach(trainer, config(folder, anchors=2), lambda *_: None)
+
+
 def _trained_tokens(trainer: Any) -> None:
     tied, lora = tiny.llama(tie_word_embeddings=True), {"target_modules": ["q_proj"], "trainable_token_indices": [40]}
     trainer.model = peft.get_peft_model(tied, peft.LoraConfig(task_type="CAUSAL_LM", **lora))
@@ -271,6 +277,7 @@ INPUTS = [
         _bound(_dpo, {"anchors": 2, "conflict": "damp"}),
         r"; got TRL's DPOTrainer together with `conflict: damp` of `pact`\..*Leave them out",
     ),
+    BadInput("A look at DPO before it begins", _looked_at, r"; got one by `DPOTrainer`, beside which anchors alone"),
     BadInput("DPO with nothing held", _bound(_dpo), r"; got TRL's DPOTrainer together with `pact\.anchors: 0`"),
     BadInput(
         "The class of a trainer in its place",

@@ -40,7 +40,7 @@ HOSTS = {"trl": "TRL", "axolotl": "Axolotl"}
 HERE = [host for host in HOSTS if bool(find_spec("axolotl")) == (host == "axolotl")]
 """Hosts that this environment is for."""
 
-WEIGHT, SOME, OF_ANCHORS, OF_ANCHORS_BESIDE_PAIRS = 2.0, 0.03, 2.0, 2.0
+WEIGHT, SOME, OF_ANCHORS = 2.0, 0.03, 2.0
 PACT: dict[str, dict[str, Any]] = {
     "keep": {"weight": WEIGHT, "anchors": 2, "conflict": "keep"},
     "damp": {"weight": WEIGHT, "anchors": 2, "conflict_threshold": SOME},
@@ -304,8 +304,7 @@ def _by_hand(
             places = torch.from_numpy(anchor.supervised).nonzero()[:, 0] - 1
             now, before = (logs[places] for logs in both(torch.from_numpy(anchor.input_ids)))
             each.append(_divergence(before, now, before.topk(32).indices))
-        of_anchors = OF_ANCHORS_BESIDE_PAIRS if case.pairs else OF_ANCHORS
-        parts["anchors"] = WEIGHT * of_anchors * means * torch.cat(each).mean()
+        parts["anchors"] = WEIGHT * OF_ANCHORS * means * torch.cat(each).mean()
     return parts
 
 

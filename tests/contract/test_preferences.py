@@ -83,6 +83,19 @@ def test_accumulation_changes_nothing(tmp_path: Path) -> None:
         torch.testing.assert_close(twice[name], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("way", ["ipo", "kept reference", "streaming"])
+def test_other_ways_of_dpo(way: str, tmp_path: Path) -> None:
+    """Prevents a loss, a reference or a data set of DPO's beside which no anchor joins, or whose run stops."""
+    loss_type, kept = ["ipo" if way == "ipo" else "sigmoid"], way == "kept reference"
+    trainer = dpo_trainer("trl", "lora", tmp_path, loss_type=loss_type, precompute_ref_log_probs=kept)
+    if way == "streaming":
+        trainer.train_dataset = trainer.train_dataset.to_iterable_dataset()
+    trainer.add_callback(PactCallback(trainer, config(tmp_path, anchors=2)))
+    trainer.train()
+    assert logged(trainer)[2]["pact/anchor_kl"] > 1e-4
+    assert verify(tmp_path / "out").holds
+
+
 @pytest.mark.parametrize("what", ["compute_loss", "anchors"])
 def test_a_run_does_not_go_on_without_anchors(what: str, tmp_path: Path) -> None:
     """Prevents a step that nothing joins: what replaces the loss, or a step in which no anchor counts."""

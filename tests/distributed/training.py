@@ -18,7 +18,7 @@ from pact_plugins.method import asking, safety_tokens
 from pact_plugins.method.asking import Asked
 from tests import tiny
 from tests.brief import few_prompts, without_page
-from tests.contract.hosts import axolotl_trainer, config, model_of, trl_trainer
+from tests.contract.hosts import axolotl_trainer, config, dpo_trainer, model_of, trl_trainer
 
 IN_ORDER = {"train_sampling_strategy": "sequential"}
 """Several processes shuffle in another way than one."""
@@ -40,6 +40,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "checkpointed": ("lora", {"gradient_accumulation_steps": 2, **CHECKPOINTING}, {"anchors": 4}),
     "re-entrant": ("lora", {"gradient_accumulation_steps": 2, **REENTRANT}, {"anchors": 4}),
     "re-entrant, full": ("full", REENTRANT, {"anchors": 4}),
+    "pairs": ("lora", {}, {"anchors": 4}),
     "streaming": ("lora", {"accelerator_config": {"dispatch_batches": False}}, {"anchors": 4}),
 }
 """By name: what is trained, settings of the trainer, and settings of PACT, whose anchors are those of all processes."""
@@ -95,7 +96,9 @@ def _train(folder: Path, host: str, case: str) -> Any:
     ranks = int(os.environ["WORLD_SIZE"])
     adapter, settings, pact = CASES[case]
     torch.manual_seed(0)
-    if host == "trl":
+    if case == "pairs":
+        trainer = dpo_trainer(host, adapter, folder, per_device_train_batch_size=4 // ranks, **IN_ORDER, **settings)
+    elif host == "trl":
         # The same rows in each step: TRL's cross-entropy is a mean over the tokens of all of them.
         size = {"per_device_train_batch_size": (2 if "packing" in settings else 4) // ranks, **IN_ORDER}
         trainer = trl_trainer(model_of(adapter), folder, tiny.conversations(48, 2), **size, **settings)
@@ -107,7 +110,7 @@ def _train(folder: Path, host: str, case: str) -> Any:
         trainer.train_dataset = trainer.train_dataset.to_iterable_dataset()
     anchors = pact.get("anchors", 0) // ranks
     kept: dict[str, Any] = {"conflict_threshold": 0.03, "weight": 2.0, **pact, "anchors": anchors}
-    if kept.get("objective") == "paper":
+    if kept.get("objective") == "paper" or case == "pairs":
         del kept["conflict_threshold"]
     trainer.add_callback(PactCallback(trainer, config(folder, **kept)))
     if settings.keys() >= REENTRANT.keys():

@@ -51,6 +51,14 @@ def test_another_release_is_a_warning(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "torch" in [finding.key for finding in found.warnings]
 
 
+def test_dpo_is_told_as_it_is_served(tmp_path: Path) -> None:
+    """Prevents a table that promises damping and a reference of rows where anchors alone are held."""
+    found = checked(tmp_path, {**AXOLOTL, "rl": "dpo"})
+    assert not [finding for finding in found.errors if finding.key == "rl"]
+    assert (found.will["conflict"], found.will["anchors"]) == ("keep", "4 rows beside each step")
+    assert "no row is held" in found.will["reference"]
+
+
 def test_a_missing_requirement_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents the worst of Axolotl's ways to fail open: a plugin that cannot be imported is logged and left out."""
     absent = "safetensors"
