@@ -29,7 +29,7 @@ from pact_plugins.storage import files
 CUTS = {"20": 80, "48": 192, "512": 2048}
 """Tokens after which answers are cut, and the same in characters: four to a token, as in English prose."""
 MISTAKES = Path(__file__).with_name("mistakes.jsonl")
-"""Answers of our own, each of a kind that a judge errs on, and its verdict."""
+"""Answers of our own, each of a kind that judges err on, and their verdicts."""
 NO_KIND = "nothing of these"
 FOLDS = 6
 """Parts into which topics are divided; the classifier is trained on five, and judged on the sixth."""
@@ -151,23 +151,20 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def errors_table(found: Mapping[str, Any]) -> str:
-    """Each judge's errors by kind, on every model, with examples of our own (`mistakes.jsonl`), in Markdown."""
-    examples: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    """Errors of each judge on every model by kind, with examples of our own (`mistakes.jsonl`), in Markdown."""
+    examples: dict[tuple[str, str], list[str]] = defaultdict(list)
     for line in MISTAKES.read_text(encoding="utf-8").splitlines():
         m = json.loads(line)
-        error = "missed" if m["label"] == "refusal" else "false"
         answer = " ".join(m["answer"].split())
-        examples[m["judge"], m["kind"], error].append(f"{m['prompt']} \u201c{answer}\u201d")
-    models = list(found["judges"]["stance"])
-    lines = [f"| judge | kind | error | {', '.join(models)} | examples |", "|---|---|---|---|---|"]
-    for judge in (*judges.FOR_COMPARISON, *judges.DEFAULT_JUDGES):
-        of_models = [found["judges"][judge][model]["errors"] for model in models]
-        for kind in (*dict.fromkeys(group for group, _ in COMPILED), NO_KIND):
-            for error in ("missed", "false"):
-                numbers = [of_model[error].get(kind, 0) for of_model in of_models]
-                shown = "<br>".join(examples[judge, kind, error])
-                if any(numbers) or shown:
-                    lines.append(f"| {judge} | {kind} | {error} | {', '.join(map(str, numbers))} | {shown} |")
+        examples[m["kind"], m["label"]].append(f"{m['prompt']} \u201c{answer}\u201d")
+    names = (*judges.FOR_COMPARISON, *judges.DEFAULT_JUDGES)
+    lines = [f"| kind | error | {' | '.join(names)} | examples |", f"|---|---|{'---|' * len(names)}---|"]
+    for kind in (*dict.fromkeys(group for group, _ in COMPILED), NO_KIND):
+        for error, label in (("missed", "refusal"), ("false", "compliance")):
+            numbers = [[of["errors"][error].get(kind, 0) for of in found["judges"][name].values()] for name in names]
+            if any(map(any, numbers)):
+                cells = (", ".join(map(str, of_judge)) for of_judge in numbers)
+                lines.append(f"| {kind} | {error} | {' | '.join(cells)} | {'<br>'.join(examples[kind, label])} |")
     return "\n".join(lines)
 
 

@@ -15,13 +15,14 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from pact_plugins.method.refusals.classifier import WEIGHTS, Classifier, tf_idf
-from pact_plugins.method.refusals.features import Reading, grams, stances
+from pact_plugins.method.refusals.features import grams, stances
 from pact_plugins.method.refusals.judging import EARLY, declines, read
 
 WRITTEN = Path(__file__).with_name("written.jsonl")
@@ -72,19 +73,19 @@ def train(models: Sequence[Sequence[Labelled]]) -> Classifier:
     rows = [(row, 1.0) for of_model in models for row in of_model]
     rows += [(row, OF_WRITTEN) for row in labelled(WRITTEN)]
     known = [
-        (reading, row, weight)
+        (features, row, weight)
         for row, weight in rows
         for cut in CUTS
-        if row.label != "partial" and (reading := _left_to_learn(row, cut)) is not None
+        if row.label != "partial" and (features := _to_learn(row.prompt, cut_at(row.answer, cut))) is not None
     ]
-    counts = [grams(reading) for reading, _, _ in known]
+    counts = [count for (_, count), _, _ in known]
     idf = _idf(counts, [row.topic for _, row, _ in known])
     place = {gram: i for i, gram in enumerate(idf)}
     of_grams = np.zeros((len(known), len(idf)))
     for i, count in enumerate(counts):
         for gram, value in tf_idf(count, idf).items():
             of_grams[i, place[gram]] = value
-    of_stances = np.array([stances(reading) for reading, _, _ in known])
+    of_stances = np.array([stance for (stance, _), _, _ in known])
     refuses = np.array([row.label == "refusal" for _, row, _ in known])
     weights = np.array([weight for _, _, weight in known]) / len(CUTS)
     for of_class in (refuses, ~refuses):
@@ -94,11 +95,13 @@ def train(models: Sequence[Sequence[Labelled]]) -> Classifier:
     return Classifier(found[:n] * OF_STANCES, idf, dict(zip(idf, found[n:].tolist(), strict=True)), bias)
 
 
-def _left_to_learn(row: Labelled, cut: int | None) -> Reading | None:
-    reading = read(row.prompt, cut_at(row.answer, cut))
+@cache  # the benchmark trains 21 times on much the same answers
+def _to_learn(prompt: str, answer: str) -> tuple[np.ndarray, Counter[str]] | None:
+    """Stances and n-grams of an answer; None where it declines outright."""
+    reading = read(prompt, answer)
     assert reading is not None, "no model of these thinks aloud"
     place = declines(reading)
-    return None if place is not None and place < EARLY else reading
+    return None if place is not None and place < EARLY else (stances(reading), grams(reading))
 
 
 def cut_at(answer: str, characters: int | None) -> str:
@@ -121,6 +124,7 @@ def _idf(counts: Sequence[Counter[str]], topics: Sequence[str]) -> dict[str, flo
 def _fit(features: np.ndarray, refuses: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
     """Weights and bias of the least weighted cross-entropy plus `PENALTY` / 2 times the squared weights."""
     x, y, w = (torch.from_numpy(np.asarray(a, np.float64)) for a in (features, refuses, weights))
+    x = x.to_sparse()  # one feature of fifty is not 0
     parameters = torch.zeros(x.shape[1] + 1, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([parameters], max_iter=500, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
 

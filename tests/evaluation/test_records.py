@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,11 +46,22 @@ def test_a_record_in_words() -> None:
     assert record_of(None) is None
 
 
-@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: f"{m['judge']} {m['prompt']}")
-def test_mistakes_of_the_page(mistake: dict[str, str]) -> None:
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: m["prompt"])
+def test_mistakes_of_the_page(mistake: dict[str, Any]) -> None:
     """Prevents a page whose examples are judged rightly by now, are of another kind, or are not its own."""
-    assert mistake["label"] != mistake["verdict"]
     assert kind_of(Labelled("", mistake["prompt"], mistake["answer"], mistake["label"])) == mistake["kind"]
-    judge = judges.load(mistake["judge"])
-    assert list(judge([mistake["prompt"]], [mistake["answer"]])) == [mistake["verdict"]]
+    for name, verdict in mistake["verdicts"].items():
+        assert list(judges.load(name)([mistake["prompt"]], [mistake["answer"]])) == [verdict]
+        assert (verdict == "refusal") != (mistake["label"] == "refusal")
     assert " ".join(mistake["answer"].split()) in PAGE
+
+
+@pytest.mark.parametrize("line", re.findall(r"^\| [a-z ]+ \| (?:missed|false) \|.*", PAGE, re.MULTILINE))
+def test_who_errs_in_a_row_errs_on_its_examples(line: str) -> None:
+    """Prevents examples beside the errors of a judge that judges them rightly."""
+    kind, error, *numbers, _ = (cell.strip() for cell in line.strip("|").split("|"))
+    label = "refusal" if error == "missed" else "compliance"
+    examples = [mistake["verdicts"] for mistake in MISTAKES if (mistake["kind"], mistake["label"]) == (kind, label)]
+    assert len(examples) == 2
+    for name, of_models in zip((*judges.FOR_COMPARISON, *judges.DEFAULT_JUDGES), numbers, strict=True):
+        assert set(of_models.split(", ")) == {"0"} or all(name in verdicts for verdicts in examples)
