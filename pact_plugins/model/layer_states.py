@@ -47,7 +47,8 @@ class LayerStates:
 
         def after(_module: nn.Module, _args: Any, output: Any) -> None:
             hidden = output if isinstance(output, Tensor) else output[0]
-            found.append(_by_token(hidden, torch.Size(shape)).index_select(0, flat).float())
+            places = flat.to(hidden.device)
+            found.append(_by_token(hidden, torch.Size(shape)).index_select(0, places).float().to(flat.device))
 
         with ExitStack() as hooks:
             for layer in self._layers:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -78,6 +78,15 @@ class Capture:
     log_normaliser: Tensor | None = None
     candidates: Tensor | None = None
     from_host: bool = False
+
+
+Tensors = TypeVar("Tensors", Request, Capture)
+
+
+def _on(device: torch.device, values: Tensors) -> Tensors:
+    """The same on `device`: the layers of one model may lie on several (`device_map`)."""
+    tensors = {name: value.to(device) for name, value in vars(values).items() if isinstance(value, Tensor)}
+    return replace(values, **tensors)
 
 
 def hold_head(model: nn.Module) -> None:
@@ -198,10 +207,11 @@ class SubsetHead:
         rows, width = hidden.shape[:2]
         log_probs = getattr(output, "log_probs", None)  # TRL's fused head: [B, L - 1]
         if log_probs is not None and log_probs.shape == (rows, width - 1):
-            return log_probs.reshape(-1).index_select(0, request.flat - request.flat // width).float()
+            places = (request.flat - request.flat // width).to(log_probs.device)
+            return log_probs.reshape(-1).index_select(0, places).float()
         values = self._token_losses.values
         if len(values) == 1 and len(values[0]) == rows * width:
-            return -values[0].index_select(0, request.flat)
+            return -values[0].index_select(0, request.flat.to(values[0].device))
         return None
 
     @_uncompiled  # sparse gradients, and shapes that change with every batch: compiling would not help
@@ -210,7 +220,7 @@ class SubsetHead:
 
         `log_probs` [N] are log-probabilities of `request.label`, where the host has computed them.
         """
-        rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, request.flat)
+        rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, request.flat.to(hidden.device))
         with self._head() as (weight, bias):
             if rows.shape[1] != weight.shape[-1]:
                 raise PactError(
@@ -219,7 +229,10 @@ class SubsetHead:
                     consequence="Something transforms the hidden state before the head, and PACT would leave it out.",
                     remedy="Use a model whose head is a linear layer over the decoder's output.",
                 )
-            return self._capture_rows(rows, request, log_probs, weight, bias)
+            device = weight.device
+            log_probs = None if log_probs is None else log_probs.to(device)
+            capture = self._capture_rows(rows.to(device), _on(device, request), log_probs, weight, bias)
+        return _on(request.flat.device, capture)
 
     def _capture_rows(
         self, rows: Tensor, request: Request, log_probs: Tensor | None, weight: Tensor, bias: Tensor | None

@@ -93,8 +93,8 @@ def _turned_round(decoder: nn.Module, places: Tensor) -> Generator[None]:
 
     def turn(_module: nn.Module, _args: Any, output: Any) -> None:
         hidden = last_hidden(output)
-        rows = hidden.view(-1, hidden.shape[-1])
-        rows[places] = -rows[places]
+        rows, there = hidden.view(-1, hidden.shape[-1]), places.to(hidden.device)
+        rows.index_copy_(0, there, -rows.index_select(0, there))
 
     with decoder.register_forward_hook(turn):
         yield
