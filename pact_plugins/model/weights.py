@@ -70,7 +70,7 @@ def in_files(folder: Path) -> dict[str, str]:
     found = {}
     for name, pattern in ((ADAPTER, ADAPTER), (FULL, "model*.safetensors")):
         content = [(key, list(t.shape), *checksum(t)) for key, t in _tensors(folder, pattern)]
-        # Axolotl leaves the model below the adapter of a DPO run too, with the adapter's layers in it: no model by itself.
+        # Axolotl also leaves the model below the adapter of a DPO run, with the adapter's layers in it.
         if content and not any(".base_layer." in key for key, *_ in content):
             found[name] = digest(sorted(content))
     return found

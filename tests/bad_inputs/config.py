@@ -214,7 +214,7 @@ CHECKED = [
     _axolotl("The plugin without the key", "seed: 1", r"the key `pact` in .*run\.yaml; got no such key"),
     _axolotl("The key without the plugin", "pact: true", r"`plugins: \[pact.*ignore `pact:` and train without", ""),
     _axolotl("The plugin misspelt", "pact: true", r"got `pact_plugins\.PactPlugin`", "pact_plugins.PactPlugin"),
-    _axolotl("Preference training", "pact: true\nrl: dpo", r"got `rl: dpo`"),
+    _axolotl("Preference training", "pact: true\nrl: kto", r"got `rl: kto`"),
     _axolotl(
         "Rows with noise in place of words",
         "pact: true",
