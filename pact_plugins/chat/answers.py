@@ -249,7 +249,8 @@ def split_documents(inputs: Mapping[str, Any]) -> list[Document]:
         inputs: `input_ids` and `labels` [B, L], and where present `position_ids` and `attention_mask` [B, L].
 
     Raises:
-        PactError: the batch has no labels, does not hold one integer per token, or holds images or sounds.
+        PactError: the batch has no labels or others than its tokens, does not hold one integer per token, or holds
+            images or sounds.
     """
     if "labels" not in inputs or "input_ids" not in inputs:
         raise PactError(
@@ -285,6 +286,14 @@ def documents_of_row(
     input_ids: Ints, labels: Ints, mask: Ints | None, positions: Ints | None, row: int = 0
 ) -> list[Document]:
     """The documents of one row (see `split_documents`); all arrays are [L]."""
+    if (other := np.flatnonzero((labels != IGNORE_INDEX) & (labels != input_ids))).size:
+        place = int(other[0])
+        raise PactError(
+            expected="labels that are the tokens at their own places, or -100",
+            got=f"the label {labels[place]} at token {place} of row {row}, which is {input_ids[place]}",
+            consequence="PACT would constrain other tokens than those that are trained on.",
+            remedy="Leave labels where their tokens are: the model moves them by one itself.",
+        )
     cuts = _jumps(positions) if mask is None else _restarts(mask, positions)
     found: list[Document] = []
     for start, stop in pairwise([0, *cuts, len(input_ids)]):

@@ -98,6 +98,16 @@ INPUTS = [
         "Fewer labels than tokens", _batch(input_ids=[[1, 2, 3]], labels=[[1, 2]]), r"`labels`.*\(1, 3\).*\(1, 2\)"
     ),
     BadInput(
+        "Labels that are moved by one already",
+        _batch(input_ids=[[1, 2, 3]], labels=[[2, 3, -100]]),
+        r"tokens at their own places.*; got the label 2 at token 0 of row 0, which is 1",
+    ),
+    BadInput(
+        "A row with a label of another token",
+        _rows({"input_ids": [1, 2], "labels": [1, 2]}, {"input_ids": [1, 2], "labels": [-100, 3]}),
+        r"got the label 3 at token 1 of row 1, which is 2",
+    ),
+    BadInput(
         "A mask for each pair of tokens",
         _batch(input_ids=[[1, 2]], labels=[[1, 2]], attention_mask=np.ones((1, 1, 2, 2), int)),
         r"`attention_mask`.*\(1, 2\); got the shape \(1, 1, 2, 2\)",

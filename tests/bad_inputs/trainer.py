@@ -153,8 +153,12 @@ def _after_training(folder: Path) -> None:
 
 def _rows_of_chance(trainer: Any) -> None:
     answers = iter(range(40, 100))
-    other = Dataset.from_list(ROWS)
-    trainer.train_dataset = other.with_transform(lambda rows: {**rows, "input_ids": [[0, 7, 8, 9, next(answers)]]})
+
+    def other(_rows: Any) -> dict[str, Any]:
+        answer = next(answers)
+        return {"input_ids": [[0, 7, 8, 9, answer]], "labels": [[-100, -100, -100, -100, answer]]}
+
+    trainer.train_dataset = Dataset.from_list(ROWS).with_transform(other)
 
 
 def _of_trl(trainer: Any) -> None:

@@ -28,10 +28,10 @@ def rows(*extra: str) -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     made = []
     for i, length in enumerate([5, 9, 4, 12, 7, 3, 8, 6]):
-        labels = rng.integers(-1, 40, length)
+        ids = rng.integers(0, 40, length)
         row = {
-            "input_ids": rng.integers(0, 40, length).tolist(),
-            "labels": np.where((labels < 0) | (i == 5), -100, labels).tolist(),
+            "input_ids": ids.tolist(),
+            "labels": np.where((rng.random(length) < 0.1) | (i == 5), -100, ids).tolist(),
             # The second document of every row starts at its fourth token.
             "position_ids": [*range(3), *range(length - 3)],
             "attention_mask": [*[1] * (length - i % 3), *[0] * (i % 3)],
