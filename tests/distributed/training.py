@@ -201,7 +201,8 @@ def fails(folder: Path, what: str) -> None:
         step = trainer.training_step
 
         def changed(model: Any, inputs: dict[str, Any], *rest: Any) -> Any:
-            return step(model, {**inputs, "input_ids": inputs["input_ids"].flip(1)}, *rest)
+            turned = {name: inputs[name].flip(1) for name in ("input_ids", "labels")}
+            return step(model, {**inputs, **turned}, *rest)
 
         trainer.training_step = changed
     trainer.train()
