@@ -286,7 +286,8 @@ def documents_of_row(
     input_ids: Ints, labels: Ints, mask: Ints | None, positions: Ints | None, row: int = 0
 ) -> list[Document]:
     """The documents of one row (see `split_documents`); all arrays are [L]."""
-    if (other := np.flatnonzero((labels != IGNORE_INDEX) & (labels != input_ids))).size:
+    marked = labels != IGNORE_INDEX
+    if (other := np.flatnonzero(marked & (labels != input_ids))).size:
         place = int(other[0])
         raise PactError(
             expected="labels that are the tokens at their own places, or -100",
@@ -297,12 +298,11 @@ def documents_of_row(
     cuts = _jumps(positions) if mask is None else _restarts(mask, positions)
     found: list[Document] = []
     for start, stop in pairwise([0, *cuts, len(input_ids)]):
-        supervised = labels[start:stop] != IGNORE_INDEX
         if mask is not None:
             # A supervised token at the end may be hidden itself: nothing after it has to see it.
-            inside = np.flatnonzero((mask[start:stop] != 0) | supervised)
+            inside = np.flatnonzero((mask[start:stop] != 0) | marked[start:stop])
             start, stop = (start + int(inside[0]), start + int(inside[-1]) + 1) if len(inside) else (start, start)
-            supervised = labels[start:stop] != IGNORE_INDEX
+        supervised = marked[start:stop].copy()
         supervised[:1] = False
         if supervised.any():
             seen = None if mask is None or mask[start:stop].all() else mask[start:stop] != 0

@@ -32,6 +32,20 @@ class Recipe:
     seed: int = 0
 
 
+ARGUMENTS: dict[str, Any] = {
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 10,
+    "gradient_checkpointing": False,
+    "bf16": False,
+    "use_cpu": True,
+    "dataloader_pin_memory": False,
+    "report_to": [],
+    "disable_tqdm": True,
+    "save_strategy": "no",
+}
+"""Of every training of the demo's model: on a CPU, in full precision, and silent."""
+
+
 def load(path: str | Path = ALIGNED_MODEL) -> tuple[Any, Any]:
     """The model at `path` in full precision, and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -65,18 +79,10 @@ def train(
             max_steps=recipe.steps,
             per_device_train_batch_size=recipe.batch,
             learning_rate=recipe.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=10,
             assistant_only_loss=True,
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=True,
-            dataloader_pin_memory=False,
-            report_to=[],
-            disable_tqdm=True,
             logging_steps=min(10, recipe.steps),
-            save_strategy="no",
             seed=recipe.seed,
+            **ARGUMENTS,
         ),
         train_dataset=Dataset.from_dict({"messages": messages}),
         processing_class=tokenizer,
