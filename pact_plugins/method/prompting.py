@@ -63,21 +63,31 @@ class Prompts:
 
     @classmethod
     def shipped(cls, languages: Sequence[Language] = ("en",)) -> Prompts:
-        """The shipped ones of each language, in turn."""
-        harmful, harmless = (
-            tuple(line for language in languages for line in shipped(name, language))
-            for name in ("harmful", "harmless")
+        """The shipped ones of each language, mixed."""
+        return cls.mixed(
+            [cls(*(tuple(shipped(k, language)) for k in ("harmful", "harmless"))) for language in languages]
         )
+
+    @classmethod
+    def mixed(cls, parts: Sequence[Prompts]) -> Prompts:
+        """All pairs, each part spread over the whole in its order, so that a short run has anchors of every part."""
+        placed = [((i + 0.5) / len(part.harmful), pair) for part in parts for i, pair in enumerate(part.pairs)]
+        harmful, harmless = zip(*(pair for _, pair in sorted(placed, key=lambda of: of[0])), strict=True)
         return cls(harmful, harmless)
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Each harmful one with the harmless one that looks like it."""
+        return [*zip(self.harmful, self.harmless, strict=True)]
 
     @property
     def in_turn(self) -> list[str]:
         """A harmful one, the harmless one that looks like it, and so on."""
-        return [prompt for pair in zip(self.harmful, self.harmless, strict=True) for prompt in pair]
+        return [prompt for pair in self.pairs for prompt in pair]
 
     @classmethod
     def of(cls, config: PromptsConfig) -> Prompts:
-        """The shipped ones and the user's own.
+        """The shipped ones and the user's own, mixed.
 
         Raises:
             PactError: a file cannot be read, or the two do not hold equally many prompts.
@@ -93,7 +103,7 @@ class Prompts:
                 consequence="What tells them apart would not be what tells refusals from help.",
                 remedy="Give each harmful prompt a harmless one that looks like it.",
             )
-        return cls((*both.harmful, *harmful), (*both.harmless, *harmless))
+        return cls.mixed([both, cls(tuple(harmful), tuple(harmless))])
 
 
 def _own_lines(path: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from pathlib import Path
 from typing import get_args
 
@@ -49,13 +50,24 @@ def test_prompts_of_languages_and_files(tmp_path: Path) -> None:
     """Prevents: a language or a file that is named and not asked."""
     english = Prompts.shipped()
     both = Prompts.shipped(("en", "de"))
-    assert both.harmful[: len(english.harmful)] == english.harmful == tuple(shipped("harmful"))
-    assert both.harmless[len(english.harmless) :] == tuple(shipped("harmless", "de"))
+    assert english.harmful == tuple(shipped("harmful"))
+    assert sorted(both.harmful) == sorted([*english.harmful, *shipped("harmful", "de")])
     for name in ("harmful", "harmless"):
         (tmp_path / f"{name}.txt").write_text(f"{name} one\n\n  {name} two \n", encoding="utf-8")
     own = PromptsConfig(languages=("de",), harmful=tmp_path / "harmful.txt", harmless=tmp_path / "harmless.txt")
-    assert Prompts.of(own).harmful == (*shipped("harmful", "de"), "harmful one", "harmful two")
-    assert Prompts.of(own).harmless[-2:] == ("harmless one", "harmless two")
+    asked, german = Prompts.of(own), Prompts.shipped(("de",))
+    assert {*asked.pairs} == {*german.pairs, ("harmful one", "harmless one"), ("harmful two", "harmless two")}
+
+
+def test_every_part_is_spread_over_the_whole() -> None:
+    """Prevents: a short run without one anchor of the user's own prompts, or of a language that was asked for."""
+    english, german = Prompts.shipped(), Prompts.shipped(("de",))
+    mixed = Prompts.mixed([english, german]).pairs
+    for part in (english, german):
+        assert [pair for pair in mixed if pair in part.pairs] == part.pairs
+        places = [i for i, pair in enumerate(mixed) if pair in part.pairs]
+        gaps = [b - a for a, b in itertools.pairwise([-1, *places, len(mixed)])]
+        assert max(gaps) <= len(mixed) / len(places) + 1
 
 
 @pytest.mark.parametrize("language", get_args(Language))
