@@ -64,9 +64,7 @@ class Prompts:
     @classmethod
     def shipped(cls, languages: Sequence[Language] = ("en",)) -> Prompts:
         """The shipped ones of each language, mixed."""
-        return cls.mixed(
-            [cls(*(tuple(shipped(k, language)) for k in ("harmful", "harmless"))) for language in languages]
-        )
+        return cls.mixed([cls(tuple(shipped("harmful", of)), tuple(shipped("harmless", of))) for of in languages])
 
     @classmethod
     def mixed(cls, parts: Sequence[Prompts]) -> Prompts:

@@ -56,13 +56,14 @@ def test_prompts_of_languages_and_files(tmp_path: Path) -> None:
         (tmp_path / f"{name}.txt").write_text(f"{name} one\n\n  {name} two \n", encoding="utf-8")
     own = PromptsConfig(languages=("de",), harmful=tmp_path / "harmful.txt", harmless=tmp_path / "harmless.txt")
     asked, german = Prompts.of(own), Prompts.shipped(("de",))
+    assert [asked.harmful.index(f"harmful {which}") for which in ("one", "two")] == [8, 25]
     assert {*asked.pairs} == {*german.pairs, ("harmful one", "harmless one"), ("harmful two", "harmless two")}
 
 
 def test_every_part_is_spread_over_the_whole() -> None:
     """Prevents: a short run without one anchor of the user's own prompts, or of a language that was asked for."""
     english, german = Prompts.shipped(), Prompts.shipped(("de",))
-    mixed = Prompts.mixed([english, german]).pairs
+    mixed = Prompts.shipped(("en", "de")).pairs
     for part in (english, german):
         assert [pair for pair in mixed if pair in part.pairs] == part.pairs
         places = [i for i, pair in enumerate(mixed) if pair in part.pairs]
