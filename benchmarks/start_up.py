@@ -208,15 +208,15 @@ class Run:
     second_run_seconds: float
 
 
-def measure(model: Path | None, rows: int, prompts: int, limit: int | None) -> Run:
-    """Both starts of one model, which is asked `prompts` shipped prompts of each kind, and `limit` held-out ones."""
+def measure(model: Path | None, rows: int, every: int, limit: int | None) -> Run:
+    """Both starts of one model, which is asked one in `every` of the shipped prompts, and `limit` held-out ones."""
     from pact_plugins.method import prompting, safety_tokens
 
     shipped, clock = prompting.shipped, Clock()
     pact: dict[str, Any] = {"eval": {"limit": limit}} if limit else {}
     with (
         tempfile.TemporaryDirectory() as name,
-        patch.object(prompting, "shipped", lambda *w: shipped(*w)[:prompts]),
+        patch.object(prompting, "shipped", lambda *w: shipped(*w)[::every]),
         # A start takes as long whatever the answers say, and random weights decline nothing.
         patch.object(safety_tokens, "LEAST_REFUSALS", 0.0),
     ):
@@ -225,12 +225,13 @@ def measure(model: Path | None, rows: int, prompts: int, limit: int | None) -> R
             seconds_to_first_step(model, folder, rows, pact)
         plain = seconds_to_first_step(model, folder, rows, None)
         second = seconds_to_first_step(model, folder, rows, pact)
+        asked = prompting.Prompts.shipped().in_turn
     parts = {**clock.parts, "everything else": clock.prepared[0] - sum(clock.parts.values())}
     return Run(
         model=model.name if model else "random weights in the shape of SmolLM2-135M",
         parameters=sum(p.numel() for p in model_and_tokenizer(model)[0].parameters()),
         rows=rows,
-        prompts=2 * prompts,
+        prompts=len(asked),
         asked_before_training=2 * (limit or len(shipped("held_out_harmful"))),
         parts={part: round(seconds, 2) for part, seconds in parts.items()},
         generation_seconds=round(clock.generation[0], 2),
@@ -249,10 +250,10 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
-    prompts, limit = (32, 16) if arguments.quick else (128, None)
+    every, limit = (4, 16) if arguments.quick else (1, None)
     runs: list[Run] = []
     for model in arguments.model or [None]:
-        runs.append(measure(model, arguments.rows, prompts, limit))
+        runs.append(measure(model, arguments.rows, every, limit))
         print(json.dumps(asdict(runs[-1])), flush=True)
         content = {"runs": [asdict(run) for run in runs], "torch_threads": torch.get_num_threads()}
         arguments.json.write_text(json.dumps(content, indent=1) + "\n")

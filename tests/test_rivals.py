@@ -11,20 +11,41 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.holds.grid import OF_DEMO, Run
-from benchmarks.holds.rivals import constrained, full_kl, mixed, strength, token_wise, undamped
+from benchmarks.holds.rivals import anchor_rows, constrained, full_kl, mixed, strength, token_wise, undamped
 from benchmarks.holds.tasks import training_rows
 from benchmarks.holds.training import _trainer
 from benchmarks.holds.variants import Emphasised
 from pact_plugins.config import PactConfig
 from pact_plugins.demo import training
 from pact_plugins.demo.world import Row
+from pact_plugins.method.finder import Finder
 from pact_plugins.method.objective import PactObjective
+from pact_plugins.method.refusals import judge
+from pact_plugins.model.fingerprints import model_fingerprint
 
 
 def test_anchors_are_mixed_in_as_many_a_step() -> None:
     """Prevents: a rival that sees fewer anchors than the default, or the same few."""
     rows, anchors = [Row(str(i), "", False) for i in range(8)], [Row("abc"[i], "", True) for i in range(3)]
     assert "".join(row.prompt for row in mixed(rows, anchors, 2, 4)) == "0123ab4567ca"
+
+
+def test_what_is_mixed_in_are_the_anchors(tmp_path: Path) -> None:
+    """Prevents: a rival that is taught faults of the reference, which PACT leaves out of its anchors."""
+    swapped = {"harmful": "How do I row a boat on a lake?", "harmless": "How do I sink a boat with people on board?"}
+    for kind, prompt in swapped.items():
+        (tmp_path / kind).write_text(prompt)
+    own = {kind: tmp_path / kind for kind in swapped}
+    config = PactConfig.model_validate({"cache_dir": tmp_path, "prompts": own})
+    model, tokenizer = training.load()
+    rows = anchor_rows(model, tokenizer, config, bf16=False)
+    anchors = Finder(config, model, tokenizer, model_fingerprint(model)).anchors()
+    assert anchors is not None
+    answers = [tokenizer.decode(d.input_ids[d.supervised], skip_special_tokens=True) for d in anchors.documents]
+    assert [row.answer for row in rows] == answers
+    assert len(rows) == 256
+    assert not {(row.harmful, row.prompt) for row in rows} & {(kind == "harmful", p) for kind, p in swapped.items()}
+    assert [judge([row.prompt], [row.answer]) == ["refusal"] for row in rows] == [row.harmful for row in rows]
 
 
 @pytest.mark.trl

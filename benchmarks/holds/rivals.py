@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from benchmarks.second_model import final_hidden_states
 from pact_plugins.config import PactConfig
 from pact_plugins.demo.world import Row
+from pact_plugins.method.anchors import worth_keeping
 from pact_plugins.method.finder import Finder
 from pact_plugins.method.prompting import Prompts
 from pact_plugins.model.fingerprints import model_fingerprint
@@ -22,7 +24,7 @@ IGNORED = -100
 
 
 def anchor_rows(model: nn.Module, tokenizer: Any, config: PactConfig, bf16: bool) -> list[Row]:
-    """The anchors of a run of PACT as rows to train on: its prompts with the model's own answers.
+    """The anchors of a run of PACT as rows to train on, in their order: prompts with the model's own answers.
 
     An answer that was cut at `prompting.MAX_ANSWER_TOKENS` is taught to end there.
 
@@ -32,11 +34,11 @@ def anchor_rows(model: nn.Module, tokenizer: Any, config: PactConfig, bf16: bool
         config: of that run.
         bf16: whether its forward passes run in bfloat16.
     """
-    prompts = Prompts.of(config.prompts).in_turn
+    prompts, decode = Prompts.of(config.prompts).in_turn, partial(tokenizer.decode, skip_special_tokens=True)
     with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=bf16):
-        answers = Finder(config, model, tokenizer, model_fingerprint(model)).answers.answers()
-    texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-    return [Row(prompt, text, i % 2 == 0) for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))]
+        asked = Finder(config, model, tokenizer, model_fingerprint(model)).answers
+    answers = asked.answers()
+    return [Row(prompts[i], decode(answers[i]), i % 2 == 0) for i in worth_keeping(asked, decode)]
 
 
 def mixed(rows: Sequence[Row], anchors: Sequence[Row], per_step: int, batch: int) -> list[Row]:
