@@ -20,7 +20,6 @@ from pact_plugins.demo import training
 from pact_plugins.demo.world import Row
 from pact_plugins.method.finder import Finder
 from pact_plugins.method.objective import PactObjective
-from pact_plugins.method.refusals import judge
 from pact_plugins.model.fingerprints import model_fingerprint
 
 
@@ -31,21 +30,21 @@ def test_anchors_are_mixed_in_as_many_a_step() -> None:
 
 
 def test_what_is_mixed_in_are_the_anchors(tmp_path: Path) -> None:
-    """Prevents: a rival that is taught faults of the reference, which PACT leaves out of its anchors."""
-    swapped = {"harmful": "How do I row a boat on a lake?", "harmless": "How do I sink a boat with people on board?"}
-    for kind, prompt in swapped.items():
+    """Prevents: a rival that is taught other answers than those that PACT constrains."""
+    own = {"harmful": "How do I sink a boat with people on board?", "harmless": "How do I row a boat on a lake?"}
+    for kind, prompt in own.items():
         (tmp_path / kind).write_text(prompt)
-    own = {kind: tmp_path / kind for kind in swapped}
-    config = PactConfig.model_validate({"cache_dir": tmp_path, "prompts": own})
+    config = PactConfig.model_validate({"cache_dir": tmp_path, "prompts": {kind: tmp_path / kind for kind in own}})
     model, tokenizer = training.load()
     rows = anchor_rows(model, tokenizer, config, bf16=False)
     anchors = Finder(config, model, tokenizer, model_fingerprint(model)).anchors()
     assert anchors is not None
     answers = [tokenizer.decode(d.input_ids[d.supervised], skip_special_tokens=True) for d in anchors.documents]
     assert [row.answer for row in rows] == answers
-    assert len(rows) == 256
-    assert not {(row.harmful, row.prompt) for row in rows} & {(kind == "harmful", p) for kind, p in swapped.items()}
-    assert [judge([row.prompt], [row.answer]) == ["refusal"] for row in rows] == [row.harmful for row in rows]
+    assert len(rows) == 258
+    assert {(kind == "harmful", prompt) for kind, prompt in own.items()} <= {(row.harmful, row.prompt) for row in rows}
+    prompts = [tokenizer.decode(d.input_ids[~d.supervised]) for d in anchors.documents]
+    assert all(row.prompt in prompt for row, prompt in zip(rows, prompts, strict=True))
 
 
 @pytest.mark.trl

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from benchmarks.holds.tasks import DEMO, asked, training_rows
 from pact_plugins.chat.fingerprints import digest
@@ -17,7 +17,6 @@ from pact_plugins.demo import ALIGNED_MODEL, BASE_MODEL
 from pact_plugins.demo.behaviour import MAX_ANSWER_TOKENS
 from pact_plugins.demo.training import Recipe
 
-Anchored = Literal["all", "refusals"]
 Loss = Literal["none", "cross-entropy", "full_kl", "token_wise", "pact"]
 
 
@@ -36,7 +35,6 @@ class Method:
         contrast: whether safety tokens are found by contrast with `Setting.base_model`, where there is one.
         all_tokens: whether every candidate safety token is held, not only S+.
         emphasis: how much more the first tokens of an answer weigh (`variants.Emphasised`).
-        openings: of which anchors the first tokens count eight times (`variants.Openings`).
     """
 
     loss: Loss
@@ -48,7 +46,6 @@ class Method:
     contrast: bool = False
     all_tokens: bool = False
     emphasis: float = 0.0
-    openings: Anchored | None = None
 
 
 RIVALS: dict[str, Method] = {
@@ -108,10 +105,7 @@ ABLATIONS: dict[str, Method] = {
 }
 """One factor at a time around the default."""
 
-OPENINGS = {f"default, openings of {of} 8x": Method("pact", openings=of) for of in get_args(Anchored)}
-"""Tried on real models alone (docs/real-models.md)."""
-
-METHODS = RIVALS | WEIGHTS | PLAIN | ABLATIONS | OPENINGS
+METHODS = RIVALS | WEIGHTS | PLAIN | ABLATIONS
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from benchmarks.second_model import final_hidden_states
 from pact_plugins.config import PactConfig
 from pact_plugins.demo.world import Row
-from pact_plugins.method.anchors import worth_keeping
 from pact_plugins.method.finder import Finder
 from pact_plugins.method.prompting import Prompts
 from pact_plugins.model.fingerprints import model_fingerprint
@@ -34,11 +32,11 @@ def anchor_rows(model: nn.Module, tokenizer: Any, config: PactConfig, bf16: bool
         config: of that run.
         bf16: whether its forward passes run in bfloat16.
     """
-    prompts, decode = Prompts.of(config.prompts).in_turn, partial(tokenizer.decode, skip_special_tokens=True)
     with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=bf16):
         asked = Finder(config, model, tokenizer, model_fingerprint(model)).answers
-    answers = asked.answers()
-    return [Row(prompts[i], decode(answers[i]), i % 2 == 0) for i in worth_keeping(asked, decode)]
+    prompts = Prompts.of(config.prompts).in_turn
+    answers = tokenizer.batch_decode(asked.answers(), skip_special_tokens=True)
+    return [Row(prompt, answer, i % 2 == 0) for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))]
 
 
 def mixed(rows: Sequence[Row], anchors: Sequence[Row], per_step: int, batch: int) -> list[Row]:

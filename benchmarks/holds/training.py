@@ -15,7 +15,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from benchmarks.holds.grid import METHODS, Method, Run, Setting
 from benchmarks.holds.rivals import anchor_rows, full_kl, mixed, token_wise, undamped
-from benchmarks.holds.variants import Emphasised, Openings, all_held
+from benchmarks.holds.variants import Emphasised, all_held
 from pact_plugins.config import PactConfig
 from pact_plugins.demo.training import load
 from pact_plugins.demo.world import Row
@@ -93,12 +93,7 @@ def _trained(run: Run, setting: Setting, scratch: Path, cache: Path) -> tuple[An
         config = _pact(method, setting, cache)
         if method.all_tokens:
             config = config.model_copy(update={"safety_tokens": all_held(trainer, scratch / "tokens.json")})
-        if method.emphasis:
-            callback = Emphasised(trainer, config, method.emphasis)
-        elif method.openings:
-            callback = Openings(trainer, config, 8.0, method.openings)
-        else:
-            callback = PactCallback(trainer, config)
+        callback = Emphasised(trainer, config, method.emphasis) if method.emphasis else PactCallback(trainer, config)
         trainer.add_callback(callback)
     trainer.train()
     damped = [entry["pact/damped"] for entry in trainer.state.log_history if "pact/damped" in entry]

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pact_plugins.config import PactConfig
 from pact_plugins.method import discovery
-from pact_plugins.method.anchors import Anchors
-from pact_plugins.method.loss import OPENING
-from pact_plugins.method.objective import Targets, Terms
+from pact_plugins.method.objective import Targets
 from pact_plugins.method.safety_tokens import SafetyTokens
 from pact_plugins.run.callback import PactCallback
 
@@ -38,35 +35,6 @@ class Emphasised(PactCallback):
             return kl * (1 + self.emphasis * torch.exp(-targets.position / 4)), gate
 
         objective.divergence = divergence
-
-
-class Openings(PactCallback):
-    """PACT with the divergence at the first `loss.OPENING` tokens of anchors' answers counted several times.
-
-    Args:
-        times: how often.
-        of: of `all` anchors, or of those that are `refusals` alone.
-    """
-
-    def __init__(self, trainer: Any, config: PactConfig, times: float, of: Literal["all", "refusals"]) -> None:
-        super().__init__(trainer, config)
-        self.times, self.of = times, of
-
-    def on_train_begin(self, *args: Any, **kw: Any) -> None:
-        super().on_train_begin(*args, **kw)
-        assert self.binding is not None
-        assert self.binding.preparation is not None
-        objective: Any = self.binding.preparation.objective
-
-        def anchor_terms(anchors: Anchors, rows: Sequence[int], device: torch.device) -> Terms:
-            seen = objective.at_anchors(anchors, rows, device)
-            # Harmful and harmless ones are in turn, and of harmful ones only refusals were kept.
-            counted = [self.of == "all" or not i % 2 for i in rows for _ in range(anchors.tokens([i]))]
-            opening = (seen.position < OPENING) & torch.tensor(counted)
-            weighted = torch.where(opening.to(device), self.times, 1.0) * seen.divergence
-            return Terms(weighted.sum() + seen.connection, len(weighted), {"kl": seen.divergence.detach().sum()})
-
-        objective.anchor_terms = anchor_terms
 
 
 def all_held(trainer: Any, path: Path) -> Path:

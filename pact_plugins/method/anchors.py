@@ -8,8 +8,7 @@ ordinary answers fade, a refusal is what is left.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,38 +16,12 @@ from torch import Tensor
 
 from pact_plugins.chat.answers import Document
 from pact_plugins.method.asking import Asked
-from pact_plugins.method.refusals import judge
 from pact_plugins.model.forward import collate
-
-logger = logging.getLogger(__name__)
 
 WEIGHT = 2.0
 """Of their mean divergence, beside that of the rows: at 1 other prompts changed more than they should with two of four
 tasks, at 4 tasks were learned less well in as many steps (docs/real-models.md). Beside DPO it does as well, where
 there are no rows (docs/preference.md)."""
-
-
-def worth_keeping(asked: Asked, decode: Callable[..., str]) -> list[int]:
-    """Which answers show the reference do what it should, as many harmful as harmless ones, in turn.
-
-    A harmful request that it answers, and a harmless one that it declines, would teach the model its own faults. All of
-    them, with a warning, where none of a kind are left.
-
-    Args:
-        asked: a harmful prompt with its answer, a harmless one with its own, and so on.
-        decode: from token ids to text, without special tokens.
-    """
-    prompts = [decode(d.input_ids[~d.supervised]) for d in asked.documents]
-    verdicts = judge(prompts, [decode(answer) for answer in asked.answers()])
-    harmful = [i for i, verdict in enumerate(verdicts) if not i % 2 and verdict in ("refusal", "cannot judge")]
-    harmless = [i for i, verdict in enumerate(verdicts) if i % 2 and verdict != "refusal"]
-    if not (harmful and harmless):
-        logger.warning(
-            "PACT: the model %s of the shipped prompts, so its answers to them are kept as they are.",
-            "declines none of the harmful" if harmless else "declines all of the harmless",
-        )
-        return [*range(len(verdicts))]
-    return [i for pair in zip(harmful, harmless, strict=False) for i in pair]
 
 
 @dataclass(frozen=True)
@@ -68,13 +41,15 @@ class Anchors:
     per_step: int
 
     @classmethod
-    def of(cls, asked: Asked, kept: Sequence[int], per_step: int) -> Anchors:
-        """The answers whose numbers are `kept`."""
+    def of(cls, asked: Asked, per_step: int) -> Anchors:
+        """All answers that were given.
+
+        Also those at which the reference does not do what it should: leaving them out changed no rate that was
+        measured (docs/real-models.md).
+        """
         lengths = [len(answer) for answer in asked.answers()]
         candidates, values = asked.candidates.long().split(lengths), asked.log_probabilities.split(lengths)
-        return cls(
-            [asked.documents[i] for i in kept], [candidates[i] for i in kept], [values[i] for i in kept], per_step
-        )
+        return cls(asked.documents, candidates, values, per_step)
 
     def rows(self, turn: int) -> list[int]:
         """Which anchors join the step of this turn: number `turn * per_step` and on."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from pact_plugins.chat.answers import Document
 from pact_plugins.chat.fingerprints import digest, tokenizer_fingerprint
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
-from pact_plugins.method import anchors, asking, discovery, prompting
+from pact_plugins.method import asking, discovery, prompting
 from pact_plugins.method.anchors import Anchors
 from pact_plugins.method.asking import Asked
 from pact_plugins.method.prompting import Prompts
@@ -99,8 +99,10 @@ class Finder:
             return None
         if resumed_with is not None:
             stored = self.config.cache_folder / resumed_with
-            return self._anchors_of(self._ranks.first(lambda: Asked.load(stored), asking.WHAT))
-        return self._anchors_of(self.answers)
+            asked = self._ranks.first(lambda: Asked.load(stored), asking.WHAT)
+        else:
+            asked = self.answers
+        return Anchors.of(asked, self.config.anchors_per_step)
 
     def expected_anchors(self) -> tuple[list[Document], bool]:
         """The anchors of this model and True, or stand-ins and False if they have yet to be written.
@@ -110,12 +112,8 @@ class Finder:
         if not self.config.anchors_per_step:
             return [], True
         if self.answers_file.exists():
-            return [*self._anchors_of(Asked.load(self.answers_file)).documents], True
+            return Asked.load(self.answers_file).documents, True
         return [prompting.answered(chat, [0] * prompting.MAX_ANSWER_TOKENS) for chat in self._chats], False
-
-    def _anchors_of(self, asked: Asked) -> Anchors:
-        kept = anchors.worth_keeping(asked, partial(self.tokenizer.decode, skip_special_tokens=True))
-        return Anchors.of(asked, kept, self.config.anchors_per_step)
 
     @cached_property
     def answers(self) -> Asked:

@@ -16,7 +16,7 @@ from pact_plugins.chat.answers import IGNORE_INDEX, Document
 from pact_plugins.config import PactConfig
 from pact_plugins.errors import PactError
 from pact_plugins.method import asking, prompting
-from pact_plugins.method.anchors import Anchors, worth_keeping
+from pact_plugins.method.anchors import Anchors
 from pact_plugins.method.asking import Asked
 from pact_plugins.method.prompting import answered
 from pact_plugins.run.preparation import Preparation, evidence_of, prepare
@@ -67,14 +67,14 @@ def ready(
 
 def test_turns_go_round() -> None:
     """Prevents: the same few anchors in every step, or different ones after a resume."""
-    cycle = Anchors.of(asked(ROWS), [0, 1, 2], 2)
+    cycle = Anchors.of(asked(ROWS), 2)
     assert [cycle.rows(turn) for turn in range(3)] == [[0, 1], [2, 0], [1, 2]]
     assert [cycle.tokens(cycle.rows(turn)) for turn in range(3)] == [4, 2, 4]
 
 
 def test_a_batch_is_padded_and_supervised() -> None:
     """Prevents: padding or prompts that are constrained."""
-    batch = Anchors.of(asked(ROWS), [0, 1, 2], 3).batch([0, 1, 2])
+    batch = Anchors.of(asked(ROWS), 3).batch([0, 1, 2])
     assert batch["input_ids"].tolist() == [[10, 11, 12, 0], [20, 21, 22, 23], [30, 31, 32, 33]]
     ignored = IGNORE_INDEX
     assert batch["labels"].tolist() == [
@@ -86,10 +86,9 @@ def test_a_batch_is_padded_and_supervised() -> None:
 
 
 def test_what_was_seen_stays_with_its_answer() -> None:
-    """Prevents: anchors held to what was seen at another answer, once some of them are left out."""
-    cycle = Anchors.of(asked(ROWS), [2, 1], 1)
-    assert [d.input_ids[0] for d in cycle.documents] == [30, 20]
-    position, candidates, values = cycle.reference([1, 0])
+    """Prevents: anchors held to what was seen at another answer."""
+    cycle = Anchors.of(asked(ROWS), 1)
+    position, candidates, values = cycle.reference([1, 2])
     assert position.tolist() == [0, 1, 2, 0]
     assert candidates.tolist() == [[2, 3], [4, 5], [6, 7], [8, 9]]
     assert torch.equal(values, -candidates.float())
@@ -185,25 +184,3 @@ def test_a_resumed_run_keeps_its_anchors(tmp_path: Path) -> None:
     (tmp_path / str(first.anchors)).unlink()
     with pytest.raises(PactError, match=r"FileNotFoundError.*`pact\.cache_dir` to where the run began"):
         ready(tmp_path, tiny.llama(), resumed_from=tmp_path / "with")
-
-
-def test_faults_of_the_reference_are_no_anchors(caplog: pytest.LogCaptureFixture) -> None:
-    """Prevents: anchors that teach a model to answer what it should decline, or to decline what it should answer."""
-    words = ["Steal a car.", "Steel a car door.", "Poison a dog.", "Feed a dog.", "Rob a bank.", "Find a bank."]
-    declines, helps = "I'm sorry, but I can't help with that.", "First, gather what you need: a bowl and some water."
-    texts: list[str] = []
-
-    def number(text: str) -> int:
-        texts.append(text)
-        return len(texts) - 1
-
-    def kept(answers: list[str]) -> list[int]:
-        rows = [answered([number(p)], [number(a)]) for p, a in zip(words, answers, strict=True)]
-        return worth_keeping(asked(rows), lambda ids: texts[int(ids[0])])
-
-    assert kept([declines, helps] * 3) == [0, 1, 2, 3, 4, 5]
-    assert kept([declines, declines, helps, helps, declines, helps]) == [0, 3, 4, 5]
-    assert kept([declines, declines, declines, helps, declines, helps]) == [0, 3, 2, 5]
-    assert not caplog.messages
-    assert kept([helps, helps] * 3) == [0, 1, 2, 3, 4, 5]
-    assert "declines none of the harmful" in caplog.text
