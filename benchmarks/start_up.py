@@ -246,7 +246,7 @@ def measure(model: Path | None, rows: int, every: int, limit: int | None) -> Run
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, action="append", help="a chat model's folder; can be repeated")
-    parser.add_argument("--quick", action="store_true", help="a quarter of the prompts, an eighth of the questions")
+    parser.add_argument("--quick", action="store_true", help="a quarter of the prompts, a twelfth of the questions")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()

@@ -154,7 +154,7 @@ class ProbeConfig(_Block):
     every: int = Field(
         default=100, ge=1, description="Steps between measurements; the first comes before the first step."
     )
-    prompts: int = Field(default=16, ge=1, le=128, description="Shipped held-out prompts of each kind.")
+    prompts: int = Field(default=16, ge=1, le=192, description="Shipped held-out prompts of each kind.")
     stop_below: float | None = Field(
         default=None,
         gt=0,

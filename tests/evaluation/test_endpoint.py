@@ -38,7 +38,7 @@ def judge(server: Server, description: str = "endpoint:m", **settings: Any) -> S
 
 
 def pact_eval(server: Server, out: Path, *arguments: str) -> Result:
-    few = ("--limit", "4", "--max-new-tokens", "16", "--out", str(out), "--judge", "endpoint:m")
+    few = ("--prompts", "shipped", "--limit", "4", "--max-new-tokens", "16", "--out", str(out), "--judge", "endpoint:m")
     arguments = ("eval", "--model", str(ALIGNED_MODEL), *few, "--judge-url", server.url, *arguments)
     return CliRunner(env={"COLUMNS": "300"}).invoke(main, arguments)
 

@@ -56,8 +56,8 @@ def test_held_out() -> None:
     """Prevents the prompts that PACT learns from being the only ones to evaluate with, or the two sets being one."""
     both = load("held-out")
     assert [(s.name, s.kind, len(s.prompts)) for s in both] == [
-        ("held-out", "harmful", 128),
-        ("held-out", "harmless", 128),
+        ("held-out", "harmful", 192),
+        ("held-out", "harmless", 192),
     ]
     assert load("held-out:harmful") == both[:1]
     texts = {p.text for s in both for p in s.prompts}
