@@ -29,6 +29,7 @@ trainer = SFTTrainer(
     train_dataset=load_dataset("json", data_files="example_configs/demo-rows.jsonl", split="train"),
     peft_config=LoraConfig(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"]),
 )
-trainer.add_callback(PactCallback(trainer))
+# How-to questions are all that the tiny model knows of; for your own model, `PactCallback(trainer)`.
+trainer.add_callback(PactCallback(trainer, eval={"prompts": ["held-out-how-to"]}))
 trainer.train()
 trainer.save_model()

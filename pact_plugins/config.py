@@ -154,7 +154,7 @@ class ProbeConfig(_Block):
     every: int = Field(
         default=100, ge=1, description="Steps between measurements; the first comes before the first step."
     )
-    prompts: int = Field(default=16, ge=1, le=192, description="Shipped held-out prompts of each kind.")
+    prompts: int = Field(default=16, ge=1, le=128, description="Shipped held-out prompts of each kind.")
     stop_below: float | None = Field(
         default=None,
         gt=0,
@@ -274,7 +274,7 @@ class PactConfig(_Block):
     cache_dir: Where | None = Field(
         default=None,
         description="Where reference caches live; `~` and `$VARIABLE` are filled in, as in every path here. Default: "
-        "`$PACT_CACHE_DIR`, else `~/.cache/pact_plugins`.",
+        "`$PACT_CACHE_DIR`, else `pact_plugins` in `$XDG_CACHE_HOME` or `~/.cache`.",
     )
 
     @model_validator(mode="after")

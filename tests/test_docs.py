@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import os
 import re
 import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -119,10 +120,10 @@ def test_the_readme_shows_the_demo() -> None:
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.key[0] == "README.md" and b.language == "diff"], ids=_name)
 def test_the_readme_changes_real_files(block: Code) -> None:
-    """Prevents a change that fits no file that runs."""
-    lines = {line[1:] for line in block.text.splitlines()} - {"..."}
-    files = [path for path in (ROOT / "example_configs").iterdir() if path.is_file()]
-    assert any(lines <= set(_text(path).splitlines()) for path in files)
+    """Prevents a change that fits no file that runs; a call there may have more arguments."""
+    lines = {line[1:].rstrip(")") for line in block.text.splitlines()} - {"..."}
+    files = [path for path in (ROOT / "example_configs").rglob("*") if path.is_file()]
+    assert any(all(f"\n{line}" in _text(path) for line in lines) for path in files)
 
 
 def test_the_metrics_are_those_of_the_callback() -> None:
@@ -200,7 +201,12 @@ def _settings(page: Path) -> Iterator[Any]:
         if block.language in ("", "yaml", "diff") and re.search(r"^pact:", text, re.MULTILINE):
             start = text if block.language == "yaml" else text[text.index("pact:") :].splitlines()[0]
             yield yaml.safe_load(start)["pact"]
-    for text in _inline(page):
+    yield from _inline_settings(_inline(page))
+
+
+def _inline_settings(texts: Iterable[str]) -> Iterator[Any]:
+    """Those of the texts that set a key of the block, as YAML reads them."""
+    for text in texts:
         if text.partition(": ")[0] in {"pact", *PactConfig.model_fields} and ": " in text:
             written = yaml.safe_load(text)
             yield written.get("pact", written)
@@ -218,6 +224,21 @@ def test_settings_are_those_of_the_schema(page: Path) -> None:
         block, *inner = key.split(".")
         assert block in PactConfig.model_fields
         assert not inner or inner[0] in configuration.BLOCKS[f"pact.{block}"].model_fields
+
+
+def _messages() -> Iterator[str]:
+    """Every string of the package that is written as one, so without those into which a value is put."""
+    for path in (ROOT / "pact_plugins").rglob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        yield from (node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+def test_settings_in_messages_are_those_of_the_schema() -> None:
+    """Prevents a remedy that the next run refuses."""
+    advised = [*_inline_settings(text for message in _messages() for text in INLINE.findall(message))]
+    assert {"prompts": {"harmful": "FILE", "harmless": "FILE"}} in advised
+    for value in advised:
+        PactConfig.parse(value)
 
 
 def test_how_many_prompts_are_needed_is_told() -> None:

@@ -29,7 +29,7 @@ _FOLDER_THERE = click.Path(exists=True, file_okay=False, path_type=Path)
     default=("held-out",),
     show_default=True,
     metavar="SOURCE[:KIND[:COLUMN]]",
-    help="`held-out`, `shipped`, a CSV, JSONL or JSON file, or a data set OWNER/NAME#CONFIG/SPLIT; "
+    help="`held-out`, `held-out-how-to`, `shipped`, a CSV, JSONL or JSON file, or a data set OWNER/NAME#CONFIG/SPLIT; "
     "KIND is harmful, harmless or task.",
 )
 @click.option(

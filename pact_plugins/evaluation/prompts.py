@@ -18,11 +18,15 @@ from pact_plugins.method.prompting import Shipped, shipped
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-_SHIPPED: dict[str, dict[Kind, Shipped]] = {
-    "shipped": {"harmful": "harmful", "harmless": "harmless"},
-    "held-out": {"harmful": "held_out_harmful", "harmless": "held_out_harmless"},
+_SHIPPED: dict[str, dict[Kind, tuple[Shipped, ...]]] = {
+    "shipped": {"harmful": ("harmful",), "harmless": ("harmless",)},
+    "held-out": {
+        "harmful": ("held_out_harmful", "held_out_other_harmful"),
+        "harmless": ("held_out_harmless", "held_out_other_harmless"),
+    },
+    "held-out-how-to": {"harmful": ("held_out_harmful",), "harmless": ("held_out_harmless",)},
 }
-"""The package's own sets, and the file of each kind."""
+"""The package's own sets, and the files of each kind."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def under_system(prompt_set: PromptSet, system: str | None) -> PromptSet:
 def load(description: str) -> list[PromptSet]:
     """The prompt sets that `description` names, one for each kind.
 
-    `SOURCE`, `SOURCE:KIND` or `SOURCE:KIND:COLUMN`, where the source is `shipped`, `held-out`, a CSV, JSONL or JSON
+    `SOURCE`, `SOURCE:KIND` or `SOURCE:KIND:COLUMN`, where the source is one of the package's own, a CSV, JSONL or JSON
     file, or a data set on the hub as `owner/name#config/split`. Of a source with prompts of both kinds, `KIND` takes
     one.
 
@@ -143,8 +147,8 @@ def _rows(source: str) -> list[sources.Row]:
     if re.fullmatch(r"[\w.-]+/[\w.-]+(#.+)?", source):
         return sources.of_hub(source)
     raise PactError(
-        expected=f"`shipped`, `held-out`, a prompt file ({', '.join(sources.SUFFIXES)}), or a data set "
-        "`owner/name#config/split`",
+        expected=f"{', '.join(f'`{name}`' for name in _SHIPPED)}, a prompt file ({', '.join(sources.SUFFIXES)}), or a "
+        "data set `owner/name#config/split`",
         got=f"`{source}`, and no such file",
         consequence="There would be nothing to ask the model.",
         remedy="Check the path.",
@@ -169,7 +173,7 @@ def _parts(description: str) -> tuple[str, Kind | None, str | None]:
 
 
 def _shipped(source: str, kind: Kind) -> PromptSet:
-    lines = shipped(_SHIPPED[source][kind])
+    lines = [line for name in _SHIPPED[source][kind] for line in shipped(name)]
     return PromptSet(source, kind, tuple(Prompt(str(i), line) for i, line in enumerate(lines, 1)))
 
 

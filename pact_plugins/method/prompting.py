@@ -32,6 +32,8 @@ Shipped = Literal[
     "other_harmless",
     "held_out_harmful",
     "held_out_harmless",
+    "held_out_other_harmful",
+    "held_out_other_harmless",
     "refusals",
     "compliances",
 ]

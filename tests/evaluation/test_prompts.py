@@ -60,6 +60,7 @@ def test_held_out() -> None:
         ("held-out", "harmless", 192),
     ]
     assert load("held-out:harmful") == both[:1]
+    assert [s.prompts for s in load("held-out-how-to")] == [s.prompts[:128] for s in both]
     texts = {p.text for s in both for p in s.prompts}
     assert not texts & {p.text for s in load("shipped") for p in s.prompts}
     with pytest.raises(PactError, match="Did you mean `harmful`"):

@@ -137,7 +137,10 @@ def _next_step(verdict: Verdict, contents: Contents, training: Training | None) 
     if "over-refusal" in verdict.deciding:
         if settings.get("objective") == "paper":
             return "Train with `objective: confidence`, which does not pull answers towards refusals."
-        return "Put harmless prompts of your field beside the shipped ones (`prompts: {harmless: FILE}`)."
+        return (
+            "Put harmless prompts of your field, and harmful ones that look like them, beside the shipped ones "
+            "(`prompts: {harmful: FILE, harmless: FILE}`)."
+        )
     if verdict.deciding == ("coherence",):
         return "Look at the answers below, then train with a lower learning rate."
     if settings.get("anchors") == 0:
