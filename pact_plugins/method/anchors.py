@@ -20,7 +20,7 @@ from pact_plugins.model.forward import collate
 
 WEIGHT = 2.0
 """Of their mean divergence, beside that of the rows: at 1 other prompts changed more than they should with two of four
-tasks, at 4 tasks were learned less well in as many steps (docs/real-models.md). Beside DPO it does as well, where
+tasks, at 4 tasks were learned less well in as many steps (docs/real-models-tried.md). Beside DPO it does as well, where
 there are no rows (docs/preference.md)."""
 
 
@@ -45,7 +45,7 @@ class Anchors:
         """All answers that were given.
 
         Also those at which the reference does not do what it should: leaving them out changed no rate that was
-        measured (docs/real-models.md).
+        measured (docs/real-models-tried.md).
         """
         lengths = [len(answer) for answer in asked.answers()]
         candidates, values = asked.candidates.long().split(lengths), asked.log_probabilities.split(lengths)
