@@ -210,6 +210,7 @@ class Run:
 
 def measure(model: Path | None, rows: int, every: int, limit: int | None) -> Run:
     """Both starts of one model, which is asked one in `every` of the shipped prompts, and `limit` held-out ones."""
+    from pact_plugins.evaluation import prompts
     from pact_plugins.method import prompting, safety_tokens
 
     shipped, clock = prompting.shipped, Clock()
@@ -232,7 +233,7 @@ def measure(model: Path | None, rows: int, every: int, limit: int | None) -> Run
         parameters=sum(p.numel() for p in model_and_tokenizer(model)[0].parameters()),
         rows=rows,
         prompts=len(asked),
-        asked_before_training=2 * (limit or len(shipped("held_out_harmful"))),
+        asked_before_training=sum(len(s.sample(limit).prompts) for s in prompts.load("held-out")),
         parts={part: round(seconds, 2) for part, seconds in parts.items()},
         generation_seconds=round(clock.generation[0], 2),
         everything_seconds=round(clock.prepared[0], 2),

@@ -88,7 +88,11 @@ INPUTS = [
     _row("A kind that is misspelt", '{"prompt": "Do it"}', r"one of the kinds.*Did you mean `harmful`", ":harmfull"),
     _row("A kind that the file contradicts", '{"goal": "a", "target": "b"}', r"harmless in .*AdvBench", ":harmless"),
     _load("A kind that a shipped set does not have", "shipped:task", r"the kind task in shipped; got prompts that are"),
-    _load("Neither a file nor a data set", "my prompts", r"`shipped`, `held-out`, .*a prompt file.*; got `my prompts`"),
+    _load(
+        "Neither a file nor a data set",
+        "my prompts",
+        r"`shipped`, `held-out`, `held-out-how-to`, a prompt file.*; got `my prompts`",
+    ),
     _load(
         "A data set that cannot be reached", "nobody/nothing:harmful", r"the data set `nobody/nothing` on the hub; got"
     ),
